@@ -1,0 +1,1 @@
+"""Bundled data, installed as ``pyro_fcr.bundled``; see README.md beside this file."""
