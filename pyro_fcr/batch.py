@@ -1,0 +1,80 @@
+"""One minibatch of cells, as both Pyro programs and every loss term see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cells that are looked at together.
+
+    Parameters
+    ----------
+    values
+        A tensor per site, ``(n_cells, n_features)`` each: the expression ``y``, the exogenous sites
+        (``x``, ``t``), and the ``library`` size ``(n_cells, 1)``.
+    codes
+        For each exogenous site the number of its distinct value, ``(n_cells,)`` integers: the
+        strata of the penalties.
+    n_levels
+        For each exogenous site how many distinct values there are in the whole data set.
+    n_total
+        Cells in one pass over the data, which is what a latent shared by all cells is spread over.
+
+    Examples
+    --------
+    >>> batch = Batch(values={"y": torch.ones(3, 5), "library": torch.full((3, 1), 5.0)},
+    ...               codes={}, n_levels={}, n_total=3)
+    >>> len(batch), batch["y"].shape
+    (3, torch.Size([3, 5]))
+    """
+
+    values: Mapping[str, Tensor]
+    codes: Mapping[str, Tensor]
+    n_levels: Mapping[str, int]
+    n_total: int
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[name]
+
+    def __len__(self) -> int:
+        return len(self.values["library"])
+
+    def get(self, name: str) -> Tensor | None:
+        """Give the tensor of a site, or None where the batch does not hold it."""
+        return self.values.get(name)
+
+    def without(self, *names: str) -> Batch:
+        """Leave out sites, for instance the expression that is to be predicted."""
+        return replace(self, values={k: v for k, v in self.values.items() if k not in names})
+
+    def with_values(self, **values: Tensor) -> Batch:
+        """Put other tensors in the place of some sites."""
+        return replace(self, values={**self.values, **values})
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy every tensor to a device."""
+        return replace(
+            self,
+            values={k: v.to(device) for k, v in self.values.items()},
+            codes={k: v.to(device) for k, v in self.codes.items()},
+        )
+
+    def stratum(self, sites: tuple[str, ...]) -> tuple[Tensor, int]:
+        """Enumerate the joint values of some exogenous sites.
+
+        Returns
+        -------
+        The number of each cell's stratum, ``(n_cells,)``, and how many strata there can be.
+        """
+        code = torch.zeros(len(self), dtype=torch.long, device=self["library"].device)
+        n = 1
+        for site in sites:
+            code = code * self.n_levels[site] + self.codes[site]
+            n *= self.n_levels[site]
+        return code, n

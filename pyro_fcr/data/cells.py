@@ -1,0 +1,157 @@
+"""The data set in memory, and minibatches of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyro_fcr.batch import Batch
+from pyro_fcr.data.io import Matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Cells ready for the model, without their AnnData.
+
+    Parameters
+    ----------
+    expression
+        Counts or log1p values, shape (n_cells, n_genes), CSR or dense. Any number type:
+        `batch` widens to float32, so counts may be narrowed to uint8 or uint16.
+    library
+        Size factor of the likelihood, shape (n_cells, 1), float32: total count over
+        `genes`, or 1 for log1p.
+    levels
+        Distinct rows of each site, sorted, shape (n_levels, width), float32.
+    codes
+        Row of `levels` that each cell has, shape (n_cells,), int64.
+    obs_names
+        Names of the cells, shape (n_cells,).
+    genes
+        Names of the columns of `expression`.
+    n_total
+        Cells in one pass over the training data, by which a batch is scaled; 0 stands for all.
+        `dataclasses.replace(cells, n_total=len(split.train))` sets it.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, pandas as pd
+    >>> from pyro_fcr.data import Schema
+    >>> obs = pd.DataFrame({"drug": ["control", "A"], "line": ["u", "u"]}, index=["c0", "c1"])
+    >>> adata = ad.AnnData(np.array([[1.0, 2.0], [0.0, 4.0]]), obs=obs)
+    >>> schema = Schema(
+    ...     treatment_key="drug", control="control", covariate_keys="line", min_cells=1
+    ... )
+    >>> cells = schema.register(adata).encode(adata)
+    >>> cells.batch(np.array([1, 0])).values["y"]
+    tensor([[0., 4.],
+            [1., 2.]])
+    """
+
+    expression: Matrix
+    library: Tensor
+    levels: Mapping[str, Tensor]
+    codes: Mapping[str, Tensor]
+    obs_names: npt.NDArray[np.str_]
+    genes: tuple[str, ...]
+    n_total: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_total == 0:
+            object.__setattr__(self, "n_total", len(self))
+
+    def __len__(self) -> int:
+        """Return the number of cells."""
+        return int(self.expression.shape[0])
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return int(self.expression.shape[1])
+
+    @property
+    def n_levels(self) -> dict[str, int]:
+        """Number of distinct rows of each site."""
+        return {name: len(rows) for name, rows in self.levels.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        tensors = [self.library, *self.levels.values(), *self.codes.values()]
+        return (
+            sum(array.nbytes for array in _arrays(self.expression))
+            + sum(tensor.nbytes for tensor in tensors)
+            + self.obs_names.nbytes
+        )
+
+    def site(self, name: str) -> Tensor:
+        """Return the matrix of a site over all cells, shape (n_cells, width), float32."""
+        return self.levels[name].index_select(0, self.codes[name])
+
+    def batch(
+        self, index: npt.ArrayLike | Tensor, *, device: torch.device | str | None = None
+    ) -> Batch:
+        """Gather cells as dense tensors.
+
+        Parameters
+        ----------
+        index
+            Positions of the cells, one-dimensional whole numbers.
+        device
+            Where the tensors go; None leaves them on the CPU.
+
+        Returns
+        -------
+        Batch
+            `values`: `"y"` (n, n_genes), `"x"` (n, p), `"t"` (n, k), `"library"` (n, 1), float32;
+            `codes`: `"x"` and `"t"` (n,), int64.
+
+        Raises
+        ------
+        TypeError
+            If `index` is a mask or no whole numbers.
+        IndexError
+            If a position is out of range.
+        """
+        rows = _positions(index)
+        codes = {name: _take(code, rows) for name, code in self.codes.items()}
+        values = {name: _take(self.levels[name], code.numpy()) for name, code in codes.items()}
+        values["library"] = _take(self.library, rows)
+        values["y"] = _dense(self.expression, rows)
+        return Batch(
+            # Counts travel in their own, narrower type and are widened where they are used.
+            values={name: each.to(device).to(torch.float32) for name, each in values.items()},
+            codes={name: code.to(device) for name, code in codes.items()},
+            n_levels=self.n_levels,
+            n_total=self.n_total,
+        )
+
+
+def _positions(index: npt.ArrayLike | Tensor) -> npt.NDArray[np.int64]:
+    rows = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
+    if rows.ndim != 1 or not (np.issubdtype(rows.dtype, np.integer) or rows.size == 0):
+        raise TypeError(
+            f"index has shape {rows.shape} and type {rows.dtype}, wanted one-dimensional whole "
+            "numbers; turn a mask into positions with np.flatnonzero(mask)"
+        )
+    # A copy, because torch does not take read-only or reversed memory.
+    return np.array(rows, dtype=np.int64)
+
+
+def _take(table: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
+    # Gathering in torch wakes its thread pool, which costs more than these few rows.
+    return torch.from_numpy(table.numpy().take(rows, axis=0))
+
+
+def _dense(expression: Matrix, rows: npt.NDArray[np.int64]) -> Tensor:
+    picked = expression[rows]
+    return torch.from_numpy(picked if isinstance(picked, np.ndarray) else picked.toarray())
+
+
+def _arrays(expression: Matrix) -> tuple[npt.NDArray, ...]:
+    if isinstance(expression, np.ndarray):
+        return (expression,)
+    return expression.data, expression.indices, expression.indptr

@@ -1,0 +1,222 @@
+"""What must hold before anything is trained; each function checks one thing."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+from anndata import AnnData
+
+from pyro_fcr.data.design import Codes
+from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
+from pyro_fcr.data.io import Matrix
+from pyro_fcr.data.schema import Schema
+
+_BLOCK = 2**22
+_LARGEST_LOG1P = 20.0  # log1p of 5e8, more than a cell's library size
+
+
+def check_shape(adata: AnnData) -> None:
+    """Check that there are cells and genes, and that each has a name of its own."""
+    for count, what in ((adata.n_obs, "cells"), (adata.n_vars, "genes")):
+        if count == 0:
+            raise SchemaError(f"adata has no {what}; look at the filter that came before")
+    for names, axis in ((adata.var_names, "var"), (adata.obs_names, "obs")):
+        twice = names[names.duplicated()].unique()
+        if len(twice):
+            raise SchemaError(
+                f"adata.{axis}_names has repeated names: {listed(twice, 5)}; wanted each once; "
+                f"make them differ: adata.{axis}_names_make_unique()"
+            )
+
+
+def check_control(counts: Mapping[str, int], schema: Schema) -> None:
+    """Check that the control label is there, and something to compare it with."""
+    key = schema.treatment_key
+    if schema.control is not None and schema.control not in counts:
+        raise SchemaError(
+            f"control {schema.control!r} is no label of any training cell in obs column {key!r}; "
+            f"labels: {listed(counts, 20)}.{did_you_mean(schema.control, counts)} "
+            "Pass control=None if there are no untreated cells"
+        )
+    if len(counts) < 2:
+        raise SchemaError(
+            f"obs column {key!r} has one label only, {listed(counts)}, in the training cells; "
+            "wanted control and treated cells, or several treatments"
+        )
+
+
+def check_learnable(everywhere: set[str], trained: set[str], *, key: str) -> None:
+    """Check that nothing occurs in left-out cells alone."""
+    lost = sorted(everywhere - trained)
+    if lost:
+        raise SchemaError(
+            f"obs column {key!r}: {listed(lost)} only in cells that are left out of training, so "
+            "nothing can be learnt there; label some of the cells 'train', or drop them all"
+        )
+
+
+def check_enough(counts: Mapping[str, int], schema: Schema, *, key: str) -> None:
+    """Check that each level has enough training cells."""
+    few = {level: count for level, count in counts.items() if count < schema.min_cells}
+    if few:
+        shown = listed(f"{level}: {count}" for level, count in few.items())
+        level = next(iter(few))
+        raise SchemaError(
+            f"obs column {key!r}: too few training cells in {shown}; wanted {schema.min_cells} or "
+            f"more each; drop them, as in adata = adata[adata.obs[{key!r}] != {level!r}].copy(), "
+            "or lower min_cells"
+        )
+
+
+def warn_uncontrolled(levels: set[str], controlled: set[str], *, key: str) -> None:
+    """Warn about covariate levels in which nothing was left untreated."""
+    alone = sorted(levels - controlled)
+    if alone:
+        warnings.warn(
+            f"obs column {key!r}: {listed(alone)} without control cells; counterfactual baselines "
+            "and effects against control have no data to rest on there",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def check_values(matrix: Matrix, schema: Schema, *, adata: AnnData, genes: npt.NDArray) -> None:
+    """Check that the matrix holds the promised scale.
+
+    Parameters
+    ----------
+    matrix
+        Shape (n_cells, n_genes), as `read_matrix` returns it.
+    schema
+        Makes the promise.
+    adata
+        Names the cells and the layers there are.
+    genes
+        Names of the columns, shape (n_genes,).
+
+    Raises
+    ------
+    SchemaError
+        At the first value that is not finite or, for counts, negative or no whole number.
+    """
+    flat = _flat(matrix)
+    bad = _first(flat, _no_count if schema.expression == "counts" else _not_finite)
+    if bad is not None:
+        cell, gene = _place(matrix, bad)
+        place = f"{schema.source}, cell {adata.obs_names[cell]!r}, gene {str(genes[gene])!r}"
+        found = flat[bad]
+        raise SchemaError(f"{place}: found {found:g}, {_mend(found, flat, adata)}")
+
+
+def warn_whole_numbers(matrix: Matrix, schema: Schema) -> None:
+    """Warn if all values promised as log1p are whole numbers."""
+    if schema.expression == "log1p" and _first(_flat(matrix), _no_count) is None:
+        warnings.warn(
+            f"{schema.source} has whole numbers only, though expression='log1p'; if they are "
+            "counts, pass expression='counts' or call sc.pp.log1p first",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def check_expressed(matrix: Matrix, schema: Schema, *, adata: AnnData) -> None:
+    """Check that every gene has a value other than zero somewhere."""
+    zero = np.flatnonzero(_nonzero(matrix, axis=0) == 0)
+    if len(zero):
+        mend = "sc.pp.filter_genes(adata, min_cells=1)"
+        if schema.layer is not None:
+            mend = f"adata = adata[:, {_layer_sums(schema, axis=0)} > 0].copy()"
+        raise SchemaError(
+            f"{schema.source}: {len(zero)} of {adata.n_vars} genes are zero in all cells, "
+            f"first {listed(adata.var_names[zero[:5]])}; drop them: {mend}"
+        )
+
+
+def check_cells_expressed(matrix: Matrix, schema: Schema, *, adata: AnnData) -> None:
+    """Check that every cell has a value other than zero somewhere."""
+    zero = np.flatnonzero(_nonzero(matrix, axis=1) == 0)
+    if len(zero):
+        least = "min_counts=1" if schema.expression == "counts" else "min_genes=1"
+        mend = f"sc.pp.filter_cells(adata, {least})"
+        if schema.layer is not None:
+            mend = f"adata = adata[{_layer_sums(schema, axis=1)} > 0].copy()"
+        if matrix.shape[1] < adata.n_vars:
+            mend = f"adata = adata[:, list(registry.genes)].copy(), then {mend}"
+        raise SchemaError(
+            f"{schema.source}: {len(zero)} of {adata.n_obs} cells are zero in all "
+            f"{matrix.shape[1]} genes, first {listed(adata.obs_names[zero[:5]])}; "
+            f"drop them: {mend}"
+        )
+
+
+def counts_of(levels: list[str], codes: Codes) -> dict[str, int]:
+    """Count the cells of each level that has any; different codes may share a level."""
+    totals: dict[str, int] = {}
+    for level, count in zip(levels, np.bincount(codes, minlength=len(levels)), strict=True):
+        if count:
+            totals[level] = totals.get(level, 0) + int(count)
+    return totals
+
+
+def _layer_sums(schema: Schema, *, axis: int) -> str:
+    return f"np.asarray({schema.source}.sum(axis={axis})).ravel()"
+
+
+def _flat(matrix: Matrix) -> npt.NDArray:
+    return matrix.reshape(-1) if isinstance(matrix, np.ndarray) else matrix.data
+
+
+def _blocks(flat: npt.NDArray) -> Iterator[tuple[int, npt.NDArray]]:
+    for start in range(0, len(flat), _BLOCK):
+        yield start, flat[start : start + _BLOCK]
+
+
+def _first(flat: npt.NDArray, bad: Callable[[npt.NDArray], npt.NDArray]) -> int | None:
+    for start, block in _blocks(flat):
+        found = bad(block)
+        if found.any():
+            return start + int(found.argmax())
+    return None
+
+
+def _not_finite(values: npt.NDArray) -> npt.NDArray[np.bool_]:
+    return ~np.isfinite(values)
+
+
+def _no_count(values: npt.NDArray) -> npt.NDArray[np.bool_]:
+    return ~((values >= 0) & (values == np.rint(values)) & np.isfinite(values))
+
+
+def _place(matrix: Matrix, position: int) -> tuple[int, int]:
+    if isinstance(matrix, np.ndarray):
+        return divmod(position, matrix.shape[1])
+    cell = int(np.searchsorted(matrix.indptr, position, side="right")) - 1
+    return cell, int(matrix.indices[position])
+
+
+def _mend(found: np.float32, flat: npt.NDArray, adata: AnnData) -> str:
+    layers = f"layers: {listed(adata.layers)}"
+    if not np.isfinite(found):
+        return f"wanted finite numbers; fill or drop the cells and genes with NaN or inf ({layers})"
+    wanted = "wanted raw counts, whole numbers of 0 or more (expression='counts')"
+    if found < 0:
+        return f"{wanted}; the values look scaled: name the layer with raw counts ({layers})"
+    if max(block.max() for _, block in _blocks(flat)) < _LARGEST_LOG1P:
+        return (
+            f"{wanted}; the values look log-normalised: pass expression='log1p', "
+            f"or name the layer with raw counts ({layers})"
+        )
+    return (
+        f"{wanted}; the values look normalised or corrected: name the layer with raw counts "
+        f"({layers}), or round corrected counts with np.rint"
+    )
+
+
+def _nonzero(matrix: Matrix, *, axis: int) -> npt.NDArray[np.int64]:
+    """Count stored values per gene (axis 0) or cell (axis 1); `read_matrix` stores no zeros."""
+    if isinstance(matrix, np.ndarray):
+        return np.count_nonzero(matrix, axis=axis)
+    if axis == 1:
+        return np.diff(matrix.indptr)
+    return np.bincount(matrix.indices, minlength=matrix.shape[1])

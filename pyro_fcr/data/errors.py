@@ -1,0 +1,36 @@
+"""The one error of the data layer, and the phrases its messages are made of."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SchemaError(ValueError):
+    """Data or a query that the model cannot take.
+
+    The message names the column, gene, cell or level, what was found, what was wanted and the
+    mend. It is raised before any training starts.
+
+    Examples
+    --------
+    >>> from pyro_fcr.data import Schema, SchemaError
+    >>> try:
+    ...     Schema(treatment_key="drug", control="DMSO", covariate_keys="drug")
+    ... except SchemaError as error:
+    ...     print(error)
+    obs column 'drug' is given twice (treatment_key, covariate_keys); give each role its own column
+    """
+
+
+def listed(names: Iterable[object], limit: int = 8) -> str:
+    """Quote names for a message, the first `limit` of them, with their number if there are more."""
+    texts = [repr(str(name)) for name in names]
+    if len(texts) > limit:
+        return f"{', '.join(texts[:limit])}, ... ({len(texts)} in all)"
+    return ", ".join(texts) or "none"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known name nearest to `name`, or an empty string."""
+    folded = {other.casefold(): other for other in known}
+    near = get_close_matches(name.casefold(), folded, n=1)
+    return f" Did you mean {folded[near[0]]!r}?" if near else ""

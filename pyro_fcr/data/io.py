@@ -1,0 +1,128 @@
+"""Files and AnnData of any storage -> rows in memory, never denser than they were."""
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import anndata as ad
+import numpy as np
+import numpy.typing as npt
+from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
+from scipy import sparse
+
+from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
+from pyro_fcr.data.schema import Schema
+
+Matrix: TypeAlias = "sparse.csr_array | npt.NDArray[np.float32]"
+
+_VALUES_PER_READ = 2**24
+
+
+def read_cells(source: AnnData | str | Path) -> AnnData:
+    """Open a data set.
+
+    Parameters
+    ----------
+    source
+        Path of an `.h5ad` file or a `.zarr` folder; an AnnData, backed or not, is returned as is.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at the path.
+    SchemaError
+        If it is no AnnData, has another suffix, or cannot be read.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np
+    >>> from pyro_fcr.data import read_cells
+    >>> read_cells(ad.AnnData(np.ones((2, 3)))).shape
+    (2, 3)
+    """
+    if isinstance(source, AnnData):
+        return source
+    if not isinstance(source, str | Path):
+        raise SchemaError(
+            f"found {type(source).__name__}, wanted an AnnData or the path of an .h5ad or .zarr"
+        )
+    path = Path(source)
+    readers = {".h5ad": ad.read_h5ad, ".zarr": ad.read_zarr}
+    if path.suffix not in readers:
+        raise SchemaError(
+            f"{str(path)!r} ends in {path.suffix!r}, wanted .h5ad or .zarr; "
+            "read it with scanpy and write it with adata.write_h5ad"
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"{str(path)!r} does not exist (looked from {str(Path.cwd())!r})")
+    try:
+        return readers[path.suffix](path)
+    except Exception as error:
+        raise SchemaError(
+            f"{str(path)!r} cannot be read as {path.suffix} ({error}); it may be cut short or "
+            "written by another program: write it again with anndata"
+        ) from error
+
+
+def read_matrix(adata: AnnData, schema: Schema) -> Matrix:
+    """Return the expression of `schema.layer` (or `.X`) in memory that nobody else holds.
+
+    Returns
+    -------
+    scipy.sparse.csr_array or numpy.ndarray
+        Shape (n_cells, n_genes), float32. Sparse stays sparse (CSC becomes CSR), without
+        duplicates or stored zeros; dense is C-contiguous and read by blocks of rows.
+
+    Raises
+    ------
+    SchemaError
+        If the layer or `.X` is missing, or its storage is unknown.
+    """
+    stored = _find(adata, schema)
+    if isinstance(stored, CSRDataset | CSCDataset):
+        return _canonical(stored.to_memory(), copy=False)
+    if sparse.issparse(stored):
+        # The user's own matrix may be normalised in place later on: share no memory with it.
+        return _canonical(stored, copy=True)
+    if getattr(stored, "ndim", 0) != 2:
+        raise SchemaError(_unknown_storage(stored, schema))
+    return _read_dense(stored, schema)
+
+
+def _find(adata: AnnData, schema: Schema) -> Any:
+    if schema.layer is not None and schema.layer not in adata.layers:
+        raise SchemaError(
+            f"layer {schema.layer!r} is not in adata.layers; layers: {listed(adata.layers)}."
+            f"{did_you_mean(schema.layer, adata.layers)} Leave layer out to use adata.X"
+        )
+    stored = adata.X if schema.layer is None else adata.layers[schema.layer]
+    if stored is None:
+        raise SchemaError(f"adata.X is empty; name a layer, of those there: {listed(adata.layers)}")
+    return stored
+
+
+def _canonical(matrix: sparse.spmatrix | sparse.sparray, *, copy: bool) -> sparse.csr_array:
+    rows = sparse.csr_array(matrix, dtype=np.float32, copy=copy)
+    rows.sum_duplicates()
+    rows.eliminate_zeros()
+    return rows
+
+
+def _read_dense(stored: Any, schema: Schema) -> npt.NDArray[np.float32]:
+    n_cells, n_genes = stored.shape
+    rows = np.empty((n_cells, n_genes), dtype=np.float32)
+    step = max(1, _VALUES_PER_READ // max(1, n_genes))
+    for start in range(0, n_cells, step):
+        try:
+            rows[start : start + step] = stored[start : start + step]
+        except (TypeError, ValueError) as error:
+            raise SchemaError(_unknown_storage(stored, schema)) from error
+    return rows
+
+
+def _unknown_storage(stored: Any, schema: Schema) -> str:
+    dtype = getattr(stored, "dtype", "no dtype")
+    return (
+        f"{schema.source} is {type(stored).__name__} ({dtype}), wanted numbers in a numpy array, a "
+        "scipy sparse matrix or a backed h5ad or zarr; load it: adata = adata.to_memory()"
+    )

@@ -1,0 +1,156 @@
+"""Labels and doses as people write them -> agents and amounts."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+from pyro_fcr.data.errors import SchemaError
+from pyro_fcr.data.schema import Schema
+
+Dose: TypeAlias = float | str | Sequence[float] | None
+
+
+class Treatment(NamedTuple):
+    """What a cell was given.
+
+    Attributes
+    ----------
+    agents
+        Single agents, sorted, without the control; empty for an untreated cell.
+    doses
+        One positive amount per agent, in the unit of the dose column; empty without doses.
+    """
+
+    agents: tuple[str, ...]
+    doses: tuple[float, ...] = ()
+
+
+def parse_treatment(
+    label: str, schema: Schema, *, dose: Dose = None, where: str = "the query"
+) -> Treatment:
+    """Read one label with its dose.
+
+    Parameters
+    ----------
+    label
+        One agent, a combination in any order, or the control; `A+control` means `A`.
+    schema
+        Gives the control, the separator and whether there are doses.
+    dose
+        A number for each part alike, or one per part in the order of `label`, as a string with
+        separators or as a sequence. Ignored without `schema.dose_key`.
+    where
+        The cell or query that a message names.
+
+    Raises
+    ------
+    SchemaError
+        If a part is empty or repeated, or its dose is missing, not a number, negative, zero for a
+        treated cell, or positive for a control.
+    """
+    agents = parse_agents(label, schema, where=where)
+    if schema.dose_key is None:
+        return Treatment(agents)
+    parts = _parts(label, schema, where)
+    amounts = _amounts(dose, parts, schema, where)
+    given = [_checked(*pair, schema, where) for pair in zip(parts, amounts, strict=True)]
+    by_agent = dict(zip(parts, given, strict=True))
+    return Treatment(agents, tuple(by_agent[agent] for agent in agents))
+
+
+def parse_agents(label: str, schema: Schema, *, where: str = "the query") -> tuple[str, ...]:
+    """Return the sorted agents of a label, without the control.
+
+    Raises
+    ------
+    SchemaError
+        If a part is empty or repeated.
+    """
+    agents = [part for part in _parts(label, schema, where) if part != schema.control]
+    if len(set(agents)) < len(agents):
+        raise SchemaError(
+            f"{schema.treatment_key!r} of {where}: {label!r} names an agent twice; "
+            "name it once, with its total dose"
+        )
+    return tuple(sorted(agents))
+
+
+def canonical_label(agents: Sequence[str], schema: Schema) -> str:
+    """Return the one spelling of a treatment: sorted agents, or the control where there are none.
+
+    With `control=None` there are always agents.
+    """
+    return (schema.separator or "").join(agents) if agents else str(schema.control)
+
+
+def _parts(label: str, schema: Schema, where: str) -> list[str]:
+    label = str(label).strip()
+    if schema.separator is None or label == schema.control:
+        return [label]
+    parts = [part.strip() for part in label.split(schema.separator)]
+    if not all(parts):
+        raise SchemaError(
+            f"{schema.treatment_key!r} of {where}: {label!r} has an empty part around "
+            f"{schema.separator!r}; rename it, or pass another separator (None takes every label "
+            "as one agent)"
+        )
+    return parts
+
+
+def _amounts(dose: Dose, parts: list[str], schema: Schema, where: str) -> list[float]:
+    amounts = [_number(piece, dose, schema, where) for piece in _pieces(dose, schema)]
+    if len(amounts) == 1 and len(parts) > 1:
+        treated = [part for part in parts if part != schema.control] or parts
+        return [amounts[0] if part in treated else math.nan for part in parts]
+    if len(amounts) != len(parts):
+        raise SchemaError(
+            f"{schema.dose_key!r} of {where}: {dose!r} has {len(amounts)} doses for the "
+            f"{len(parts)} parts {parts}; give one number, or one per part in the same order"
+        )
+    return amounts
+
+
+def _pieces(dose: Dose, schema: Schema) -> Sequence[object]:
+    if not isinstance(dose, str):
+        return dose if isinstance(dose, Sequence) else [dose]
+    if schema.separator is None:
+        return [dose]
+    # The plus of an exponent (1e+3) stands between no two doses.
+    return re.split(rf"(?<![\d.][eE]){re.escape(schema.separator)}", dose)
+
+
+def _number(piece: object, dose: Dose, schema: Schema, where: str) -> float:
+    # Through str, float32 0.2 becomes 0.2 and not 0.20000000298, and booleans are refused.
+    text = str(piece).strip()
+    if piece is None or text in {"", "<NA>", "NaT", "None"}:
+        return math.nan
+    try:
+        return float(text)
+    except ValueError:
+        raise SchemaError(
+            f"{schema.dose_key!r} of {where}: found {dose!r}, wanted a number; "
+            "keep the amounts only, without units or words, all in one unit"
+        ) from None
+
+
+def _checked(part: str, amount: float, schema: Schema, where: str) -> float:
+    place = f"{schema.dose_key!r} of {where}"
+    if amount < 0 or math.isinf(amount):
+        raise SchemaError(
+            f"{place}: found {amount:g}, wanted a finite number of 0 or more; correct the "
+            f"column, or drop the cells"
+        )
+    if part == schema.control and amount > 0:
+        raise SchemaError(
+            f"{place}: the control {part!r} has the dose {amount:g}, wanted 0 or nothing; set it "
+            f"to 0, or give the cell another label in {schema.treatment_key!r}"
+        )
+    if part != schema.control and not amount > 0:
+        found = "no dose" if math.isnan(amount) else "the dose 0"
+        untreated = "" if schema.control is None else f" (untreated cells: {schema.control!r})"
+        raise SchemaError(
+            f"{place}: the treatment {part!r} has {found}, wanted a positive number; fill it in, "
+            f"relabel the cell in {schema.treatment_key!r}{untreated}, or leave dose_key out"
+        )
+    return amount
