@@ -1,0 +1,34 @@
+"""The amortised guide of FCR. It mirrors the model: same sites, same order."""
+
+from __future__ import annotations
+
+import pyro
+from torch import nn
+
+from pyro_fcr.batch import Batch
+
+
+class Guide(nn.Module):
+    """Approximate posterior q(z_x | y, x) q(z_tx | y, t, x) q(z_t | y, t) of a cell's latents.
+
+    Parameters
+    ----------
+    features
+        Module that turns expression and library size into what the encoders read.
+    z_x, z_tx, z_t
+        Encoders: modules that take features and parents and return a distribution.
+    """
+
+    def __init__(
+        self, *, features: nn.Module, z_x: nn.Module, z_tx: nn.Module, z_t: nn.Module
+    ) -> None:
+        super().__init__()
+        self.features, self.z_x, self.z_tx, self.z_t = features, z_x, z_tx, z_t
+
+    def forward(self, batch: Batch) -> None:
+        """Run the program; its trace holds the latents."""
+        y, x, t = self.features(batch["y"], batch["library"]), batch["x"], batch["t"]
+        with pyro.plate("cells", len(batch)):
+            pyro.sample("z_x", self.z_x(y, x))
+            pyro.sample("z_tx", self.z_tx(y, t, x))
+            pyro.sample("z_t", self.z_t(y, t))

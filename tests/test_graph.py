@@ -1,0 +1,172 @@
+import pyro
+import pytest
+import torch
+from conftest import make_batch, make_programs
+from pyro import poutine
+from torch import nn
+
+from pyro_fcr.contract import ProgramError, check_programs
+from pyro_fcr.graph import Graph, claims, read_graph
+from pyro_fcr.objective import Objective
+
+SHIPPED = {
+    "x": (),
+    "t": (),
+    "z_x": ("x",),
+    "z_tx": ("x", "t"),
+    "z_t": ("t",),
+    "y": ("z_x", "z_tx", "z_t"),
+}
+
+
+def graph_of(parents):
+    observed = {site for site, causes in parents.items() if not causes} | {"y"}
+    return Graph(parents, dict.fromkeys(parents, "Normal"), frozenset(observed))
+
+
+def test_graph_is_read_from_the_program(programs, batch):
+    model, guide = programs
+    state = torch.get_rng_state()
+    graph = read_graph(model, batch)
+    assert dict(graph.parents) == SHIPPED
+    assert graph.exogenous == ("x", "t")
+    assert graph.latents == ("z_x", "z_tx", "z_t")
+    assert graph.outcomes == ("y",)
+    assert read_graph(guide, batch).latents == graph.latents
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_claims_of_the_shipped_graph_are_those_of_the_paper():
+    assert [str(c) for c in claims(graph_of(SHIPPED))] == [
+        "z_x ⟂ t | x",
+        "z_t ⟂ x | t",
+        "z_x ⟂ z_tx | x",
+        "z_tx ⟂ z_t | t",
+    ]
+
+
+def test_claims_follow_the_graph():
+    with_batch = SHIPPED | {"b": (), "z_b": ("b",), "y": ("z_x", "z_tx", "z_t", "z_b")}
+    assert [str(c) for c in claims(graph_of(with_batch))] == [
+        "z_x ⟂ t | x",
+        "z_x ⟂ b | x",
+        "z_tx ⟂ b | x, t",
+        "z_t ⟂ x | t",
+        "z_t ⟂ b | t",
+        "z_b ⟂ x | b",
+        "z_b ⟂ t | b",
+        "z_x ⟂ z_tx | x",
+        "z_tx ⟂ z_t | t",
+    ]
+    without_interaction = {s: p for s, p in SHIPPED.items() if s != "z_tx"}
+    without_interaction["y"] = ("z_x", "z_t")
+    assert [str(c) for c in claims(graph_of(without_interaction))] == ["z_x ⟂ t | x", "z_t ⟂ x | t"]
+    # Blocks that cause one another cannot be separated by what is observed: no such claim is made.
+    chained = SHIPPED | {"z_t": ("t",), "z_tx": ("z_x", "z_t")}
+    assert [str(c) for c in claims(graph_of(chained))] == ["z_x ⟂ t | x", "z_t ⟂ x | t"]
+
+
+def test_do_condition_and_predictive_work_as_in_any_pyro_program(programs, batch):
+    model, _ = programs
+    unseen = batch.without("y")
+    other = torch.zeros_like(batch["t"])
+    nodes = poutine.trace(poutine.do(model, {"t": other})).get_trace(unseen).nodes
+    torch.testing.assert_close(nodes["z_t"]["fn"].mean, torch.zeros_like(nodes["z_t"]["value"]))
+    fixed = torch.ones(len(batch), 2, device=other.device)
+    nodes = poutine.trace(poutine.condition(model, {"z_x": fixed})).get_trace(unseen).nodes
+    assert torch.equal(nodes["z_x"]["value"], fixed)
+    drawn = poutine.trace(poutine.uncondition(model)).get_trace(batch).nodes
+    assert torch.equal(drawn["x"]["value"], batch["x"])
+    assert not torch.equal(drawn["y"]["value"], batch["y"])
+    samples = pyro.infer.Predictive(model, num_samples=3)(unseen)
+    assert samples["y"].shape == (3, *batch["y"].shape)
+
+
+def test_render_model_draws_the_graph(programs, batch):
+    pytest.importorskip("graphviz", reason="drawing needs the graphviz package")
+    source = pyro.render_model(programs[0], (batch,)).source
+    assert "z_tx" in source
+    assert "Exogenous" not in source or "x" in source
+
+
+class Wrapped(nn.Module):
+    """A guide with one site changed."""
+
+    def __init__(self, guide, change):
+        super().__init__()
+        self.guide, self.change = guide, change
+
+    def forward(self, batch):
+        return self.change(self.guide)(batch)
+
+
+class _Renamed(nn.Module):
+    def __init__(self, guide):
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, batch):
+        y = self.guide.features(batch["y"], batch["library"])
+        with pyro.plate("cells", len(batch)):
+            pyro.sample("z_x", self.guide.z_x(y, batch["x"]))
+            pyro.sample("z_tx", self.guide.z_tx(y, batch["t"], batch["x"]))
+            pyro.sample("z_treatment", self.guide.z_t(y, batch["t"]))
+
+
+class _Poisson(nn.Module):
+    def forward(self, *inputs):
+        shape = (len(inputs[0]), 2)
+        return pyro.distributions.Poisson(torch.ones(shape, device=inputs[0].device)).to_event(1)
+
+
+class _OtherPlate(nn.Module):
+    def __init__(self, guide):
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, batch):
+        y = self.guide.features(batch["y"], batch["library"])
+        with pyro.plate("rows", len(batch)):
+            pyro.sample("z_x", self.guide.z_x(y, batch["x"]))
+            pyro.sample("z_tx", self.guide.z_tx(y, batch["t"], batch["x"]))
+            pyro.sample("z_t", self.guide.z_t(y, batch["t"]))
+
+
+def test_missing_and_renamed_latents_are_named(programs, batch):
+    model, guide = programs
+    with pytest.raises(ProgramError, match="model draws z_tx, the guide does not"):
+        check_programs(model, Wrapped(guide, lambda g: poutine.block(g, hide=["z_tx"])), batch)
+    with pytest.raises(ProgramError, match=r"draws z_t, the guide does not.*z_treatment"):
+        check_programs(model, _Renamed(guide), batch)
+
+
+def test_wrong_size_family_and_plate_are_named(programs, batch):
+    model, guide = programs
+    with pytest.raises(ProgramError, match=r"z_x: event_shape is \(2,\).*\(3,\)"):
+        check_programs(model, make_programs(batch, n_x=3)[1], batch)
+    with pytest.raises(ProgramError, match=r"z_x: stands in the plates cells .* rows"):
+        check_programs(model, _OtherPlate(guide), batch)
+    guide.z_tx = _Poisson()
+    with pytest.raises(ProgramError, match="z_tx: the guide's Poisson has no reparametrised draws"):
+        check_programs(model, guide, batch)
+
+
+def test_objective_is_checked_before_it_is_built(programs, batch):
+    model, guide = programs
+    with pytest.raises(ProgramError, match="z_t"):
+        Objective.from_programs(model, _Renamed(guide), batch)
+
+
+def test_networks_take_sample_dimensions(batch):
+    model, guide = make_programs(batch)
+    with pyro.plate("draws", 5, dim=-2):
+        trace = poutine.trace(guide).get_trace(batch)
+        replayed = poutine.trace(poutine.replay(model, trace=trace)).get_trace(batch)
+    assert replayed.nodes["y"]["fn"].batch_shape == (5, len(batch))
+
+
+def test_batches_of_one_cell_work(batch):
+    model, guide = make_programs(batch)
+    one = make_batch(1, device=batch["library"].device)
+    objective = Objective.from_programs(model, guide, batch)
+    assert torch.isfinite(objective(one).total)
