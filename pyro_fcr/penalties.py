@@ -1,0 +1,152 @@
+"""Penalties as pure functions of latents: nats per cell, no Pyro, no loop over conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def group_mean(values: Tensor, group: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
+    """Average rows that share a group.
+
+    Parameters
+    ----------
+    values
+        ``(n_cells, n_features)``.
+    group
+        The group of each row, ``(n_cells,)`` integers below ``n_groups``.
+    n_groups
+        Number of groups, empty ones included.
+
+    Returns
+    -------
+    Means ``(n_groups, n_features)``, 0 for empty groups, and sizes ``(n_groups, 1)``.
+
+    Examples
+    --------
+    >>> group_mean(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]), 2)[0].squeeze()
+    tensor([2., 5.])
+    """
+    size = values.new_zeros(n_groups, 1).index_add(0, group, values.new_ones(len(values), 1))
+    total = values.new_zeros(n_groups, values.shape[-1]).index_add(0, group, values)
+    return total / size.clamp(min=1.0), size
+
+
+def structure_divergence(
+    posterior: tuple[Tensor, Tensor],
+    prior: tuple[Tensor, Tensor],
+    condition: Tensor,
+    n_conditions: int,
+) -> Tensor:
+    """Divergence of the posterior of a whole condition from the prior that its causes allow.
+
+    The posteriors of a condition's cells are pooled by the law of total mean and variance and
+    compared with the prior, KL(pooled || prior) for Gaussians, summed over dimensions and averaged
+    over conditions by their cells. A condition is a value of *all* exogenous sites, the prior
+    depends on the causes of the block only: what remains is dependence on the other sites. The
+    squared distance of means is corrected for the few cells that a batch has of a condition, and
+    conditions with a single cell are left out.
+
+    Parameters
+    ----------
+    posterior, prior
+        Mean and variance per cell, ``(n_cells, n_latent)`` each.
+    condition
+        Number of each cell's condition, ``(n_cells,)``.
+    n_conditions
+        How many conditions there can be.
+
+    Returns
+    -------
+    Nats per cell, a scalar.
+    """
+    mean, size = group_mean(posterior[0], condition, n_conditions)
+    unbiased = size / (size - 1.0).clamp(min=1.0)
+    between = unbiased * _spread(posterior[0], mean, condition)
+    variance = group_mean(posterior[1], condition, n_conditions)[0] + between
+    prior_mean, _ = group_mean(prior[0], condition, n_conditions)
+    prior_variance = group_mean(prior[1], condition, n_conditions)[0]
+    prior_variance = prior_variance + _spread(prior[0], prior_mean, condition)
+    used = (size > 1.0).to(size.dtype)
+    variance, prior_variance = (torch.where(used > 0, v, 1.0) for v in (variance, prior_variance))
+    distance = (mean - prior_mean).square() - between / size.clamp(min=1.0)
+    ratio = variance / prior_variance
+    divergence = 0.5 * (ratio - 1.0 - torch.log(ratio) + distance / prior_variance)
+    weight = used * size
+    return (weight * divergence).sum() / weight.sum().clamp(min=1.0)
+
+
+def _spread(values: Tensor, mean: Tensor, group: Tensor) -> Tensor:
+    return group_mean((values - mean[group]).square(), group, len(mean))[0]
+
+
+def permute_within(stratum: Tensor) -> Tensor:
+    """Draw a permutation that moves every cell to a place of its own stratum.
+
+    Parameters
+    ----------
+    stratum
+        Number of each cell's stratum, ``(n_cells,)``.
+
+    Returns
+    -------
+    Index ``(n_cells,)``: ``stratum[index] == stratum``.
+    """
+    places = torch.argsort(stratum, stable=True)
+    key = stratum + torch.rand(len(stratum), dtype=torch.float64, device=stratum.device)
+    return torch.empty_like(places).scatter(0, places, torch.argsort(key))
+
+
+Discriminator = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def log_density_ratio(
+    discriminator: Discriminator, left: Tensor, right: Tensor, given: Tensor
+) -> Tensor:
+    """Dependence of two blocks within strata, as a discriminator sees it.
+
+    The discriminator's logit estimates ``log q(left, right | s) / (q(left | s) q(right | s))``
+    (density-ratio trick, Kim and Mnih 2018, section 3); its mean over cells is the conditional
+    mutual information. The gradient reaches the latents.
+
+    Parameters
+    ----------
+    discriminator
+        Takes left, right and given, returns logits ``(n_cells,)``.
+    left, right
+        Latents ``(n_cells, n_latent)``.
+    given
+        Values of the sites that are conditioned on, ``(n_cells, n_features)``.
+
+    Returns
+    -------
+    Nats per cell, a scalar.
+    """
+    return discriminator(left, right, given).mean()
+
+
+def discriminator_loss(
+    discriminator: Discriminator, left: Tensor, right: Tensor, given: Tensor, stratum: Tensor
+) -> Tensor:
+    """Cross-entropy of telling cells from cells whose right block was exchanged in the stratum.
+
+    Latents are detached here: this loss is the discriminator's alone.
+
+    Parameters
+    ----------
+    discriminator, left, right, given
+        As in :func:`log_density_ratio`.
+    stratum
+        Number of each cell's stratum, ``(n_cells,)``.
+
+    Returns
+    -------
+    Mean of the two cross-entropies, a scalar; log 2 where nothing can be told.
+    """
+    left, right = left.detach(), right.detach()
+    joint = discriminator(left, right, given)
+    exchanged = discriminator(left, right[permute_within(stratum)], given)
+    return 0.5 * (F.softplus(-joint) + F.softplus(exchanged)).mean()
