@@ -1,0 +1,19 @@
+"""Training: batches, optimisers, schedules, checkpoints and the loop."""
+
+from pyro_fcr.training.batches import Batches
+from pyro_fcr.training.checkpoint import CheckpointError
+from pyro_fcr.training.diagnosis import NonFiniteError
+from pyro_fcr.training.optimizer import GuardedOptimizer
+from pyro_fcr.training.plan import TrainingPlan
+from pyro_fcr.training.trainer import Trainer, evaluate, fit
+
+__all__ = [
+    "Batches",
+    "CheckpointError",
+    "GuardedOptimizer",
+    "NonFiniteError",
+    "Trainer",
+    "TrainingPlan",
+    "evaluate",
+    "fit",
+]

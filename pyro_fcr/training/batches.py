@@ -1,0 +1,61 @@
+"""Batches by index: shuffled by seed and epoch, so that any position can be returned to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_fcr.batch import Batch
+from pyro_fcr.data import Cells
+
+
+class Batches:
+    """The training or held-out cells, a batch at a time.
+
+    Parameters
+    ----------
+    cells
+        The resident data set.
+    rows
+        The cells of it to use, ``(n,)`` positions.
+    batch_size
+        Cells per batch.
+    device
+        Where batches go.
+    """
+
+    def __init__(
+        self, cells: Cells, rows: np.ndarray, *, batch_size: int, device: torch.device
+    ) -> None:
+        self.cells, self.rows = cells, torch.as_tensor(rows, dtype=torch.long)
+        self.batch_size, self.device = batch_size, device
+
+    def __len__(self) -> int:
+        return max(1, len(self.rows) // self.batch_size)
+
+    def shuffled(self, seed: int, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """Yield the whole batches of an epoch, from batch ``start`` on.
+
+        The few cells that do not fill a batch are left out; other ones in every epoch.
+        """
+        for rows in self.shuffled_rows(seed, epoch)[start:]:
+            yield self.batch(rows)
+
+    def shuffled_rows(self, seed: int, epoch: int) -> list[Tensor]:
+        """Give the cells of every whole batch of an epoch."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.rows), generator=generator)
+        return list(self.rows[order].split(self.batch_size)[: len(self)])
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield all cells in their own order."""
+        for rows in self.rows.split(self.batch_size):
+            yield self.batch(rows)
+
+    def batch(self, rows: Tensor) -> Batch:
+        """Give some cells as a batch; a pass over the data is all cells of this object."""
+        return replace(self.cells.batch(rows, device=self.device), n_total=len(self.rows))

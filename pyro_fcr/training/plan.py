@@ -1,0 +1,82 @@
+"""What a training run is told, in one record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """How to train; every default holds from 2,000 to 2,000,000 cells.
+
+    Parameters
+    ----------
+    max_epochs
+        Passes over the training cells; None takes as many as make about 8,000 steps, between 10
+        and 400.
+    batch_size
+        Cells per step.
+    learning_rate, weight_decay
+        Of AdamW for model, guide and heads.
+    lr_schedule
+        ``"cosine"`` falls to zero over all epochs, ``"plateau"`` divides by 5 when the held-out
+        ELBO has not improved for a third of ``patience``, ``"constant"``.
+    gradient_clip
+        Largest norm of the gradient; larger ones are scaled down.
+    patience
+        Epochs without a better held-out ELBO after which training stops, counted from when the
+        weights no longer change; None takes a tenth of the epochs, at least 5.
+    adversary_lr
+        Learning rate of the discriminators' Adam.
+    adversary_steps
+        Steps of the discriminators after each step of model and guide.
+    alternate
+        ``"batch"``: discriminators are trained on every batch; ``"epoch"``: epochs of model and
+        guide alternate with epochs of the discriminators.
+    seed
+        Of initial noise, batches and draws. The global random state of the user is left alone.
+    device
+        ``"auto"`` takes CUDA where there is one.
+    checkpoint_every
+        Epochs between checkpoints, where a path for them is given.
+    progress
+        Whether to show a progress bar.
+    """
+
+    max_epochs: int | None = None
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    lr_schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    gradient_clip: float = 10.0
+    patience: int | None = None
+    adversary_lr: float = 1e-3
+    adversary_steps: int = 1
+    alternate: Literal["batch", "epoch"] = "batch"
+    seed: int = 0
+    device: str = "auto"
+    checkpoint_every: int = 10
+    progress: bool = True
+
+    def epochs(self, n_cells: int) -> int:
+        """Give the number of epochs for so many training cells."""
+        if self.max_epochs is not None:
+            return self.max_epochs
+        return int(min(400, max(10, round(8_000 / self.steps_per_epoch(n_cells)))))
+
+    def steps_per_epoch(self, n_cells: int) -> int:
+        """Give the number of whole batches in so many cells, at least 1."""
+        return max(1, n_cells // self.batch_size)
+
+    def patience_for(self, n_cells: int) -> int:
+        """Give the patience in epochs for so many training cells."""
+        return self.patience or max(5, self.epochs(n_cells) // 10)
+
+    def torch_device(self) -> torch.device:
+        """Give the device that ``device`` stands for."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,341 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyro
+import torch
+from tqdm.auto import tqdm
+
+from pyro_fcr.batch import Batch
+from pyro_fcr.data import Cells, Split
+from pyro_fcr.modes import looking, seeded
+from pyro_fcr.objective import Objective
+from pyro_fcr.terms import Run
+from pyro_fcr.training.batches import Batches
+from pyro_fcr.training.checkpoint import (
+    CheckpointError,
+    random_state,
+    read_checkpoint,
+    set_random_state,
+    write_checkpoint,
+)
+from pyro_fcr.training.diagnosis import NonFiniteError, non_finite_error
+from pyro_fcr.training.optimizer import GuardedOptimizer
+from pyro_fcr.training.plan import TrainingPlan
+
+_VALIDATED_STEPS = 3
+_STEPS_BETWEEN_LOOKS = 100  # at the non-finite flag, which the host has to fetch
+
+
+def fit(
+    objective: Objective,
+    cells: Cells,
+    *,
+    split: Split,
+    plan: TrainingPlan | None = None,
+    checkpoint: str | Path | None = None,
+    resume: str | Path | None = None,
+) -> pd.DataFrame:
+    """Train a model and its guide.
+
+    Parameters
+    ----------
+    objective
+        The loss, which holds both programs. It is moved to the plan's device, trained in place and
+        left in evaluation mode with the state of the best held-out ELBO.
+    cells
+        The resident data set.
+    split
+        Which cells train and which are held out.
+    plan
+        How to train.
+    checkpoint
+        File to write checkpoints to.
+    resume
+        Checkpoint to go on from; the result is bit-identical to that of a run that never stopped.
+
+    Returns
+    -------
+    One row per epoch: ``train/<term>`` and ``heldout/<term>`` (unweighted, nats per cell),
+    ``heldout/elbo``, ``weight/<term>``, ``lr`` and ``seconds``. ``attrs["stopped"]`` says why
+    training ended, ``attrs["best_epoch"]`` whose parameters were kept.
+
+    Raises
+    ------
+    pyro_fcr.training.NonFiniteError
+        Loss or gradient became NaN or infinite; names step, terms and cells.
+    pyro_fcr.training.CheckpointError
+        ``resume`` does not fit.
+    """
+    plan = plan or TrainingPlan()
+    trainer = Trainer(objective, cells, split=split, plan=plan, checkpoint=checkpoint)
+    with seeded(plan.seed, device=trainer.device):
+        if resume is not None:
+            trainer.load_state_dict(read_checkpoint(resume, plan))
+        return trainer.run()
+
+
+class Trainer:
+    """The state of a training run; use :func:`fit`.
+
+    Parameters
+    ----------
+    objective, cells, split, plan, checkpoint
+        As in :func:`fit`.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        cells: Cells,
+        *,
+        split: Split,
+        plan: TrainingPlan,
+        checkpoint: str | Path | None = None,
+    ) -> None:
+        self.device = plan.torch_device()
+        self.objective, self.plan, self.checkpoint = objective.to(self.device), plan, checkpoint
+        size: dict[str, Any] = {"batch_size": plan.batch_size, "device": self.device}
+        self.train = Batches(cells, split.train, **size)
+        self.heldout = Batches(cells, split.heldout, **size) if len(split.heldout) else None
+        self.n_epochs = plan.epochs(len(split.train))
+        self.patience = plan.patience_for(len(split.train))
+        self.n_steps = self.n_epochs * len(self.train)
+        self.epoch, self.batch_number, self.step = 0, 0, 0
+        self.sums = torch.zeros(len(objective.terms) + 1, device=self.device)
+        self.rows: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {"elbo": -float("inf"), "epoch": -1, "state": {}}
+        self._build_optimizers()
+
+    def _build_optimizers(self) -> None:
+        plan, adversary = self.plan, self.objective.adversary_parameters()
+        self.main = GuardedOptimizer(
+            self.objective.main_parameters(),
+            learning_rate=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+            gradient_clip=plan.gradient_clip,
+        )
+        self.adversary = (
+            GuardedOptimizer(adversary, learning_rate=plan.adversary_lr) if adversary else None
+        )
+        self.scheduler = _scheduler(self.main.torch, plan, self.n_steps, self.patience)
+
+    def run(self) -> pd.DataFrame:
+        """Train until an end is reached; keep the best state whatever the end is."""
+        stopped = "all epochs done"
+        try:
+            with tqdm(
+                total=self.n_epochs,
+                initial=self.epoch,
+                disable=not self.plan.progress,
+                unit="epoch",
+            ) as bar:
+                while self.epoch < self.n_epochs:
+                    self._run_epoch()
+                    bar.update()
+                    bar.set_postfix_str(self._postfix())
+                    if self._out_of_patience():
+                        stopped = f"no better held-out ELBO for {self.patience} epochs"
+                        break
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+            warnings.warn(
+                f"Interrupted in epoch {self.epoch}; the best state so far is kept.", stacklevel=3
+            )
+        self._write_checkpoint()
+        return self._finish(stopped)
+
+    def _epochs(self) -> Iterator[tqdm]:
+        left = range(self.epoch, self.n_epochs)
+        quiet = not self.plan.progress
+        with tqdm(
+            left, initial=self.epoch, total=self.n_epochs, disable=quiet, unit="epoch"
+        ) as bar:
+            for _ in bar:
+                yield bar
+
+    def _run_epoch(self) -> None:
+        start = time.perf_counter()
+        self.objective.train()
+        for batch in self.train.shuffled(self.plan.seed, self.epoch, start=self.batch_number):
+            self._validated_step(batch)
+        self._raise_if_bad()
+        self._record(time.perf_counter() - start)
+        self.epoch, self.batch_number = self.epoch + 1, 0
+        if self.epoch % self.plan.checkpoint_every == 0:
+            self._write_checkpoint()
+
+    def _validated_step(self, batch: Batch) -> None:
+        validate = self.step < _VALIDATED_STEPS
+        try:
+            with pyro.validation_enabled(validate):
+                self._step(batch)
+        except ValueError as error:
+            found = self._diagnose(self.step)
+            raise found if found.is_reproduced else error from error
+
+    def _step(self, batch: Batch) -> None:
+        self.objective.set_progress(self.step / self.n_steps)
+        if self._is_adversary_epoch():
+            with torch.no_grad():
+                losses = self.objective(batch)
+        else:
+            losses = self.objective(batch)
+            self.main.step(losses.total, number=self.step)
+        adversary = self._step_adversary(losses.run)
+        self.sums += torch.stack([*losses.terms.values(), adversary]).detach()
+        self.step, self.batch_number = self.step + 1, self.batch_number + 1
+        if self.plan.lr_schedule == "cosine":
+            self.scheduler.step()
+        if self.step % _STEPS_BETWEEN_LOOKS == 0:
+            self._raise_if_bad()
+
+    def _is_adversary_epoch(self) -> bool:
+        alternating = self.plan.alternate == "epoch" and self.adversary is not None
+        return alternating and self.epoch % 2 == 1
+
+    def _step_adversary(self, run: Run) -> torch.Tensor:
+        last = torch.zeros((), device=self.device)
+        if self.adversary is None or (self.plan.alternate == "epoch" and self.epoch % 2 == 0):
+            return last
+        for _ in range(self.plan.adversary_steps):
+            loss = self.objective.adversary_loss(run)
+            if loss is not None:
+                self.adversary.step(loss, number=self.step)
+                last = loss
+        return last
+
+    def _raise_if_bad(self) -> None:
+        for optimizer in (self.main, self.adversary):
+            step = None if optimizer is None else optimizer.bad_step()
+            if step is not None:
+                raise self._diagnose(step)
+
+    def _diagnose(self, step: int) -> NonFiniteError:
+        epoch, number = divmod(step, len(self.train))
+        rows = self.train.shuffled_rows(self.plan.seed, epoch)[number]
+        return non_finite_error(self.objective, self.train, rows=rows, step=step)
+
+    def _record(self, seconds: float) -> None:
+        names = [*self.objective.terms, "adversary"]
+        means = dict(zip(names, (self.sums / len(self.train)).tolist(), strict=True))
+        self.sums.zero_()
+        weights = zip(self.objective.terms, self.objective.current_weights.tolist(), strict=True)
+        row = {f"train/{name}": value for name, value in means.items()}
+        row |= {f"weight/{name}": value for name, value in weights}
+        row |= {"lr": self.main.torch.param_groups[0]["lr"], "seconds": seconds}
+        if self.heldout is not None:
+            heldout = evaluate(self.objective, self.heldout, seed=self.plan.seed)
+            row |= {f"heldout/{name}": value for name, value in heldout.items()}
+            self._keep_if_best(heldout["elbo"])
+        self.rows.append(row)
+
+    def _keep_if_best(self, elbo: float) -> None:
+        if self.plan.lr_schedule == "plateau":
+            self.scheduler.step(elbo)
+        if self._settled() and elbo > self.best["elbo"]:
+            state = copy.deepcopy(self.objective.state_dict())
+            self.best = {"elbo": elbo, "epoch": self.epoch, "state": state}
+
+    def _settled(self) -> bool:
+        return self.step >= self.objective.settled_after * self.n_steps
+
+    def _out_of_patience(self) -> bool:
+        return self.best["epoch"] >= 0 and self.epoch - 1 - self.best["epoch"] >= self.patience
+
+    def _postfix(self) -> str:
+        elbo = self.rows[-1].get("heldout/elbo")
+        return "" if elbo is None else f"held-out ELBO {elbo:.2f} nats/cell"
+
+    def _finish(self, stopped: str) -> pd.DataFrame:
+        if self.best["state"]:
+            self.objective.load_state_dict(self.best["state"])
+        self.objective.eval()
+        history = pd.DataFrame(self.rows).rename_axis("epoch")
+        best = self.best["epoch"] if self.best["state"] else self.epoch - 1
+        history.attrs.update(stopped=stopped, best_epoch=best)
+        return history
+
+    def _write_checkpoint(self) -> None:
+        if self.checkpoint is not None:
+            write_checkpoint(self.checkpoint, self.state_dict(), self.plan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give everything that resuming needs: states, position, history and generators."""
+        return {
+            "objective": self.objective.state_dict(),
+            "main": self.main.state_dict(),
+            "adversary": None if self.adversary is None else self.adversary.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "position": [self.epoch, self.batch_number, self.step, self.n_epochs],
+            "sums": self.sums,
+            "rows": self.rows,
+            "best": self.best,
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put a state back."""
+        if state["position"][3] != self.n_epochs:
+            raise CheckpointError(
+                f"The checkpoint belongs to a run of {state['position'][3]} epochs, this one has "
+                f"{self.n_epochs}. Schedules depend on it: resume with the same max_epochs and "
+                "number of cells."
+            )
+        self.objective.load_state_dict(state["objective"])
+        self.main.load_state_dict(state["main"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.epoch, self.batch_number, self.step, _ = state["position"]
+        self.sums.copy_(state["sums"])
+        self.rows, self.best = state["rows"], state["best"]
+        set_random_state(state["random"])
+
+
+def evaluate(objective: Objective, batches: Batches, *, seed: int = 0) -> dict[str, float]:
+    """Average every term, the loss and the ELBO over cells, with the same draws at each call.
+
+    Parameters
+    ----------
+    objective
+        The loss; its mode is put back afterwards.
+    batches
+        The cells.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    ``{term: nats per cell}`` with ``"loss"`` (weighted) and ``"elbo"`` (all weights 1).
+    """
+    with looking(objective, seed=seed, device=batches.device):
+        rows = [_weighted_row(objective, batch) for batch in batches.in_order()]
+    mean = (torch.stack(rows).sum(dim=0) / len(batches.rows)).tolist()
+    return dict(zip([*objective.terms, "loss", "elbo"], mean, strict=True))
+
+
+def _weighted_row(objective: Objective, batch: Batch) -> torch.Tensor:
+    losses = objective(batch)
+    row = [*losses.terms.values(), losses.total, objective.elbo(losses)]
+    return torch.stack(row) * len(batch)
+
+
+def _scheduler(
+    optimizer: torch.optim.Optimizer, plan: TrainingPlan, n_steps: int, patience: int
+) -> Any:
+    if plan.lr_schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=n_steps)
+    if plan.lr_schedule == "plateau":
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, mode="max", factor=0.2, patience=max(1, patience // 3)
+        )
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)

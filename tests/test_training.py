@@ -1,0 +1,288 @@
+import warnings
+
+import numpy as np
+import pandas as pd
+import pyro
+import pytest
+import torch
+from conftest import SCHEMA, make_programs, simulate
+
+from pyro_fcr.data import split_cells
+from pyro_fcr.objective import Objective
+from pyro_fcr.schedules import Ramp
+from pyro_fcr.training import (
+    CheckpointError,
+    NonFiniteError,
+    Trainer,
+    TrainingPlan,
+    fit,
+)
+
+
+@pytest.fixture(scope="module")
+def cells(adata):
+    return SCHEMA.register(adata).encode(adata)
+
+
+@pytest.fixture(scope="module")
+def split(adata):
+    return split_cells(adata.obs, SCHEMA, heldout_fraction=0.2)
+
+
+def fresh(cells, *, seed=0, **weights):
+    torch.manual_seed(seed)
+    batch = cells.batch(np.arange(32))
+    return Objective.from_programs(*make_programs(batch), batch, weights=weights)
+
+
+def plan(device="cpu", **changes):
+    settings = {"max_epochs": 4, "batch_size": 128, "progress": False, "device": device}
+    return TrainingPlan(**{**settings, **changes})
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_training_improves_and_keeps_the_best_state(cells, split, device):
+    objective = fresh(cells)
+    history = fit(objective, cells, split=split, plan=plan(device, max_epochs=12))
+    elbo = history["heldout/elbo"]
+    assert elbo.iloc[-1] > elbo.iloc[0] + 1.0
+    assert history.attrs["best_epoch"] == elbo[elbo.index >= 4].idxmax()
+    assert not objective.training
+    assert {"train/kl_z_tx", "heldout/reconstruction", "weight/structure_z_x_t", "lr"} < set(
+        history
+    )
+    assert history.notna().all(axis=None)
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_does_not(cells, split, device):
+    runs = []
+    for seed in (3, 3, 4):
+        objective = fresh(cells)
+        fit(objective, cells, split=split, plan=plan(device, seed=seed))
+        runs.append(objective.state_dict())
+    assert_same(runs[0], runs[1])
+    assert not torch.equal(runs[0]["guide.z_x.head.weight"], runs[2]["guide.z_x.head.weight"])
+
+
+def test_nothing_global_is_touched(cells, split, device):
+    objective, state = fresh(cells), torch.get_rng_state()
+    fit(objective, cells, split=split, plan=plan(device))
+    assert torch.equal(state, torch.get_rng_state())
+    assert len(pyro.get_param_store()) == 0
+    assert torch.distributions.Distribution._validate_args == __debug__
+
+
+def test_second_model_of_a_session_trains(cells, split, device):
+    for seed in (0, 1):
+        objective = fresh(cells, seed=seed)
+        before = {k: v.detach().clone() for k, v in objective.named_parameters()}
+        fit(objective, cells, split=split, plan=plan(device, max_epochs=2))
+        still = [
+            k
+            for k, v in objective.named_parameters()
+            if torch.equal(v.cpu(), before[k]) and "permutation" not in k
+        ]
+        assert still == []
+
+
+@pytest.mark.parametrize("lr_schedule", ["cosine", "plateau", "constant"])
+def test_learning_rate_schedules(cells, split, lr_schedule):
+    history = fit(
+        fresh(cells), cells, split=split, plan=plan(lr_schedule=lr_schedule, max_epochs=3)
+    )
+    last = history["lr"].iloc[-1]
+    assert last == pytest.approx(0.0 if lr_schedule == "cosine" else 1e-3, abs=1e-9)
+
+
+def test_training_stops_when_the_held_out_elbo_stops_improving(cells, split):
+    plan_ = plan(max_epochs=200, patience=3, learning_rate=2e-2, lr_schedule="constant")
+    history = fit(fresh(cells, structure=1.0, permutation=0.0), cells, split=split, plan=plan_)
+    assert len(history) < 200
+    assert history.attrs["stopped"] == "no better held-out ELBO for 3 epochs"
+    assert len(history) - 1 - history.attrs["best_epoch"] == 3
+
+
+def test_patience_begins_when_the_weights_have_settled(cells, split):
+    weights = {"structure": Ramp(5.0, until=0.5), "permutation": 0.0}
+    plan_ = plan(max_epochs=20, patience=1, learning_rate=0.0)  # nothing ever improves
+    history = fit(fresh(cells, **weights), cells, split=split, plan=plan_)
+    assert history.attrs["best_epoch"] == 9
+    assert len(history) == 11
+
+
+def test_adversaries_alternate_by_epoch(cells, split):
+    objective = fresh(cells)
+    trainer = Trainer(objective, cells, split=split, plan=plan(alternate="epoch"))
+    names = {"main": "guide.z_x.head.weight"}
+    names["adversary"] = "terms.permutation_z_x_z_tx.adversary.net.0.weight"
+    moved = []
+    for _ in range(4):
+        before = {k: objective.state_dict()[v].clone() for k, v in names.items()}
+        trainer._run_epoch()
+        after = objective.state_dict()
+        moved.append([k for k, v in names.items() if not torch.equal(before[k], after[v])])
+    assert moved == [["main"], ["adversary"], ["main"], ["adversary"]]
+
+
+def test_gradient_is_clipped(cells, split):
+    small = fit(fresh(cells), cells, split=split, plan=plan(gradient_clip=1e-12, max_epochs=2))
+    free = fit(fresh(cells), cells, split=split, plan=plan(max_epochs=2))
+    gain = [h["heldout/elbo"].iloc[-1] for h in (small, free)]
+    assert gain[0] < gain[1] - 1.0
+
+
+class _Interrupt:
+    """Raise as Ctrl-C does, at one step of training."""
+
+    def __init__(self, objective, step):
+        self.objective, self.step, self.seen = objective, step, 0
+
+    def __call__(self, *_):
+        if self.objective.training and torch.is_grad_enabled():
+            self.seen += 1
+            if self.seen > self.step:
+                raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "step", [7, 23]
+)  # in the first epoch; in a later one, past a held-out look
+def test_resumed_run_is_bit_identical_to_one_that_never_stopped(cells, split, tmp_path, step):
+    whole = fresh(cells)
+    history = fit(whole, cells, split=split, plan=plan(max_epochs=5))
+    part = fresh(cells)
+    handle = part.register_forward_pre_hook(_Interrupt(part, step))
+    with pytest.warns(UserWarning, match="Interrupted in epoch"):
+        broken = fit(
+            part, cells, split=split, plan=plan(max_epochs=5), checkpoint=tmp_path / "c.pt"
+        )
+    handle.remove()
+    assert broken.attrs["stopped"] == "interrupted"
+    rest = fresh(cells, seed=99)
+    resumed = fit(rest, cells, split=split, plan=plan(max_epochs=5), resume=tmp_path / "c.pt")
+    assert_same(whole.state_dict(), rest.state_dict())
+    pd.testing.assert_frame_equal(
+        history.drop(columns="seconds"), resumed.drop(columns="seconds"), check_exact=True
+    )
+
+
+def test_interruption_keeps_the_best_state(cells, split):
+    objective = fresh(cells, structure=1.0, permutation=1.0)
+    objective.register_forward_pre_hook(_Interrupt(objective, 20))
+    with pytest.warns(UserWarning, match="Interrupted"):
+        history = fit(objective, cells, split=split, plan=plan(max_epochs=50))
+    assert history.attrs["best_epoch"] == history["heldout/elbo"].idxmax()
+    assert not objective.training
+
+
+def test_resume_refuses_what_does_not_fit(cells, split, tmp_path):
+    path = tmp_path / "c.pt"
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*c\.pt"):
+        fit(fresh(cells), cells, split=split, plan=plan(), resume=path)
+    fit(fresh(cells), cells, split=split, plan=plan(), checkpoint=path)
+    with pytest.raises(CheckpointError, match="batch_size=128, not 64"):
+        fit(fresh(cells), cells, split=split, plan=plan(batch_size=64), resume=path)
+    with pytest.raises(CheckpointError, match="run of 4 epochs, this one has 6"):
+        fit(fresh(cells), cells, split=split, plan=plan(max_epochs=6), resume=path)
+
+
+def test_broken_write_leaves_the_old_checkpoint(cells, split, tmp_path, monkeypatch):
+    path = tmp_path / "c.pt"
+    fit(fresh(cells), cells, split=split, plan=plan(max_epochs=1), checkpoint=path)
+    before = path.read_bytes()
+
+    def fail(_, target):
+        target.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        fit(fresh(cells), cells, split=split, plan=plan(max_epochs=1), checkpoint=path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_non_finite_loss_stops_before_the_step_and_names_term_and_cell(cells, split, device):
+    objective = fresh(cells)
+    batches = Trainer(objective, cells, split=split, plan=plan(device)).train
+    rows = batches.shuffled_rows(0, 1)[2]  # step = one epoch + 2
+    step = len(batches) + 2
+    victim = int(rows[5])
+    broken = SCHEMA.register(simulate()).encode(simulate())
+    broken.expression[victim, 3] = np.inf
+    # Only that epoch's batches may hold the cell, so that the step is known.
+    first = [number for number, r in enumerate(batches.shuffled_rows(0, 0)) if victim in r]
+    expected = first[0] if first else step
+    trainer = Trainer(objective, broken, split=split, plan=plan(device))
+    states = []
+    hook = objective.register_forward_pre_hook(
+        lambda *_: states.append(objective.state_dict()["guide.z_x.head.weight"].clone())
+    )
+    with pytest.raises(NonFiniteError, match=f"before step {expected}: terms not finite") as error:
+        trainer.run()
+    hook.remove()
+    assert "reconstruction" in str(error.value)
+    assert broken.obs_names[victim] in str(error.value)
+    assert torch.equal(objective.state_dict()["guide.z_x.head.weight"], states[expected])
+    assert all(torch.isfinite(p).all() for p in objective.parameters())
+
+
+def test_split_without_held_out_cells_trains(cells, adata):
+    split = split_cells(adata.obs, SCHEMA, heldout_fraction=0.0)
+    history = fit(fresh(cells), cells, split=split, plan=plan(max_epochs=2))
+    assert not any(column.startswith("heldout") for column in history)
+    assert history.attrs["best_epoch"] == 1
+
+
+def test_epochs_follow_the_number_of_cells():
+    plan_ = TrainingPlan()
+    assert plan_.epochs(2_000) == 400
+    assert plan_.epochs(2_000_000) == 10
+    assert 10 < plan_.epochs(50_000) < 400
+
+
+def _between_treatments(latents, obs):
+    """Share of the variance of a block, within lines, that lies between treatments."""
+    line, frame = obs["line"].to_numpy(), pd.DataFrame(latents)
+    frame = frame - frame.groupby(line).transform("mean")
+    fitted = frame.groupby([line, obs["drug"].to_numpy()]).transform("mean")
+    return float((fitted**2).sum().sum() / (frame**2).sum().sum())
+
+
+def test_structure_term_removes_a_planted_leak():
+    """A z_x whose KL costs little takes treatment effects over; the default weight undoes it."""
+    adata = simulate(2000, interaction=0.0)
+    cells = SCHEMA.register(adata).encode(adata)
+    split = split_cells(adata.obs, SCHEMA, heldout_fraction=0.2)
+    leak, elbo = {}, {}
+    for weight in (0.0, Ramp(5.0)):
+        torch.manual_seed(0)
+        batch = cells.batch(np.arange(32))
+        programs = make_programs(batch, n_x=4, n_hidden=32)
+        weights = {"structure": weight, "permutation": 0.0, "kl_z_x": 0.1}
+        objective = Objective.from_programs(*programs, batch, weights=weights)
+        history = fit(
+            objective,
+            cells,
+            split=split,
+            plan=plan(max_epochs=60, learning_rate=3e-3, patience=60),
+        )
+        heldout = cells.batch(split.heldout)
+        with torch.no_grad():
+            z_x = objective(heldout).run.posterior("z_x").mean
+        key = "without" if weight == 0.0 else "with"
+        leak[key] = _between_treatments(z_x.numpy(), adata.obs.iloc[split.heldout])
+        elbo[key] = history["heldout/elbo"].max()
+    assert leak["without"] > 0.3
+    assert leak["with"] < 0.2 * leak["without"]
+    assert elbo["with"] > elbo["without"] - 1.0
+
+
+def test_user_warnings_are_errors_here():
+    with pytest.raises(UserWarning):
+        warnings.warn("the suite turns warnings into errors", stacklevel=1)
