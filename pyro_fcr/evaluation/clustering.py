@@ -1,0 +1,115 @@
+"""What the clusters of a latent block agree with, and its two-dimensional picture."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scanpy as sc
+from anndata import AnnData
+from sklearn.metrics import normalized_mutual_info_score
+
+
+def cluster_nmi(
+    latents: Mapping[str, npt.NDArray[np.floating]],
+    labels: pd.DataFrame | Mapping[str, npt.ArrayLike],
+    *,
+    resolution: float = 1.0,
+    n_neighbors: int = 15,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Agreement of each block's Leiden clusters with each labelling of the cells.
+
+    Clusters are those of a plain scanpy analysis: `scanpy.pp.neighbors` on the latent, then
+    `scanpy.tl.leiden` with igraph. Mind that a block's encoder may have been given the label it is
+    compared with; what a high value then says is that the label was kept.
+
+    Parameters
+    ----------
+    latents
+        Block name to ``(n_cells, n_dims)``.
+    labels
+        Label name to ``(n_cells,)``, in the order of the latents' rows.
+    resolution, n_neighbors
+        Of Leiden, and of the neighbour graph.
+    seed
+        Seed of both.
+
+    Returns
+    -------
+    ``nmi[block][label]``, normalised mutual information (arithmetic mean), between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If a block or a labelling does not have one row per cell.
+
+    Examples
+    --------
+    >>> latent = np.repeat([[0.0, 0.0], [9.0, 9.0]], 40, axis=0)
+    >>> latent = latent + np.random.default_rng(0).normal(size=(80, 2))
+    >>> cluster_nmi({"z_x": latent}, {"x": np.repeat(["a", "b"], 40)}, resolution=0.1)
+    {'z_x': {'x': 1.0}}
+    """
+    codes = {str(name): pd.factorize(np.asarray(values))[0] for name, values in labels.items()}
+    _check_rows(latents, codes)
+    nmi = {}
+    for block, latent in latents.items():
+        clusters = _leiden(latent, resolution=resolution, n_neighbors=n_neighbors, seed=seed)
+        nmi[block] = {
+            name: float(normalized_mutual_info_score(label, clusters))
+            for name, label in codes.items()
+        }
+    return nmi
+
+
+def _check_rows(
+    latents: Mapping[str, npt.NDArray[np.floating]], codes: Mapping[str, np.ndarray]
+) -> None:
+    rows = {name: len(values) for name, values in (*latents.items(), *codes.items())}
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"latents and labels must have one row per cell, got {rows}")
+
+
+def _leiden(
+    latent: npt.NDArray[np.floating], *, resolution: float, n_neighbors: int, seed: int
+) -> npt.NDArray[np.intp]:
+    graph = _neighbours(latent, n_neighbors=n_neighbors, seed=seed)
+    sc.tl.leiden(
+        graph,
+        resolution=resolution,
+        flavor="igraph",
+        n_iterations=2,
+        directed=False,
+        random_state=seed,
+    )
+    return graph.obs["leiden"].cat.codes.to_numpy()
+
+
+def _neighbours(latent: npt.NDArray[np.floating], *, n_neighbors: int, seed: int) -> AnnData:
+    cells = AnnData(np.asarray(latent, dtype=np.float32))
+    sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="X", random_state=seed)
+    return cells
+
+
+def umap(
+    latent: npt.NDArray[np.floating], *, seed: int, n_neighbors: int = 15
+) -> npt.NDArray[np.float32]:
+    """Two-dimensional UMAP picture of a latent block, as scanpy draws it.
+
+    Parameters
+    ----------
+    latent
+        ``(n_cells, n_dims)``.
+    seed
+        Seed of the neighbour graph and of the layout.
+    n_neighbors
+        Of the neighbour graph.
+
+    Returns
+    -------
+    ``(n_cells, 2)``.
+    """
+    cells = _neighbours(latent, n_neighbors=n_neighbors, seed=seed)
+    sc.tl.umap(cells, random_state=seed)
+    return cells.obsm["X_umap"]

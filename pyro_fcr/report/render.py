@@ -1,0 +1,132 @@
+"""Put the results of a run on one HTML page."""
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import pandas as pd
+from anndata import AnnData
+from jinja2 import Environment, StrictUndefined
+
+from pyro_fcr.report import figures, tables
+
+_NMI_LABELS = ("x", "t", "xt")
+
+
+def write_report(  # noqa: PLR0913 - one argument per part of the page
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    metrics: Mapping[str, Any],
+    history: pd.DataFrame,
+    cells: AnnData,
+    responses: Mapping[str, npt.ArrayLike],
+    real: npt.ArrayLike | None,
+    gene_names: Sequence[str],
+    summary: Mapping[str, str] | Sequence[str],
+    notes: Sequence[str],
+    graph_svg: str | None = None,
+    color_by: Sequence[str] = ("x", "t"),
+) -> Path:
+    """Write a run's results as one self-contained HTML file.
+
+    Styles and figures are part of the file, which loads nothing else. Text is escaped. The file is
+    written under another name first and then renamed, so that no reader meets half of it; the
+    same results give the same bytes.
+
+    Parameters
+    ----------
+    path
+        File to write; missing folders are made, an existing file is replaced.
+    title
+        Heading of the page.
+    metrics
+        ``n_cells``, ``n_genes``, ``n_conditions``, ``epochs``, ``seconds``,
+        ``heldout_elbo_per_cell``; ``nmi[block][label]`` for the labels x, t and xt;
+        ``response[prediction][metric]`` as from `pyro_fcr.evaluation.response_metrics`, with the
+        ceiling under ``split_half``; ``heldout_pair``, the held-out labels by column. Missing,
+        None and nan are shown as an en dash.
+    history
+        One row per epoch, see `pyro_fcr.plots.loss_by_term`.
+    cells
+        Labels in ``obs``, ``obsm["X_fcr_<block>_umap"]`` for each block.
+    responses
+        Predicted change of mean log1p expression by name, ``(n_genes,)``; empty where no condition
+        was held out.
+    real
+        Real change, ``(n_genes,)``; looked at only where there are responses.
+    gene_names
+        ``(n_genes,)``.
+    summary
+        Sentences, or named sentences, for the top of the page.
+    notes
+        Sentences for its foot.
+    graph_svg
+        Drawing of the model's graph, a whole SVG document.
+    color_by
+        Columns of ``cells.obs`` that colour the UMAPs.
+
+    Returns
+    -------
+    The path of the file.
+
+    Raises
+    ------
+    ValueError
+        If a column of `color_by` is missing, or the history has no terms.
+    """
+    page = _template().render(
+        title=title,
+        summary=_named(summary),
+        facts=tables.facts(metrics),
+        graph=figures.svg_address(graph_svg) if graph_svg else None,
+        loss=figures.loss_image(history),
+        umaps=figures.umap_grid(cells, color_by),
+        nmi=tables.nmi_table(metrics.get("nmi") or {}, _NMI_LABELS),
+        nmi_labels=_NMI_LABELS,
+        heldout_pair=metrics.get("heldout_pair") or {},
+        response=tables.response_table(metrics.get("response") or {}),
+        response_columns=tables.RESPONSE_COLUMNS,
+        scatter=_scatter(responses, real, gene_names),
+        notes=list(notes),
+        dash=tables.DASH,
+    )
+    return _write_atomically(Path(path), page)
+
+
+def _template() -> Any:
+    source = resources.files("pyro_fcr.report").joinpath("report.html.j2").read_text("utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(source)
+
+
+def _named(sentences: Mapping[str, str] | Sequence[str]) -> list[tuple[str, str]]:
+    if isinstance(sentences, Mapping):
+        return [(str(name), str(text)) for name, text in sentences.items()]
+    return [("", str(text)) for text in sentences]
+
+
+def _scatter(
+    responses: Mapping[str, npt.ArrayLike], real: npt.ArrayLike | None, gene_names: Sequence[str]
+) -> str | None:
+    if not responses or real is None:
+        return None
+    known = [name for name in tables.RESPONSE_ROWS if name in responses]
+    order = known + [name for name in responses if name not in known]
+    return figures.response_image({name: responses[name] for name in order}, real, gene_names)
+
+
+def _write_atomically(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
