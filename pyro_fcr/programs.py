@@ -1,0 +1,90 @@
+"""The shipped programs for a data set, and what a data set can and cannot identify of programs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import torch
+from torch import nn
+
+from pyro_fcr.architecture import Architecture
+from pyro_fcr.batch import Batch
+from pyro_fcr.contract import Checked
+from pyro_fcr.data import Registry
+from pyro_fcr.modes import seeded
+
+logger = logging.getLogger(__name__)
+
+
+def default_architecture(registry: Registry) -> Architecture:
+    """Choose likelihood and sizes: as many dimensions of z_tx as are identifiable, 8 at most."""
+    identifiable = max(1, (registry.n_prior_conditions - 1) // 2)
+    if registry.schema.expression == "counts":
+        return Architecture(n_tx=min(8, identifiable), likelihood="nb")
+    return Architecture(n_tx=min(8, identifiable), likelihood="normal")
+
+
+def build_programs(
+    registry: Registry, architecture: Architecture, *, seed: int
+) -> tuple[nn.Module, nn.Module]:
+    """Make the shipped model and guide for a data set, with parameters drawn from a seed.
+
+    Raises
+    ------
+    ValueError
+        The likelihood is for another scale than that of the data.
+    """
+    of_counts = architecture.likelihood != "normal"
+    if of_counts != (registry.schema.expression == "counts"):
+        raise ValueError(
+            f"likelihood {architecture.likelihood!r} is for expression="
+            f"{'counts' if of_counts else 'log1p'!r}, the schema says "
+            f"{registry.schema.expression!r}. Change one of the two."
+        )
+    with seeded(seed):
+        return architecture.build(registry.widths, target_sum=registry.target_sum)
+
+
+def example_batch(registry: Registry, *, n_levels: dict[str, int] | None = None) -> Batch:
+    """Make up a few cells, enough to read shapes and graphs from programs without data.
+
+    Parameters
+    ----------
+    registry
+        The encoding of the data.
+    n_levels
+        Distinct values of each exogenous site, where the penalties are to be built.
+    """
+    n_cells, widths = 4, registry.widths
+    values = {name: torch.zeros(n_cells, width) for name, width in widths.items()}
+    values["y"] = torch.ones(n_cells, widths["y"])
+    values["library"] = values["y"].sum(dim=1, keepdim=True)
+    codes = {name: torch.zeros(n_cells, dtype=torch.long) for name in ("x", "t")}
+    return Batch(values, codes, n_levels or dict.fromkeys(codes, 1), n_total=n_cells)
+
+
+def report_conditions(registry: Registry, checked: Checked) -> None:
+    """Hold the number of conditions against what identifies interaction blocks.
+
+    A block with several exogenous causes is identified component by component if their joint
+    values have at least ``2 n + 1`` distinct conditions for ``n`` dimensions (Mao et al. 2024,
+    theorem 4.3; Khemakhem et al. 2020). It is logged, and warned of where conditions are too few.
+    """
+    n_found, graph = registry.n_prior_conditions, checked.graph
+    for site in graph.latents:
+        if len(graph.ancestors(site) & set(graph.exogenous)) < 2:
+            continue
+        n_latent = checked.run.value(site).shape[-1]
+        message = (
+            f"{site} has {n_latent} dimensions, for which the theory asks for {2 * n_latent + 1} "
+            f"distinct conditions (2 n + 1); the training cells have {n_found} (all controls count "
+            "as one)."
+        )
+        logger.info(message)
+        if n_found < 2 * n_latent + 1:
+            fits = max(1, (n_found - 1) // 2)
+            warnings.warn(
+                f"{message} Its components are not identifiable; {fits} dimensions would be.",
+                stacklevel=4,
+            )
