@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/pyro-fcr demo --out $(OUT)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

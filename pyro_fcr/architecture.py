@@ -32,7 +32,10 @@ class Architecture:
     n_embedding
         Dimensions of the embeddings whose product the prior of z_tx is made of.
     n_hidden, n_layers, dropout
-        Hidden layers of encoders and decoder.
+        Hidden layers of the encoders; the decoder has one layer less, at least one.
+    decoder
+        ``"additive"``: the blocks' effects on log expression add up, interactions are z_tx's alone;
+        ``"joint"``: hidden layers over all blocks together. See :class:`pyro_fcr.nn.Decoder`.
     likelihood
         ``"nb"`` (negative binomial) or ``"zinb"`` (zero-inflated) on counts, ``"normal"`` on log1p.
 
@@ -48,11 +51,14 @@ class Architecture:
     n_hidden: int = 128
     n_layers: int = 2
     dropout: float = 0.0
+    decoder: Literal["additive", "joint"] = "additive"
     likelihood: Likelihood = "nb"
 
     def __post_init__(self) -> None:
         if self.likelihood not in _DECODERS:
             raise ValueError(f"likelihood {self.likelihood!r} is none of {', '.join(_DECODERS)}.")
+        if self.decoder not in ("additive", "joint"):
+            raise ValueError(f"decoder {self.decoder!r} is none of additive, joint.")
 
     def build(self, widths: Mapping[str, int], *, target_sum: float | None) -> tuple[Model, Guide]:
         """Make a model and a guide with fresh parameters.
@@ -65,18 +71,21 @@ class Architecture:
             Counts per cell that encoders see cells scaled to; None for log1p data.
         """
         x, t, genes = widths["x"], widths["t"], widths["y"]
-        layers: dict[str, Any] = {
-            "n_hidden": self.n_hidden,
-            "n_layers": self.n_layers,
-            "dropout": self.dropout,
-        }
-        n_latent = self.n_x + self.n_t + self.n_tx
+        layers: dict[str, Any] = {"n_hidden": self.n_hidden, "dropout": self.dropout}
+        blocks = [self.n_x, self.n_tx, self.n_t]
+        decoder = _DECODERS[self.likelihood](
+            blocks if self.decoder == "additive" else [sum(blocks)],
+            genes,
+            n_layers=max(1, self.n_layers - 1),
+            **layers,
+        )
         model = Model(
             z_x=fnn.LinearPrior(x, self.n_x),
             z_tx=fnn.InteractionPrior(t, x, self.n_tx, n_embedding=self.n_embedding),
             z_t=fnn.LinearPrior(t, self.n_t),
-            y=_DECODERS[self.likelihood](n_latent, genes, **layers),
+            y=decoder,
         )
+        layers["n_layers"] = self.n_layers
         features: nn.Module = fnn.Identity() if target_sum is None else fnn.LogNormalize(target_sum)
         guide = Guide(
             features=features,

@@ -28,6 +28,7 @@ app = typer.Typer(
         "files or zarr stores with raw counts. To see what comes out: pyro-fcr demo --out demo"
     ),
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -54,6 +55,19 @@ SplitKey = Annotated[
     typer.Option(help="Column of obs: `train`, `valid` (held out); other labels are left out."),
 ]
 Expression = Annotated[str, typer.Option(help="What the values are: counts or log1p.")]
+
+
+@app.callback()
+def main(
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and end.")] = False,
+) -> None:
+    """Show the version, or leave the work to a command."""
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"pyro-fcr {installed('pyro-fcr')}")
+        raise typer.Exit
 
 
 @app.command()
@@ -91,7 +105,7 @@ def fit(
     ] = None,
     max_epochs: Epochs = None,
     batch_size: Annotated[int, typer.Option(help="Cells per step.")] = 256,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 3e-3,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     checkpoint: Annotated[Path | None, typer.Option(help="File to write checkpoints to.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Checkpoint to go on from.")] = None,

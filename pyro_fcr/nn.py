@@ -6,9 +6,12 @@ distribution anew at each call. To give a site another family, write one more of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from pyro.distributions import Independent, Normal, TorchDistribution
+from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
 from pyro_fcr.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
@@ -165,37 +168,50 @@ class Identity(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Hidden layers and a linear head for each parameter of the expression of a gene.
+    """Latent blocks to parameters of the expression of every gene.
+
+    Each block has hidden layers of its own, and their linear read-outs add up. What a treatment
+    does to a context's cells can then only be carried by the block that knows both, z_tx: hidden
+    layers over all blocks together would let the decoder learn it from z_x and z_t, and a context
+    that was never seen under the treatment would get an arbitrary response.
 
     Parameters
     ----------
-    n_latent
-        Dimensions of all blocks together.
+    n_latents
+        Dimensions of each block, in the order in which they are passed. A single number for one
+        block of all latents joined: an unconstrained decoder.
     n_genes
         Genes.
     heads
         How many parameters per cell and gene the family takes from the latents.
     n_hidden, n_layers, dropout
-        The hidden layers.
+        The hidden layers of each block.
     """
 
     def __init__(
         self,
-        n_latent: int,
+        n_latents: Sequence[int],
         n_genes: int,
         *,
         heads: int = 1,
         n_hidden: int = 128,
-        n_layers: int = 2,
+        n_layers: int = 1,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.hidden = mlp(n_latent, n_hidden, n_layers, dropout=dropout)
-        self.heads = nn.ModuleList(nn.Linear(n_hidden, n_genes) for _ in range(heads))
+        self.hidden = nn.ModuleList(
+            mlp(n_latent, n_hidden, n_layers, dropout=dropout) for n_latent in n_latents
+        )
+        # One matrix over the joined hidden features is the sum of a matrix per block.
+        self.heads = nn.ModuleList(
+            nn.Linear(n_hidden * len(n_latents), n_genes) for _ in range(heads)
+        )
 
-    def parameters_of(self, *latents: Tensor) -> list[Tensor]:
+    def parameters_of(self, latents: Sequence[Tensor]) -> list[Tensor]:
         """Give one tensor ``(*, n_cells, n_genes)`` per head."""
-        h = self.hidden(join(*latents))
+        blocks = latents if len(self.hidden) > 1 else [join(*latents)]
+        hidden = [layers(z) for layers, z in zip(self.hidden, blocks, strict=True)]
+        h = join(*hidden)
         return [head(h) for head in self.heads]
 
 
@@ -204,18 +220,18 @@ class NegativeBinomialDecoder(Decoder):
 
     Parameters
     ----------
-    n_latent, n_genes, **layers
+    n_latents, n_genes, **layers
         As in :class:`Decoder`.
     """
 
-    def __init__(self, n_latent: int, n_genes: int, **layers) -> None:
-        super().__init__(n_latent, n_genes, heads=1, **layers)
+    def __init__(self, n_latents: Sequence[int], n_genes: int, **layers: Any) -> None:
+        super().__init__(n_latents, n_genes, heads=1, **layers)
         self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
 
-    def forward(self, *latents_and_library: Tensor) -> Independent:
+    def forward(self, *latents_and_library: Tensor) -> TorchDistribution:
         """Give p(y | latents, library): event shape ``(n_genes,)``."""
         *latents, library = latents_and_library
-        (logits,) = self.parameters_of(*latents)
+        (logits,) = self.parameters_of(latents)
         log_mean = torch.log_softmax(logits, dim=-1) + torch.log(library)
         return NegativeBinomial(log_mean, self.log_dispersion).to_event(1)
 
@@ -225,18 +241,18 @@ class ZeroInflatedNegativeBinomialDecoder(Decoder):
 
     Parameters
     ----------
-    n_latent, n_genes, **layers
+    n_latents, n_genes, **layers
         As in :class:`Decoder`.
     """
 
-    def __init__(self, n_latent: int, n_genes: int, **layers) -> None:
-        super().__init__(n_latent, n_genes, heads=2, **layers)
+    def __init__(self, n_latents: Sequence[int], n_genes: int, **layers: Any) -> None:
+        super().__init__(n_latents, n_genes, heads=2, **layers)
         self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
 
-    def forward(self, *latents_and_library: Tensor) -> Independent:
+    def forward(self, *latents_and_library: Tensor) -> TorchDistribution:
         """Give p(y | latents, library): event shape ``(n_genes,)``."""
         *latents, library = latents_and_library
-        logits, dropout = self.parameters_of(*latents)
+        logits, dropout = self.parameters_of(latents)
         log_mean = torch.log_softmax(logits, dim=-1) + torch.log(library)
         return ZeroInflatedNegativeBinomial(log_mean, self.log_dispersion, dropout).to_event(1)
 
@@ -246,16 +262,16 @@ class NormalDecoder(Decoder):
 
     Parameters
     ----------
-    n_latent, n_genes, **layers
+    n_latents, n_genes, **layers
         As in :class:`Decoder`.
     """
 
-    def __init__(self, n_latent: int, n_genes: int, **layers) -> None:
-        super().__init__(n_latent, n_genes, heads=1, **layers)
+    def __init__(self, n_latents: Sequence[int], n_genes: int, **layers: Any) -> None:
+        super().__init__(n_latents, n_genes, heads=1, **layers)
         self.raw_scale = nn.Parameter(torch.zeros(n_genes))
 
-    def forward(self, *latents_and_library: Tensor) -> Independent:
+    def forward(self, *latents_and_library: Tensor) -> TorchDistribution:
         """Give p(y | latents): event shape ``(n_genes,)``; the library size has no part in it."""
         *latents, _ = latents_and_library
-        (loc,) = self.parameters_of(*latents)
+        (loc,) = self.parameters_of(latents)
         return Normal(loc, F.softplus(self.raw_scale) + 1e-3).to_event(1)

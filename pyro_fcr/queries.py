@@ -79,7 +79,14 @@ class Query:
     def condition_obs(self, registry: Registry, n_cells: int) -> pd.DataFrame:
         """Make the annotation of ``n_cells`` new cells of the target condition."""
         names = [f"predicted_{i}" for i in range(n_cells)]
-        return self._set(pd.DataFrame(index=pd.Index(names, dtype=str)), registry)
+        obs = self._set(pd.DataFrame(index=pd.Index(names, dtype=str)), registry)
+        missing = [k for k in registry.schema.covariate_keys if k not in self.covariates]
+        if missing:
+            raise QueryError(
+                f"covariates: new cells need a level of {', '.join(missing)}; the model knows "
+                f"{', '.join(f'{k}: {list(registry.covariates[k])}' for k in missing)}."
+            )
+        return obs
 
     def target_obs(self, obs: pd.DataFrame, registry: Registry) -> pd.DataFrame:
         """Give the annotation of source cells with the target set, the source's values beside."""

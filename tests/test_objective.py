@@ -109,7 +109,7 @@ def test_loss_per_cell_does_not_depend_on_batch_size_or_data_size(programs, batc
         object.__setattr__(big, "n_total", n_total)
         values.append({k: v.item() for k, v in objective(big).terms.items()})
     for other in values[1:]:
-        assert other == pytest.approx(values[0], rel=0.02, abs=0.02)
+        assert other == pytest.approx(values[0], rel=0.04, abs=0.04)
 
 
 def test_kl_is_the_closed_form_from_guide_to_prior(programs, batch):

@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from jinja2 import Environment, StrictUndefined
 
+from pyro_fcr.files import atomic_write
 from pyro_fcr.report import figures, tables
 
 _NMI_LABELS = ("x", "t", "xt")
@@ -78,6 +79,7 @@ def write_report(  # noqa: PLR0913 - one argument per part of the page
     ValueError
         If a column of `color_by` is missing, or the history has no terms.
     """
+    path = Path(path)
     page = _template().render(
         title=title,
         summary=_named(summary),
@@ -94,7 +96,9 @@ def write_report(  # noqa: PLR0913 - one argument per part of the page
         notes=list(notes),
         dash=tables.DASH,
     )
-    return _write_atomically(Path(path), page)
+    with atomic_write(path) as draft:
+        draft.write_text(page, encoding="utf-8")
+    return path
 
 
 def _template() -> Any:
@@ -119,14 +123,3 @@ def _scatter(
     known = [name for name in tables.RESPONSE_ROWS if name in responses]
     order = known + [name for name in responses if name not in known]
     return figures.response_image({name: responses[name] for name in order}, real, gene_names)
-
-
-def _write_atomically(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path

@@ -48,7 +48,7 @@ class TrainingPlan:
 
     max_epochs: int | None = None
     batch_size: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     lr_schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     gradient_clip: float = 10.0
