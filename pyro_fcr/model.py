@@ -15,7 +15,7 @@ from pyro_fcr.distributions import Exogenous
 
 
 class Model(nn.Module):
-    """Generative story of a cell (Mao et al. 2024, arXiv 2410.22472, section 3).
+    """Generative story of a cell (Mao et al. 2024, arXiv 2410.22472).
 
     The experiment sets a context x and a treatment t, and then::
 

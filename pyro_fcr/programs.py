@@ -69,7 +69,7 @@ def report_conditions(registry: Registry, checked: Checked) -> None:
 
     A block with several exogenous causes is identified component by component if their joint
     values have at least ``2 n + 1`` distinct conditions for ``n`` dimensions (Mao et al. 2024,
-    theorem 4.3; Khemakhem et al. 2020). It is logged, and warned of where conditions are too few.
+    after the theory of nonlinear ICA with an auxiliary variable). It is logged, and warned of where conditions are too few.
     """
     n_found, graph = registry.n_prior_conditions, checked.graph
     for site in graph.latents:

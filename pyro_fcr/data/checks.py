@@ -9,7 +9,7 @@ from anndata import AnnData
 
 from pyro_fcr.data.design import Codes
 from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
-from pyro_fcr.data.io import Matrix
+from pyro_fcr.data.io import Matrix, layer_names
 from pyro_fcr.data.schema import Schema
 
 _BLOCK = 2**22
@@ -196,7 +196,7 @@ def _place(matrix: Matrix, position: int) -> tuple[int, int]:
 
 
 def _mend(found: np.float32, flat: npt.NDArray, adata: AnnData) -> str:
-    layers = f"layers: {listed(adata.layers)}"
+    layers = f"layers: {listed(layer_names(adata))}"
     if not np.isfinite(found):
         return f"wanted finite numbers; fill or drop the cells and genes with NaN or inf ({layers})"
     wanted = "wanted raw counts, whole numbers of 0 or more (expression='counts')"

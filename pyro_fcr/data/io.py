@@ -64,6 +64,11 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
         ) from error
 
 
+def layer_names(adata: AnnData) -> list[str]:
+    """Return the names of the layers; from anndata 0.13 on `adata.layers` lists X too, as None."""
+    return [name for name in adata.layers if name is not None]
+
+
 def read_matrix(adata: AnnData, schema: Schema) -> Matrix:
     """Return the expression of `schema.layer` (or `.X`) in memory that nobody else holds.
 
@@ -92,8 +97,8 @@ def read_matrix(adata: AnnData, schema: Schema) -> Matrix:
 def _find(adata: AnnData, schema: Schema) -> Any:
     if schema.layer is not None and schema.layer not in adata.layers:
         raise SchemaError(
-            f"layer {schema.layer!r} is not in adata.layers; layers: {listed(adata.layers)}."
-            f"{did_you_mean(schema.layer, adata.layers)} Leave layer out to use adata.X"
+            f"layer {schema.layer!r} is not in adata.layers; layers: {listed(layer_names(adata))}."
+            f"{did_you_mean(schema.layer, layer_names(adata))} Leave layer out to use adata.X"
         )
     stored = adata.X if schema.layer is None else adata.layers[schema.layer]
     if stored is None:
