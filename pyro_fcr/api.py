@@ -20,7 +20,7 @@ from pyro_fcr.batch import Batch
 from pyro_fcr.contract import check_programs
 from pyro_fcr.data import Cells, Registry, Schema, Split, read_cells, split_cells
 from pyro_fcr.graph import Graph, read_graph
-from pyro_fcr.modes import looking, seeded
+from pyro_fcr.modes import seeded
 from pyro_fcr.objective import Objective
 from pyro_fcr.programs import (
     build_programs,
@@ -29,9 +29,10 @@ from pyro_fcr.programs import (
     report_conditions,
 )
 from pyro_fcr.queries import Query
+from pyro_fcr.responses import posterior_means
 from pyro_fcr.saving import read_model, write_model
 from pyro_fcr.schedules import Weight
-from pyro_fcr.terms import Run, Term
+from pyro_fcr.terms import Term
 from pyro_fcr.training import Batches, TrainingPlan, evaluate, fit
 
 _FORMAT = 1
@@ -232,13 +233,8 @@ class FCR:
                 f"block {sorted(unknown)[0]!r} is no latent of the model; these are: "
                 f"{', '.join(self.graph.latents)}."
             )
-        found: dict[str, list[np.ndarray]] = {block: [] for block in blocks}
-        with looking(self.model, self.guide, device=self.device):
-            for batch, _ in self.chunks(adata):
-                run = Run.trace(self.model, self.guide, batch)
-                for block in blocks:
-                    found[block].append(run.posterior(block).mean.cpu().numpy())
-        return {block: np.concatenate(parts) for block, parts in found.items()}
+        batches = (batch for batch, _ in self.chunks(adata))
+        return posterior_means(self.model, self.guide, batches, blocks=blocks)
 
     def elbo(self, adata: AnnData | str | Path | None = None, *, seed: int = 0) -> float:
         """Give the evidence lower bound of cells, nats per cell (higher is better).

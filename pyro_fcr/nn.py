@@ -6,6 +6,7 @@ distribution anew at each call. To give a site another family, write one more of
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -167,8 +168,8 @@ class Identity(nn.Module):
         return y
 
 
-class Decoder(nn.Module):
-    """Latent blocks to parameters of the expression of every gene.
+class Decoder(nn.Module, ABC):
+    """Latent blocks to the distribution of every gene's expression; a family is a subclass.
 
     Each block has hidden layers of its own, and their linear read-outs add up. What a treatment
     does to a context's cells can then only be carried by the block that knows both, z_tx: hidden
@@ -182,18 +183,18 @@ class Decoder(nn.Module):
         block of all latents joined: an unconstrained decoder.
     n_genes
         Genes.
-    heads
-        How many parameters per cell and gene the family takes from the latents.
     n_hidden, n_layers, dropout
         The hidden layers of each block.
     """
+
+    n_heads = 1
+    """How many parameters per cell and gene the family takes from the latents."""
 
     def __init__(
         self,
         n_latents: Sequence[int],
         n_genes: int,
         *,
-        heads: int = 1,
         n_hidden: int = 128,
         n_layers: int = 1,
         dropout: float = 0.0,
@@ -204,15 +205,27 @@ class Decoder(nn.Module):
         )
         # One matrix over the joined hidden features is the sum of a matrix per block.
         self.heads = nn.ModuleList(
-            nn.Linear(n_hidden * len(n_latents), n_genes) for _ in range(heads)
+            nn.Linear(n_hidden * len(n_latents), n_genes) for _ in range(self.n_heads)
         )
 
-    def parameters_of(self, latents: Sequence[Tensor]) -> list[Tensor]:
-        """Give one tensor ``(*, n_cells, n_genes)`` per head."""
+    def forward(self, *latents_and_library: Tensor) -> TorchDistribution:
+        """Give p(y | latents, library): batch ``(*, n_cells)``, event ``(n_genes,)``."""
+        *latents, library = latents_and_library
         blocks = latents if len(self.hidden) > 1 else [join(*latents)]
-        hidden = [layers(z) for layers, z in zip(self.hidden, blocks, strict=True)]
-        h = join(*hidden)
-        return [head(h) for head in self.heads]
+        h = join(*(layers(z) for layers, z in zip(self.hidden, blocks, strict=True)))
+        return self.family([head(h) for head in self.heads], library).to_event(1)
+
+    @abstractmethod
+    def family(self, heads: list[Tensor], library: Tensor) -> TorchDistribution:
+        """Give the distribution of ``(*, n_cells, n_genes)`` values.
+
+        Parameters
+        ----------
+        heads
+            ``n_heads`` tensors ``(*, n_cells, n_genes)``.
+        library
+            Counts per cell, ``(n_cells, 1)``.
+        """
 
 
 class NegativeBinomialDecoder(Decoder):
@@ -225,18 +238,15 @@ class NegativeBinomialDecoder(Decoder):
     """
 
     def __init__(self, n_latents: Sequence[int], n_genes: int, **layers: Any) -> None:
-        super().__init__(n_latents, n_genes, heads=1, **layers)
+        super().__init__(n_latents, n_genes, **layers)
         self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
 
-    def forward(self, *latents_and_library: Tensor) -> TorchDistribution:
-        """Give p(y | latents, library): event shape ``(n_genes,)``."""
-        *latents, library = latents_and_library
-        (logits,) = self.parameters_of(latents)
-        log_mean = torch.log_softmax(logits, dim=-1) + torch.log(library)
-        return NegativeBinomial(log_mean, self.log_dispersion).to_event(1)
+    def family(self, heads: list[Tensor], library: Tensor) -> TorchDistribution:
+        """Give a negative binomial."""
+        return NegativeBinomial(_log_mean(heads[0], library), self.log_dispersion)
 
 
-class ZeroInflatedNegativeBinomialDecoder(Decoder):
+class ZeroInflatedNegativeBinomialDecoder(NegativeBinomialDecoder):
     """Counts that may also be lost: as the negative binomial, and a dropout probability per gene.
 
     Parameters
@@ -245,20 +255,16 @@ class ZeroInflatedNegativeBinomialDecoder(Decoder):
         As in :class:`Decoder`.
     """
 
-    def __init__(self, n_latents: Sequence[int], n_genes: int, **layers: Any) -> None:
-        super().__init__(n_latents, n_genes, heads=2, **layers)
-        self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
+    n_heads = 2
 
-    def forward(self, *latents_and_library: Tensor) -> TorchDistribution:
-        """Give p(y | latents, library): event shape ``(n_genes,)``."""
-        *latents, library = latents_and_library
-        logits, dropout = self.parameters_of(latents)
-        log_mean = torch.log_softmax(logits, dim=-1) + torch.log(library)
-        return ZeroInflatedNegativeBinomial(log_mean, self.log_dispersion, dropout).to_event(1)
+    def family(self, heads: list[Tensor], library: Tensor) -> TorchDistribution:
+        """Give a zero-inflated negative binomial."""
+        log_mean = _log_mean(heads[0], library)
+        return ZeroInflatedNegativeBinomial(log_mean, self.log_dispersion, heads[1])
 
 
 class NormalDecoder(Decoder):
-    """Expression on the log1p scale: one standard deviation per gene.
+    """Expression on the log1p scale: one standard deviation per gene, no library size.
 
     Parameters
     ----------
@@ -267,11 +273,13 @@ class NormalDecoder(Decoder):
     """
 
     def __init__(self, n_latents: Sequence[int], n_genes: int, **layers: Any) -> None:
-        super().__init__(n_latents, n_genes, heads=1, **layers)
+        super().__init__(n_latents, n_genes, **layers)
         self.raw_scale = nn.Parameter(torch.zeros(n_genes))
 
-    def forward(self, *latents_and_library: Tensor) -> TorchDistribution:
-        """Give p(y | latents): event shape ``(n_genes,)``; the library size has no part in it."""
-        *latents, _ = latents_and_library
-        (loc,) = self.parameters_of(latents)
-        return Normal(loc, F.softplus(self.raw_scale) + 1e-3).to_event(1)
+    def family(self, heads: list[Tensor], library: Tensor) -> TorchDistribution:
+        """Give a Normal."""
+        return Normal(heads[0], F.softplus(self.raw_scale) + 1e-3)
+
+
+def _log_mean(logits: Tensor, library: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=-1) + torch.log(library)

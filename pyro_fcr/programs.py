@@ -69,7 +69,8 @@ def report_conditions(registry: Registry, checked: Checked) -> None:
 
     A block with several exogenous causes is identified component by component if their joint
     values have at least ``2 n + 1`` distinct conditions for ``n`` dimensions (Mao et al. 2024,
-    after the theory of nonlinear ICA with an auxiliary variable). It is logged, and warned of where conditions are too few.
+    after the theory of nonlinear ICA with an auxiliary variable). The count is logged, and warned
+    of where it is too small.
     """
     n_found, graph = registry.n_prior_conditions, checked.graph
     for site in graph.latents:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import anndata as ad
 import numpy as np
@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry
+from pyro_fcr.graph import Graph
 from pyro_fcr.responses import (
     QueryError,
     Responses,
@@ -24,8 +25,24 @@ from pyro_fcr.responses import (
     sample_responses,
 )
 
-if TYPE_CHECKING:
-    from pyro_fcr.api import FCR
+
+class Fitted(Protocol):
+    """What a query asks: a fitted :class:`pyro_fcr.FCR`."""
+
+    model: nn.Module
+    guide: nn.Module
+    registry: Registry
+
+    @property
+    def graph(self) -> Graph:
+        """The causal graph."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+
+    def chunks(self, adata: AnnData | None = None) -> Iterator[tuple[Batch, slice]]:
+        """Give cells in order, with their positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +134,7 @@ class Query:
 
 
 def counterfactual(
-    fcr: FCR, query: Query, source: AnnData, *, hold: Iterable[str] | None
+    fcr: Fitted, query: Query, source: AnnData, *, hold: Iterable[str] | None
 ) -> AnnData:
     """Answer what given cells would express; see :meth:`pyro_fcr.FCR.counterfactual`."""
     intervened = query.intervened()
@@ -133,7 +150,9 @@ def counterfactual(
     return _assemble(chunks, fcr, query, held)
 
 
-def predict(fcr: FCR, query: Query, *, n_cells: int, library: float | np.ndarray | None) -> AnnData:
+def predict(
+    fcr: Fitted, query: Query, *, n_cells: int, library: float | np.ndarray | None
+) -> AnnData:
     """Draw new cells of a condition; see :meth:`pyro_fcr.FCR.predict`."""
     size = (fcr.registry.target_sum or 1.0) if library is None else library
     column = torch.from_numpy(np.broadcast_to(size, n_cells).astype(np.float32)).unsqueeze(1)
@@ -145,7 +164,7 @@ def predict(fcr: FCR, query: Query, *, n_cells: int, library: float | np.ndarray
 
 
 def _sample(
-    fcr: FCR,
+    fcr: Fitted,
     query: Query,
     batch: Batch,
     number: int,
@@ -180,7 +199,7 @@ def _chunk(responses: Responses, obs: pd.DataFrame, registry: Registry) -> AnnDa
     return AnnData(sparse.csr_matrix(values) if are_counts else values, obs=repeated)
 
 
-def _assemble(chunks: list[AnnData], fcr: FCR, query: Query, hold: tuple[str, ...]) -> AnnData:
+def _assemble(chunks: list[AnnData], fcr: Fitted, query: Query, hold: tuple[str, ...]) -> AnnData:
     result = ad.concat(chunks)
     result.var_names = list(fcr.registry.genes)
     result.obs["extrapolated"] = _extrapolated(result.obs, fcr.registry)

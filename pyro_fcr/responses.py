@@ -71,6 +71,29 @@ def check_held(graph: Graph, held: Iterable[str], intervened: Iterable[str]) -> 
             )
 
 
+def posterior_means(
+    model: nn.Module, guide: nn.Module, batches: Iterable[Batch], *, blocks: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Give the guide's mean of some blocks for cells, ``{block: (n_cells, n_latent)}``.
+
+    Parameters
+    ----------
+    model, guide
+        The two programs.
+    batches
+        The cells, in order.
+    blocks
+        Latents.
+    """
+    found: dict[str, list[np.ndarray]] = {block: [] for block in blocks}
+    with looking(model, guide):
+        for batch in batches:
+            nodes: Mapping[str, Any] = poutine.trace(guide).get_trace(batch).nodes
+            for block, parts in found.items():
+                parts.append(nodes[block]["fn"].mean.cpu().numpy())
+    return {block: np.concatenate(parts) for block, parts in found.items()}
+
+
 def respond(
     model: nn.Module,
     guide: nn.Module,
