@@ -16,6 +16,7 @@ from pyro_fcr.data import Schema, SchemaError
 from pyro_fcr.guide import Guide
 from pyro_fcr.model import Model
 from pyro_fcr.objective import Objective
+from pyro_fcr.queries import AVERAGE
 from pyro_fcr.responses import QueryError
 from pyro_fcr.schedules import Ramp
 from pyro_fcr.svi import FCRLoss
@@ -24,6 +25,7 @@ from pyro_fcr.training import TrainingPlan
 __version__ = version("pyro-fcr")
 
 __all__ = [
+    "AVERAGE",
     "FCR",
     "Architecture",
     "Batch",

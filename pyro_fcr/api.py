@@ -17,9 +17,9 @@ from torch import nn
 from pyro_fcr import queries
 from pyro_fcr.architecture import Architecture
 from pyro_fcr.batch import Batch
-from pyro_fcr.contract import check_programs
+from pyro_fcr.contract import check_programs, describe_programs
 from pyro_fcr.data import Cells, Registry, Schema, Split, read_cells, split_cells
-from pyro_fcr.graph import Graph, read_graph
+from pyro_fcr.graph import Claim, Graph, claims, read_graph
 from pyro_fcr.modes import seeded
 from pyro_fcr.objective import Objective
 from pyro_fcr.programs import (
@@ -142,6 +142,20 @@ class FCR:
             self._graph = read_graph(self.model, self._example())
         return self._graph
 
+    def claims(self) -> tuple[Claim, ...]:
+        """Give the independences that the graph claims: ``str(claim)``, ``claim.words``."""
+        return claims(self.graph)
+
+    def inspect(self) -> pd.DataFrame:
+        """Check both programs and show them site by site.
+
+        Returns
+        -------
+        One row per site, see :func:`pyro_fcr.contract.describe_programs`.
+        """
+        rows = describe_programs(self.model, self.guide, self._example())
+        return pd.DataFrame(rows).set_index("site")
+
     def to(self, device: torch.device | str) -> FCR:
         """Move both programs to a device."""
         self.model.to(device)
@@ -153,6 +167,7 @@ class FCR:
         plan: TrainingPlan | None = None,
         *,
         weights: Mapping[str, Weight] | None = None,
+        enforced: Iterable[Claim] | None = None,
         extra: Iterable[Term] = (),
         heldout_fraction: float = 0.1,
         checkpoint: str | Path | None = None,
@@ -168,6 +183,8 @@ class FCR:
         weights
             Weights or schedules of loss terms by name or kind, e.g. ``{"structure": 2.0,
             "kl_z_tx": Ramp(1.0)}``; others keep :data:`pyro_fcr.objective.DEFAULT_WEIGHTS`.
+        enforced
+            The independences to enforce; None takes :meth:`claims`. A weight of 0 drops one, too.
         extra
             Loss terms of your own, see :class:`pyro_fcr.terms.Extra`.
         heldout_fraction
@@ -188,22 +205,31 @@ class FCR:
             adata.obs, self.registry.schema, heldout_fraction=heldout_fraction, seed=plan.seed
         )
         report_conditions(self.registry, check_programs(self.model, self.guide, self._example()))
-        objective = self._objective(weights, extra, plan.seed)
+        objective = self._objective(weights, enforced, extra, plan.seed)
         self.history = fit(
             objective, cells, split=self.split, plan=plan, checkpoint=checkpoint, resume=resume
         )
         return self.history
 
     def _objective(
-        self, weights: Mapping[str, Weight] | None, extra: Iterable[Term], seed: int
+        self,
+        weights: Mapping[str, Weight] | None,
+        enforced: Iterable[Claim] | None,
+        extra: Iterable[Term],
+        seed: int,
     ) -> Objective:
         with seeded(seed):
             return Objective.from_programs(
-                self.model, self.guide, self._example(), weights=weights, extra=extra
+                self.model,
+                self.guide,
+                self._example(),
+                weights=weights,
+                enforced=enforced,
+                extra=extra,
             )
 
     def get_latent_representation(
-        self, block: str, adata: AnnData | str | Path | None = None
+        self, block: str, adata: AnnData | str | Path | None = None, *, labelled: bool = True
     ) -> np.ndarray:
         """Give the posterior mean of a block for cells.
 
@@ -213,27 +239,38 @@ class FCR:
             ``"z_x"``, ``"z_t"``, ``"z_tx"``, or another latent of the model.
         adata
             The cells; None takes those of training.
+        labelled
+            Whether treatment and covariates of the cells are known; if not, the guide must be one
+            that reads expression only.
 
         Returns
         -------
         ``(n_cells, n_latent)``.
         """
-        return self._latents(adata, (block,))[block]
+        return self._latents(adata, (block,), labelled=labelled)[block]
 
     def add_latents_to(self, adata: AnnData) -> None:
         """Write every block's posterior mean into ``adata.obsm["X_fcr_<block>"]``."""
-        for block, values in self._latents(adata, self.graph.latents).items():
+        for block, values in self._latents(adata, self.graph.blocks).items():
             adata.obsm[f"X_fcr_{block}"] = values
 
     def _latents(
-        self, adata: AnnData | str | Path | None, blocks: tuple[str, ...]
+        self,
+        adata: AnnData | str | Path | None,
+        blocks: tuple[str, ...],
+        *,
+        labelled: bool = True,
     ) -> dict[str, np.ndarray]:
-        if unknown := set(blocks) - set(self.graph.latents):
+        if unknown := set(blocks) - set(self.graph.blocks):
             raise ValueError(
                 f"block {sorted(unknown)[0]!r} is no latent of the model; these are: "
-                f"{', '.join(self.graph.latents)}."
+                f"{', '.join(self.graph.blocks)}."
             )
-        batches = (batch for batch, _ in self.chunks(adata))
+        if labelled:
+            cells = self._cells(adata)
+        else:
+            cells = self.registry.encode_expression(self._data() if adata is None else adata)
+        batches = self._batches(cells).in_order()
         return posterior_means(self.model, self.guide, batches, blocks=blocks)
 
     def elbo(self, adata: AnnData | str | Path | None = None, *, seed: int = 0) -> float:
@@ -246,11 +283,11 @@ class FCR:
         seed
             Of the draws of the latents.
         """
-        batches = self._batches(adata)
+        batches = self._batches(self._cells(adata))
         if adata is None and self.split is not None and len(self.split.heldout):
             batches.rows = torch.as_tensor(self.split.heldout)
         only = {"structure": 0.0, "permutation": 0.0, "label": 0.0}
-        return evaluate(self._objective(only, (), seed), batches, seed=seed)["elbo"]
+        return evaluate(self._objective(only, None, (), seed), batches, seed=seed)["elbo"]
 
     def predict(
         self,
@@ -270,7 +307,7 @@ class FCR:
         treatment
             The treatment or combination.
         covariates
-            A level for every covariate.
+            A level for every covariate, or :data:`pyro_fcr.AVERAGE` to average it out.
         dose
             The dose, where the schema has doses.
         n_cells
@@ -288,7 +325,11 @@ class FCR:
         training cell had this treatment in this context), ``uns["pyro_fcr"]`` the query.
         """
         query = Query(
-            treatment=treatment, covariates=covariates, dose=dose, output=output, seed=seed
+            treatment=treatment,
+            covariates=covariates,
+            dose=dose,
+            output=output,
+            seed=seed,
         )
         return queries.predict(self, query, n_cells=n_cells, library=library)
 
@@ -315,7 +356,8 @@ class FCR:
         adata
             The source cells; None takes all cells of training.
         treatment, dose, covariates
-            The target; what is left out stays as it is in each cell. At least one of them.
+            The target; what is left out stays as it is in each cell. At least one of them. A
+            covariate such as a technical batch can be set to :data:`pyro_fcr.AVERAGE`.
         hold
             Latents that cells keep; None holds every latent that the target is no cause of (z_x
             for another treatment, z_t for another context).
@@ -402,6 +444,8 @@ class FCR:
         architecture = record["architecture"] and Architecture(**record["architecture"])
         self = cls.__new__(cls)
         self._set_up(Registry.from_json_dict(record["registry"]), architecture, (model, guide), 0)
+        # An autoguide has no parameters before its first run.
+        check_programs(self.model, self.guide, example_batch(self.registry))
         self.model.load_state_dict(weights["model"])
         self.guide.load_state_dict(weights["guide"])
         self.model.eval()
@@ -431,12 +475,11 @@ class FCR:
             The cells; None takes those of training.
         """
         start = 0
-        for batch in self._batches(adata).in_order():
+        for batch in self._batches(self._cells(adata)).in_order():
             yield batch, slice(start, start + len(batch))
             start += len(batch)
 
-    def _batches(self, adata: AnnData | str | Path | None) -> Batches:
-        cells = self._cells(adata)
+    def _batches(self, cells: Cells) -> Batches:
         return Batches(cells, np.arange(len(cells)), batch_size=_CHUNK, device=self.device)
 
     def _example(self) -> Batch:

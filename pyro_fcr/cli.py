@@ -308,13 +308,9 @@ def _show_registry(registry: Registry) -> None:
 
 
 def _show_programs(model: FCR) -> None:
-    from pyro_fcr.graph import claims
-
-    typer.echo("site: causes (family)")
-    for site, parents in model.graph.parents.items():
-        typer.echo(f"  {site}: {', '.join(parents) or '-'} ({model.graph.distributions[site]})")
+    typer.echo(model.inspect().to_string())
     typer.echo("independences that training enforces")
-    for claim in claims(model.graph):
-        typer.echo(f"  {claim}")
+    for claim in model.claims():
+        typer.echo(f"  {claim}    {claim.words}")
     if model.architecture is not None:
         typer.echo(f"architecture: {json.dumps(model.architecture.__dict__)}")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple
 
-import torch
-from pyro import poutine
+import pyro
 from pyro.distributions import TorchDistribution
 from torch import nn
 from torch.distributions import kl_divergence
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.graph import CELLS, Graph, read_graph
-from pyro_fcr.terms import Run
+from pyro_fcr.modes import looking
+from pyro_fcr.terms import Run, auxiliary_sites, drawn_sites, plates
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +66,12 @@ def check_programs(model: nn.Module, guide: nn.Module, batch: Batch) -> Checked:
         A latent is missing in one of the two, has another shape or plate, or cannot be
         reparametrised; or an outcome is missing or stands outside the plate over cells.
     """
-    graph, guide_graph = read_graph(model, batch), read_graph(guide, batch)
-    _check_sites(graph, guide_graph)
-    with torch.random.fork_rng(), torch.no_grad():
-        # Each on its own first: a latent of the wrong size would fail inside a network.
-        alone = Run(batch, *(poutine.trace(p).get_trace(batch) for p in (model, guide)))
+    with looking(model, guide, device=batch["library"].device):
+        # Each on its own first: a latent of the wrong size would fail inside a network, and an
+        # autoguide makes its parameters when it is first run.
+        alone = _run_apart(model, guide, batch)
+        graph, guide_graph = read_graph(model, batch), read_graph(guide, batch)
+        _check_sites(graph, alone)
         for site in graph.latents:
             _check_latent(site, alone)
         for site in graph.outcomes:
@@ -78,10 +79,69 @@ def check_programs(model: nn.Module, guide: nn.Module, batch: Batch) -> Checked:
         return Checked(graph, guide_graph, Run.trace(model, guide, batch))
 
 
+def _run_apart(model: nn.Module, guide: nn.Module, batch: Batch) -> Run:
+    try:
+        with pyro.validation_enabled(is_validate=True):
+            return Run.apart(model, guide, batch)
+    except RuntimeError as error:
+        if "Multiple sample sites" not in str(error):
+            raise
+        raise ProgramError(
+            f"{str(error).splitlines()[0]}: a program may use a name once, and a plate that is "
+            "opened a second time counts. Put all sites of a cell under one "
+            f"`with pyro.plate({CELLS!r}, len(batch)):`."
+        ) from error
+    except ValueError as error:
+        text = str(error).splitlines()[0]
+        raise ProgramError(
+            f"{text}. In the plate over cells a site has one row per cell: end its distribution "
+            "with .to_event(1), and give networks the sizes of their inputs."
+        ) from error
+
+
+def describe_programs(model: nn.Module, guide: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+    """Describe both programs site by site, after checking them.
+
+    Parameters
+    ----------
+    model, guide, batch
+        As in :func:`check_programs`.
+
+    Returns
+    -------
+    One record per site of the model: ``site``, ``parents``, ``distribution``, ``guide`` (the
+    guide's distribution), ``shape`` (of a cell, or of the whole site where it is shared),
+    ``observed``, ``per_cell``, and ``parameters``: how many the model's attribute of the site's
+    name has, and the guide's.
+    """
+    checked = check_programs(model, guide, batch)
+    graph, run = checked.graph, checked.run
+    return [
+        {
+            "site": site,
+            "parents": ", ".join(parents),
+            "distribution": graph.distributions[site],
+            "guide": _family(run.posterior(site)) if site in graph.latents else "",
+            "shape": tuple(run.prior(site).event_shape),
+            "observed": site in graph.observed,
+            "per_cell": CELLS in plates(run.model_trace.nodes[site]),
+            "parameters": _n_parameters(model, site) + _n_parameters(guide, site),
+        }
+        for site, parents in graph.parents.items()
+    ]
+
+
+def _n_parameters(program: nn.Module, site: str) -> int:
+    part = getattr(program, site, None)
+    return sum(p.numel() for p in part.parameters()) if isinstance(part, nn.Module) else 0
+
+
 def _closed_form_obstacle(site: str, graph: Graph, guide_graph: Graph, run: Run) -> str | None:
     for cause in graph.parents[site]:
         if cause in guide_graph.parents and site in guide_graph.ancestors(cause):
             return f"the guide draws {cause}, a cause of {site} in the model, from {site}"
+    if auxiliary_sites(run.guide_trace, site):
+        return f"the guide draws {site} from an auxiliary site, as autoguides do"
     posterior, prior = run.posterior(site), run.prior(site)
     try:
         kl_divergence(posterior, prior)
@@ -90,8 +150,8 @@ def _closed_form_obstacle(site: str, graph: Graph, guide_graph: Graph, run: Run)
     return None
 
 
-def _check_sites(graph: Graph, guide_graph: Graph) -> None:
-    latents, drawn = set(graph.latents), set(guide_graph.latents)
+def _check_sites(graph: Graph, run: Run) -> None:
+    latents, drawn = set(graph.latents), set(drawn_sites(run.guide_trace))
     if missing := latents - drawn:
         raise ProgramError(
             f"The model draws {_names(missing)}, the guide does not: add "
@@ -122,19 +182,16 @@ def _check_latent(site: str, run: Run) -> None:
             f"{site}: the guide's {_family(posterior)} has no reparametrised draws, so that no "
             "gradient would reach its encoder. Take a family with rsample (Normal, a flow)."
         )
-    frames = [
-        {f.name for f in t.nodes[site]["cond_indep_stack"]}
-        for t in (run.model_trace, run.guide_trace)
-    ]
-    if frames[0] != frames[1]:
+    ours, theirs = (plates(trace.nodes[site]) for trace in (run.model_trace, run.guide_trace))
+    if ours != theirs:
         raise ProgramError(
-            f"{site}: stands in the plates {_names(frames[0])} in the model and "
-            f"{_names(frames[1])} in the guide; these must agree."
+            f"{site}: stands in the plates {_names(ours)} in the model and {_names(theirs)} in the "
+            "guide; these must agree."
         )
 
 
 def _check_plate(site: str, node: Any) -> None:
-    names = {frame.name for frame in node["cond_indep_stack"]}
+    names = plates(node)
     if CELLS not in names:
         raise ProgramError(
             f"{site}: stands in no plate named {CELLS!r} (found {_names(names)}). Open it with "

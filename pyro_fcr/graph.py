@@ -12,6 +12,7 @@ from pyro.infer.inspect import get_model_relations
 from torch import nn
 
 from pyro_fcr.batch import Batch
+from pyro_fcr.modes import outside_param_store
 
 CELLS = "cells"
 """The name of the plate over cells in every model and guide."""
@@ -29,11 +30,14 @@ class Graph:
         The name of each site's distribution.
     observed
         The sites whose value is given.
+    shared
+        Latents outside of the plate over cells: what all cells have in common.
     """
 
     parents: Mapping[str, tuple[str, ...]]
     distributions: Mapping[str, str]
     observed: frozenset[str]
+    shared: frozenset[str] = frozenset()
 
     @property
     def exogenous(self) -> tuple[str, ...]:
@@ -44,6 +48,11 @@ class Graph:
     def latents(self) -> tuple[str, ...]:
         """Sites that are not observed."""
         return tuple(s for s in self.parents if s not in self.observed)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Latents of each cell."""
+        return tuple(s for s in self.latents if s not in self.shared)
 
     @property
     def outcomes(self) -> tuple[str, ...]:
@@ -96,6 +105,13 @@ class Claim:
         given = f" | {', '.join(self.given)}" if self.given else ""
         return f"{self.left} ⟂ {self.right}{given}"
 
+    @property
+    def words(self) -> str:
+        """The claim as a sentence."""
+        known = f"Among cells of the same {' and '.join(self.given)}, " if self.given else ""
+        text = f"{known}{self.left} says nothing about {self.right}."
+        return text[0].upper() + text[1:] if known else text
+
 
 def read_graph(program: nn.Module, batch: Batch) -> Graph:
     """Run a program once under provenance tracking and note what depends on what.
@@ -111,11 +127,14 @@ def read_graph(program: nn.Module, batch: Batch) -> Graph:
     -------
     The graph; neither the random state nor a parameter is changed.
     """
-    relations = get_model_relations(program, (batch,))
+    with outside_param_store():
+        relations = get_model_relations(program, (batch,))
+    of_cells = {*relations["plate_sample"].get(CELLS, ()), *relations["observed"]}
     return Graph(
         parents={site: tuple(p) for site, p in relations["sample_sample"].items()},
         distributions=relations["sample_dist"],
         observed=frozenset(relations["observed"]),
+        shared=frozenset(relations["sample_sample"]) - of_cells,
     )
 
 
@@ -136,7 +155,7 @@ def claims(graph: Graph) -> tuple[Claim, ...]:
 
 def _structure_claims(graph: Graph) -> list[Claim]:
     found = []
-    for block in graph.latents:
+    for block in graph.blocks:
         given = tuple(s for s in graph.exogenous if s in graph.ancestors(block))
         found += [
             Claim("structure", block, site, given)
@@ -148,7 +167,7 @@ def _structure_claims(graph: Graph) -> list[Claim]:
 
 def _permutation_claims(graph: Graph) -> list[Claim]:
     found = []
-    for left, right in combinations(graph.latents, 2):
+    for left, right in combinations(graph.blocks, 2):
         if graph.ancestors(left) & graph.ancestors(right) & set(graph.exogenous):
             given = _smallest_separator(graph, left, right)
             found += [] if given is None else [Claim("permutation", left, right, given)]

@@ -49,3 +49,14 @@ def looking(
         finally:
             for module, mode in zip(modules, modes, strict=True):
                 module.train(mode)
+
+
+@contextmanager
+def outside_param_store() -> Iterator[None]:
+    """Keep Pyro modules (autoguides) from entering their parameters into Pyro's global store.
+
+    Their parameters are their own; in the store a second model of the same names would get the
+    first one's.
+    """
+    with pyro.get_param_store().scope():
+        yield

@@ -97,6 +97,7 @@ class Objective(nn.Module):
         batch: Batch,
         *,
         weights: Mapping[str, Weight] | None = None,
+        enforced: Iterable[Claim] | None = None,
         extra: Iterable[Term] = (),
     ) -> Objective:
         """Check two programs and build the loss that their graph asks for.
@@ -109,6 +110,8 @@ class Objective(nn.Module):
             A few cells, on the device of the programs.
         weights
             As in the class.
+        enforced
+            The independences to enforce; None takes those that the graph claims.
         extra
             Further terms, for instance :class:`pyro_fcr.terms.Extra`.
 
@@ -119,10 +122,11 @@ class Objective(nn.Module):
         """
         checked = check_programs(model, guide, batch)
         graph, run = checked.graph, checked.run
+        enforced = claims(graph) if enforced is None else enforced
         terms = [
             *(Reconstruction(site, name=_outcome_name(site, graph)) for site in graph.outcomes),
             *(KL(site, analytic=checked.has_closed_form_kl(site)) for site in graph.latents),
-            *(_claim_term(claim, graph, run) for claim in claims(graph)),
+            *(_claim_term(claim, graph, run) for claim in enforced),
             *_label_terms(graph, run),
             *extra,
         ]
@@ -209,7 +213,7 @@ def _claim_term(claim: Claim, graph: Graph, run: Run) -> Term:
 def _label_terms(graph: Graph, run: Run) -> list[Term]:
     heads: list[Term] = []
     for site in graph.exogenous:
-        blocks = tuple(z for z in graph.latents if graph.parents[z] and site in graph.parents[z])
+        blocks = tuple(z for z in graph.blocks if graph.parents[z] and site in graph.parents[z])
         own = tuple(z for z in blocks if graph.parents[z] == (site,)) or blocks
         if own:
             n_in = sum(run.value(z).shape[-1] for z in own)

@@ -33,8 +33,15 @@ def build_programs(
     Raises
     ------
     ValueError
-        The likelihood is for another scale than that of the data.
+        The likelihood is for another scale than that of the data, or the data have sites that the
+        shipped programs do not know.
     """
+    sites = tuple(registry.schema.sites)
+    if sites != ("x",):
+        raise ValueError(
+            f"The schema has the covariate sites {', '.join(sites)}; the shipped programs know x "
+            "alone. Pass programs of your own as model= and guide=, or covariate_keys as a list."
+        )
     of_counts = architecture.likelihood != "normal"
     if of_counts != (registry.schema.expression == "counts"):
         raise ValueError(
@@ -60,7 +67,8 @@ def example_batch(registry: Registry, *, n_levels: dict[str, int] | None = None)
     values = {name: torch.zeros(n_cells, width) for name, width in widths.items()}
     values["y"] = torch.ones(n_cells, widths["y"])
     values["library"] = values["y"].sum(dim=1, keepdim=True)
-    codes = {name: torch.zeros(n_cells, dtype=torch.long) for name in ("x", "t")}
+    sites = [name for name in widths if name != "y"]
+    codes = {name: torch.zeros(n_cells, dtype=torch.long) for name in sites}
     return Batch(values, codes, n_levels or dict.fromkeys(codes, 1), n_total=n_cells)
 
 

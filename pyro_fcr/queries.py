@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import anndata as ad
 import numpy as np
@@ -15,7 +15,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
-from pyro_fcr.data import Registry
+from pyro_fcr.data import Registry, Schema
 from pyro_fcr.graph import Graph
 from pyro_fcr.responses import (
     QueryError,
@@ -24,6 +24,9 @@ from pyro_fcr.responses import (
     held_by_default,
     sample_responses,
 )
+
+AVERAGE: Final = "<average over the levels of training>"
+"""In place of a covariate's level: average it out."""
 
 
 class Fitted(Protocol):
@@ -52,7 +55,8 @@ class Query:
     Parameters
     ----------
     treatment, dose, covariates
-        The target; None and missing keys stay as in the source.
+        The target; None and missing keys stay as in the source. A covariate that is
+        :data:`AVERAGE` gets for each cell a level drawn as often as in training.
     output
         ``"draws"`` or ``"mean"``.
     n_draws
@@ -79,7 +83,7 @@ class Query:
         if self.n_draws < 1:
             raise QueryError(f"n_draws is {self.n_draws}, wanted 1 or more.")
 
-    def intervened(self) -> tuple[str, ...]:
+    def intervened(self, schema: Schema) -> tuple[str, ...]:
         """Give the exogenous sites that the query sets.
 
         Raises
@@ -87,11 +91,11 @@ class Query:
         QueryError
             It sets none.
         """
-        t = self.treatment is not None or self.dose is not None
-        sites = (*(("t",) if t else ()), *(("x",) if self.covariates else ()))
+        sites = ["t"] if self.treatment is not None or self.dose is not None else []
+        sites += [s for s, keys in schema.sites.items() if set(self.covariates) & set(keys)]
         if not sites:
             raise QueryError("The query has no target: give treatment=, dose= or covariates=.")
-        return sites
+        return tuple(sites)
 
     def condition_obs(self, registry: Registry, n_cells: int) -> pd.DataFrame:
         """Make the annotation of ``n_cells`` new cells of the target condition."""
@@ -123,7 +127,8 @@ class Query:
             raise QueryError(
                 f"dose {self.dose!r}: the model knows no doses, its schema has no dose_key."
             )
-        target = dict(self.covariates)
+        target: dict[str, Any] = dict(self.covariates)
+        target |= {key: self._levels(key, len(obs), registry) for key in self._averaged()}
         if self.treatment is not None:
             target[schema.treatment_key] = self.treatment
         if self.dose is not None:
@@ -132,12 +137,20 @@ class Query:
             target |= registry.only_dose(self.treatment)
         return obs.assign(**target)
 
+    def _averaged(self) -> list[str]:
+        return [key for key, level in self.covariates.items() if level == AVERAGE]
+
+    def _levels(self, key: str, n_cells: int, registry: Registry) -> np.ndarray:
+        levels = [condition.covariates[key] for condition in registry.conditions]
+        n = np.array([condition.n_cells for condition in registry.conditions])
+        return np.random.default_rng(self.seed).choice(levels, size=n_cells, p=n / n.sum())
+
 
 def counterfactual(
     fcr: Fitted, query: Query, source: AnnData, *, hold: Iterable[str] | None
 ) -> AnnData:
     """Answer what given cells would express; see :meth:`pyro_fcr.FCR.counterfactual`."""
-    intervened = query.intervened()
+    intervened = query.intervened(fcr.registry.schema)
     held = held_by_default(fcr.graph, intervened) if hold is None else tuple(hold)
     check_held(fcr.graph, held, intervened)
     obs = query.target_obs(source.obs, fcr.registry)
@@ -157,7 +170,9 @@ def predict(
     size = (fcr.registry.target_sum or 1.0) if library is None else library
     column = torch.from_numpy(np.broadcast_to(size, n_cells).astype(np.float32)).unsqueeze(1)
     obs = query.condition_obs(fcr.registry, n_cells)
-    values = {**fcr.registry.encode_obs(obs), "library": column}
+    # Expression that only a guide of shared latents reads, to no effect.
+    values = {"y": torch.ones(n_cells, len(fcr.registry.genes)), "library": column}
+    values |= fcr.registry.encode_obs(obs)
     batch = Batch(values, codes={}, n_levels={}, n_total=n_cells).to(fcr.device)
     responses = _sample(fcr, query, batch, 0, do={}, hold=())
     return _assemble([_chunk(responses, obs, fcr.registry)], fcr, query, ())
@@ -177,7 +192,7 @@ def _sample(
         fcr.guide,
         batch,
         do=do,
-        hold=hold,
+        hold=(*hold, *fcr.graph.shared),
         n_draws=query.n_draws,
         keep_draws=query.output == "draws",
         seed=query.seed + number,
@@ -206,7 +221,7 @@ def _assemble(chunks: list[AnnData], fcr: Fitted, query: Query, hold: tuple[str,
     result.uns["pyro_fcr"] = {
         "treatment": "" if query.treatment is None else query.treatment,
         "dose": "" if query.dose is None else str(query.dose),
-        "covariates": dict(query.covariates),
+        "covariates": {key: str(level) for key, level in query.covariates.items()},
         "held": list(hold),
         "output": query.output,
         "n_draws": query.n_draws,

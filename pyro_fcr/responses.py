@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.graph import Graph
-from pyro_fcr.modes import looking
+from pyro_fcr.modes import looking, outside_param_store
+from pyro_fcr.terms import drawn_sites
 
 
 class QueryError(ValueError):
@@ -47,7 +48,7 @@ class Responses:
 def held_by_default(graph: Graph, intervened: Iterable[str]) -> tuple[str, ...]:
     """Give the latents that no intervened site is a cause of: what a cell keeps."""
     changed = set(intervened)
-    return tuple(z for z in graph.latents if not changed & graph.ancestors(z))
+    return tuple(z for z in graph.blocks if not changed & graph.ancestors(z))
 
 
 def check_held(graph: Graph, held: Iterable[str], intervened: Iterable[str]) -> None:
@@ -60,8 +61,8 @@ def check_held(graph: Graph, held: Iterable[str], intervened: Iterable[str]) -> 
     """
     allowed = held_by_default(graph, intervened)
     for site in held:
-        if site not in graph.latents:
-            raise QueryError(f"hold: {site!r} is no latent; these are: {', '.join(graph.latents)}.")
+        if site not in graph.blocks:
+            raise QueryError(f"hold: {site!r} is no latent; these are: {', '.join(graph.blocks)}.")
         if site not in allowed:
             causes = ", ".join(sorted(graph.ancestors(site) & set(intervened)))
             raise QueryError(
@@ -88,7 +89,7 @@ def posterior_means(
     found: dict[str, list[np.ndarray]] = {block: [] for block in blocks}
     with looking(model, guide):
         for batch in batches:
-            nodes: Mapping[str, Any] = poutine.trace(guide).get_trace(batch).nodes
+            nodes = _drawn_by(guide, batch)
             for block, parts in found.items():
                 parts.append(nodes[block]["fn"].mean.cpu().numpy())
     return {block: np.concatenate(parts) for block, parts in found.items()}
@@ -114,18 +115,17 @@ def respond(
         Values to set exogenous sites to, ``(n_cells, n_features)``.
     hold
         Latents drawn from the guide given the cells' expression; the others are drawn from their
-        conditional priors under ``do``.
+        conditional priors under ``do``. What all cells have in common is to be among them.
 
     Returns
     -------
     Expected and drawn expression, ``(n_cells, n_genes)`` each.
     """
-    hold = tuple(hold)
-    abducted: dict[str, Tensor] = {}
-    if hold:
-        nodes: Mapping[str, Any] = poutine.trace(guide).get_trace(batch).nodes
-        abducted = {site: nodes[site]["value"] for site in hold}
-    acted = poutine.do(poutine.condition(model, abducted), dict(do))
+    held: dict[str, Tensor] = {}
+    if sites := tuple(hold):
+        nodes = _drawn_by(guide, batch)
+        held = {site: nodes[site]["value"] for site in sites}
+    acted = poutine.do(poutine.condition(model, held), dict(do))
     node: Any = poutine.trace(acted).get_trace(batch.without("y")).nodes["y"]
     return node["fn"].mean, node["value"]
 
@@ -164,3 +164,8 @@ def sample_responses(
             kept += [drawn.numpy()] if keep_draws else []
     sd = (squares / n_draws).sqrt()
     return Responses(mean.float().numpy(), sd.float().numpy(), np.stack(kept) if kept else None)
+
+
+def _drawn_by(guide: nn.Module, batch: Batch) -> dict[str, Any]:
+    with outside_param_store():
+        return drawn_sites(poutine.trace(guide).get_trace(batch))

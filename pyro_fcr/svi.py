@@ -56,12 +56,13 @@ class FCRLoss(ELBO):
 
     def loss_and_grads(self, model: nn.Module, guide: nn.Module, batch: Batch) -> float:
         """Evaluate the loss, leave its gradient in the parameters and step the discriminators."""
-        for name, module in self._trained(model, guide):
-            pyro.module(f"{self._name}_{name}", module)
         run = Run.trace(model, guide, batch)
         total = self.objective.evaluate(run).total
         total.backward()
         self._step_adversary(run)
+        # After the run, which sets the store aside for the autoguides among the programs.
+        for name, module in self._trained(model, guide):
+            pyro.module(f"{self._name}_{name}", module)
         return total.item()
 
     def _trained(self, model: nn.Module, guide: nn.Module) -> list[tuple[str, nn.Module]]:

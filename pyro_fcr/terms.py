@@ -13,12 +13,46 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_fcr import penalties
 from pyro_fcr.batch import Batch
 from pyro_fcr.graph import CELLS, Claim
+from pyro_fcr.modes import outside_param_store
+
+_DRAWS_OF_MOMENTS = 16
+
+
+def drawn_sites(trace: Trace) -> dict[str, Any]:
+    """Give the latents that a program drew, by name; without an autoguide's auxiliary ones."""
+    nodes: dict[str, Any] = trace.nodes
+    return {
+        name: node
+        for name, node in nodes.items()
+        if node["type"] == "sample"
+        and not node["is_observed"]
+        and not node["infer"].get("is_auxiliary")
+        and not site_is_subsample(node)
+    }
+
+
+def auxiliary_sites(trace: Trace, site: str) -> list[Any]:
+    """Give what an autoguide draws a latent from, before constraining it."""
+    nodes: dict[str, Any] = trace.nodes
+    return [
+        node
+        for name, node in nodes.items()
+        if node["type"] == "sample"
+        and name.startswith(f"{site}_")
+        and node["infer"].get("is_auxiliary")
+    ]
+
+
+def plates(node: Any) -> set[str]:
+    """Give the names of the plates that a site stands in."""
+    return {frame.name for frame in node["cond_indep_stack"]}
 
 
 @dataclass(frozen=True)
@@ -43,9 +77,17 @@ class Run:
     @classmethod
     def trace(cls, model: Callable, guide: Callable, batch: Batch) -> Run:
         """Run the guide, then the model with the guide's latents."""
-        guide_trace = poutine.trace(guide).get_trace(batch)
-        replayed = poutine.replay(model, trace=guide_trace)
-        return cls(batch, poutine.trace(replayed).get_trace(batch), guide_trace)
+        with outside_param_store():
+            guide_trace = poutine.trace(guide).get_trace(batch)
+            replayed = poutine.replay(model, trace=guide_trace)
+            return cls(batch, poutine.trace(replayed).get_trace(batch), guide_trace)
+
+    @classmethod
+    def apart(cls, model: Callable, guide: Callable, batch: Batch) -> Run:
+        """Run both programs without handing the guide's latents to the model."""
+        with outside_param_store():
+            traces = [poutine.trace(program).get_trace(batch) for program in (model, guide)]
+        return cls(batch, *traces)
 
     def value(self, site: str) -> Tensor:
         """Give the drawn or observed value of a site, ``(n_cells, n_features)``."""
@@ -67,8 +109,7 @@ class Run:
         """
         node = self._node(site)
         total = scale_and_mask(log_density, node["scale"], node["mask"]).sum()
-        local = any(frame.name == CELLS for frame in node["cond_indep_stack"])
-        return total / (len(self.batch) if local else self.batch.n_total)
+        return total / (len(self.batch) if CELLS in plates(node) else self.batch.n_total)
 
     def joined(self, sites: tuple[str, ...]) -> Tensor:
         """Concatenate the values of sites; no site gives ``(n_cells, 0)``."""
@@ -141,7 +182,10 @@ class KL(Term):
         if self.analytic:
             return run.per_cell(self.site, kl_divergence(posterior, prior))
         value = run.value(self.site)
-        return run.per_cell(self.site, posterior.log_prob(value) - prior.log_prob(value))
+        log_ratio = posterior.log_prob(value).sum() - prior.log_prob(value).sum()
+        for node in auxiliary_sites(run.guide_trace, self.site):
+            log_ratio = log_ratio + node["fn"].log_prob(node["value"]).sum()
+        return run.per_cell(self.site, log_ratio)
 
 
 class Structure(Term):
@@ -161,12 +205,18 @@ class Structure(Term):
 
     def forward(self, run: Run) -> Tensor:
         """Give nats per cell."""
-        posterior, prior = run.posterior(self.block), run.prior(self.block)
-        return penalties.structure_divergence(
-            (posterior.mean, posterior.variance),
-            (prior.mean, prior.variance),
-            *run.batch.stratum(self.condition),
-        )
+        posterior, prior = _moments(run.posterior(self.block)), _moments(run.prior(self.block))
+        stratum, n_strata = run.batch.stratum(self.condition)
+        return penalties.structure_divergence(posterior, prior, stratum, n_strata)
+
+
+def _moments(distribution: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """Mean and variance per cell; from draws where the family has no closed form (flows)."""
+    try:
+        return distribution.mean, distribution.variance
+    except NotImplementedError:
+        draws = distribution.rsample(torch.Size([_DRAWS_OF_MOMENTS]))
+        return draws.mean(dim=0), draws.var(dim=0)
 
 
 class Discriminator(nn.Module):

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -44,6 +45,140 @@ def test_contradictory_schema(changes, parts):
     with pytest.raises(SchemaError) as error:
         make_schema(**changes)
     _says(error, *parts)
+
+
+@pytest.mark.parametrize(
+    ("sites", "parts"),
+    [
+        ({}, ["covariate_keys is empty", "at least one obs column"]),
+        ({"d": []}, ["site 'd' has no obs column", "leave the site out"]),
+        ({"x": "line", "d": ["donor", ""]}, ["site 'd' has an empty obs column", "name them"]),
+        ({"t": "line"}, ["'t'", "'t', 'y', 'library'", "call the site otherwise"]),
+        ({"x": "line", "y": "donor"}, ["'y' cannot be the site"]),
+        ({"library": "line"}, ["'library' cannot be the site"]),
+        ({"cell line": "line"}, ["'cell line' is no name for a site", "Python identifier"]),
+        ({"1": "line"}, ["'1' is no name for a site"]),
+        ({1: "line"}, ["1 is no name for a site"]),
+        ({"lambda": "line"}, ["'lambda' is no name for a site"]),
+        (
+            {"x": "line", "d": ["donor", "line"]},
+            ["'line' is given twice", "covariate_keys['x'], covariate_keys['d']", "own column"],
+        ),
+        ({"x": "line", "d": "drug"}, ["'drug'", "treatment_key, covariate_keys['d']"]),
+    ],
+)
+def test_bad_sites(sites, parts):
+    with pytest.raises(SchemaError) as error:
+        make_schema(covariate_keys=sites)
+    _says(error, *parts)
+
+
+def test_sites_that_do_not_fit_the_columns():
+    schema = make_schema(covariate_keys={"x": "line", "d": "donor"})
+    with pytest.raises(SchemaError) as error:
+        replace(schema, covariate_keys="line")
+    _says(error, "sites of 2 columns", "covariate_keys has 1: 'line'", "as a mapping")
+
+
+def test_missing_column_of_a_site():
+    with pytest.raises(SchemaError) as error:
+        make_schema(covariate_keys={"x": "line", "d": "donor"}).register(make_adata())
+    _says(error, "'donor' is no column", "columns: 'drug', 'line'")
+
+
+FEATURES = {"A": [1.0, 0.0], "B": [0.5, 2.0], "New": [3.0, 3.0]}
+
+
+@pytest.mark.parametrize(
+    ("table", "parts"),
+    [
+        ({}, ["treatment_features is empty", "pass None for one-hot"]),
+        ({"A": [], "B": []}, ["treatment_features is empty (2 agents"]),
+        (pd.DataFrame(index=["A", "B"]), ["treatment_features is empty"]),
+        ({**FEATURES, "B": [1.0]}, ["different lengths: 'B: 1'", "'A' has 2", "same features"]),
+        ({**FEATURES, "B": [1, np.nan]}, ["agent 'B'", "feature 1", "is nan", "fill it in"]),
+        ({**FEATURES, "B": [-np.inf, 1]}, ["agent 'B'", "feature 0", "is -inf", "finite"]),
+        ({**FEATURES, "B": [1, 1e39]}, ["agent 'B'", "is 1e+39", "float32"]),
+        (pd.DataFrame({"f": {"A": 1.0, "B": None}}), ["agent 'B'", "feature 0", "is nan"]),
+        ({**FEATURES, "B": ["high", 1]}, ["agent 'B'", "'high'", "sequence of numbers"]),
+        ({**FEATURES, "B": 1.0}, ["agent 'B'", "found float '1.0'", "sequence of numbers"]),
+        ({**FEATURES, "B": "10"}, ["agent 'B'", "found str '10'", "sequence of numbers"]),
+        ({**FEATURES, "control": [0, 0]}, ["the control 'control'", "leave it out"]),
+        (pd.DataFrame([[1], [2]], index=["A", "A"]), ["two rows of agent 'A'", "all but one"]),
+        ({**FEATURES, "A ": [2, 2]}, ["two rows of agent 'A'"]),
+        (np.eye(2), ["is ndarray", "pd.DataFrame(array, index=agents)"]),
+    ],
+)
+def test_bad_features(table, parts):
+    with pytest.raises(SchemaError) as error:
+        make_schema(treatment_features=table)
+    _says(error, *parts)
+
+
+def test_agents_without_features():
+    table = {"b": [1.0], "C": [2.0]}
+    with pytest.raises(SchemaError) as error:
+        make_schema(treatment_features=table).register(make_adata())
+    _says(error, "'drug'", "'A', 'B' without a row", "rows of 'C', 'b'", "Add rows to the table")
+    with pytest.raises(SchemaError, match="'B' without a row .* Did you mean 'b'"):
+        make_schema(treatment_features={**table, "A": [1.0]}).register(make_adata())
+
+
+def test_features_that_are_those_of_control():
+    table = {**FEATURES, "B": [0, 0]}
+    with pytest.raises(SchemaError) as error:
+        make_schema(treatment_features=table).register(make_adata())
+    _says(error, "'drug'", "'B' with zeros only", "control 'control'", "correct the table")
+    treated = make_adata(treatments=("A", "B"))
+    make_schema(control=None, treatment_features=table).register(treated)
+    make_schema(treatment_features={**FEATURES, "New": [0, 0]}).register(make_adata())
+
+
+def test_query_of_an_agent_without_features():
+    registry = make_schema(treatment_features=FEATURES).register(make_adata())
+    adata = make_adata()
+    _set(adata, "drug", "cell9", "A+new")
+    for attempt in (
+        lambda: registry.encode_treatment("A+new"),
+        lambda: registry.canonical("new"),
+        lambda: registry.is_extrapolated("new", {"line": "u"}),
+        lambda: registry.encode_obs(adata.obs),
+        lambda: registry.encode(adata),
+    ):
+        with pytest.raises(SchemaError) as error:
+            attempt()
+        _says(error, "'drug' of", "'new' has no row in treatment_features", "mean 'New'?")
+        _says(error, "known: 'A', 'B', 'New', 'control'", "with a table that has it")
+    assert "cell 'cell9'" in str(error.value)
+
+
+@pytest.mark.parametrize(("label", "dose"), [("New", 2), ("A+New", 2), ("A+New", "1+2")])
+def test_dose_of_an_agent_that_was_never_trained(label, dose):
+    adata, schema = _dosed()
+    registry = replace(schema, treatment_features=FEATURES).register(adata)
+    _set(adata, "drug", "cell9", label)
+    _set(adata, "dose", "cell9", dose)
+    for where, attempt in (
+        ("the query", lambda: registry.encode_treatment(label, dose)),
+        ("the query", lambda: registry.is_extrapolated(label, {"line": "u"}, dose=dose)),
+        ("cell 'cell9'", lambda: registry.encode_obs(adata.obs)),
+        ("cell 'cell9'", lambda: registry.encode(adata)),
+    ):
+        with pytest.raises(SchemaError) as error:
+            attempt()
+        _says(error, f"'dose' of {where}", "'New' has the dose 2", "have no scale")
+        _says(error, "leave its dose empty", "train with it")
+
+
+def test_dosed_agent_outside_training_has_no_scale():
+    adata = make_adata(treatments=("control", "A", "B", "New"))
+    adata.obs["dose"] = np.where(adata.obs["drug"] == "control", 0, 2)
+    adata.obs["split"] = np.where(adata.obs["drug"] == "New", "ood", "train")
+    schema = make_schema(split_key="split", dose_key="dose", treatment_features=FEATURES)
+    with pytest.raises(SchemaError) as error:
+        schema.register(adata)
+    _says(error, "'drug': 'New' only in cells", "left out", "no scale of doses can be learnt")
+    replace(schema, dose_key=None).register(adata)
 
 
 @pytest.mark.parametrize("role", ["treatment_key", "covariate_keys", "dose_key", "split_key"])
@@ -444,6 +579,27 @@ def test_new_data_are_checked_like_the_old():
         registry.encode(make_adata()[:0].copy())
 
 
+@pytest.mark.filterwarnings("ignore:.*names are not unique")
+def test_expression_alone_is_checked_like_all_data():
+    registry = make_schema().register(make_adata())
+    with pytest.raises(SchemaError, match="lacks 3 of the 5 registered genes, first 'g1'"):
+        registry.encode_expression(make_adata()[:, ["g4", "g0"]].copy())
+    with pytest.raises(SchemaError, match="'cell11', gene 'g3': found -1, wanted raw counts"):
+        registry.encode_expression(_with_value(sparse.csr_matrix, -1))
+    with pytest.raises(SchemaError, match="no cells"):
+        registry.encode_expression(make_adata()[:0].copy())
+    with pytest.raises(SchemaError, match="found DataFrame, wanted an AnnData"):
+        registry.encode_expression(make_adata().to_df())
+    empty = make_adata()
+    empty.X[7] = 0
+    with pytest.raises(SchemaError, match="1 of 48 cells are zero in all 5 genes, first 'cell7'"):
+        registry.encode_expression(empty)
+    twice = make_adata()
+    twice.var_names = ["g0", "g0", "g2", "g3", "g4"]
+    with pytest.raises(SchemaError, match="var_names_make_unique"):
+        registry.encode_expression(twice)
+
+
 def _query(dosed=False):
     adata = make_adata()
     if not dosed:
@@ -501,7 +657,7 @@ def test_bad_context_query(levels, parts):
 
 def test_registry_of_another_format():
     saved = {**_query().to_json_dict(), "format": 99}
-    with pytest.raises(SchemaError, match="format 99, wanted 1; load it with the version"):
+    with pytest.raises(SchemaError, match="format 99, wanted 1 or 2; load it with the version"):
         Registry.from_json_dict(saved)
 
 

@@ -170,7 +170,8 @@ def test_several_covariates_are_blocks_of_one_site():
     registry = make_schema(covariate_keys=["line", "donor"]).register(adata)
     batch = registry.encode(adata).batch([4])
     assert registry.covariates == {"line": ("u", "v"), "donor": ("0", "1", "2")}
-    expected = registry.encode_covariates({"donor": "1", "line": adata.obs["line"].iloc[4]})
+    levels = {"donor": "1", "line": adata.obs["line"].iloc[4]}
+    expected = registry.encode_covariates(levels)["x"]
     np.testing.assert_array_equal(batch.values["x"][0], expected)
     assert expected[2:].tolist() == [0, 1, 0]
     assert batch.n_levels["x"] == 6

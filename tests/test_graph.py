@@ -5,7 +5,7 @@ from conftest import make_batch, make_programs
 from pyro import poutine
 from torch import nn
 
-from pyro_fcr.contract import ProgramError, check_programs
+from pyro_fcr.contract import ProgramError, check_programs, describe_programs
 from pyro_fcr.graph import Graph, claims, read_graph
 from pyro_fcr.objective import Objective
 
@@ -170,3 +170,90 @@ def test_batches_of_one_cell_work(batch):
     one = make_batch(1, device=batch["library"].device)
     objective = Objective.from_programs(model, guide, batch)
     assert torch.isfinite(objective(one).total)
+
+
+def test_programs_are_described_site_by_site(programs, batch):
+    model, guide = programs
+    rows = {row["site"]: row for row in describe_programs(model, guide, batch)}
+    assert list(rows) == list(SHIPPED)
+    assert rows["z_tx"] == {
+        "site": "z_tx",
+        "parents": "x, t",
+        "distribution": "Normal",
+        "guide": "Normal",
+        "shape": (2,),
+        "observed": False,
+        "per_cell": True,
+        "parameters": sum(p.numel() for m in (model, guide) for p in m.z_tx.parameters()),
+    }
+    assert rows["y"]["distribution"] == "NegativeBinomial"
+    assert rows["x"]["observed"]
+
+
+class _NoPlate(nn.Module):
+    """The shipped model without its plate over cells: what forgetting the `with` gives."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch):
+        x, t = batch["x"], batch["t"]
+        z_x = pyro.sample("z_x", self.model.z_x(x))
+        z_tx = pyro.sample("z_tx", self.model.z_tx(t, x))
+        z_t = pyro.sample("z_t", self.model.z_t(t))
+        y = self.model.y(z_x, z_tx, z_t, batch["library"])
+        return pyro.sample("y", y, obs=batch["y"])
+
+
+def test_a_forgotten_plate_or_event_dimension_is_named(programs, batch):
+    model, guide = programs
+    with pytest.raises(ProgramError, match=r"z_x: stands in the plates none .* cells"):
+        check_programs(_NoPlate(model), guide, batch)
+
+    class Flat(nn.Module):
+        def __init__(self, encoder):
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, *inputs):
+            return self.encoder(*inputs).base_dist  # .to_event(1) forgotten
+
+    guide.z_t = Flat(guide.z_t)
+    with pytest.raises(ProgramError, match=r"at site z_t .*end its distribution with .to_event"):
+        check_programs(model, guide, batch)
+
+
+class _TwoPlates(nn.Module):
+    def __init__(self, guide):
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, batch):
+        self.guide(batch)
+        with pyro.plate("cells", len(batch)):
+            pyro.sample("z_more", self.guide.z_x(batch["y"], batch["x"]))
+
+
+def test_a_second_plate_is_named(programs, batch):
+    model, guide = programs
+    with pytest.raises(ProgramError, match=r"named 'cells'.*second time.*under one .with"):
+        check_programs(model, _TwoPlates(guide), batch)
+
+
+class _NoOutcome(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch):
+        with pyro.plate("cells", len(batch)):
+            pyro.sample("z_x", self.model.z_x(batch["x"]))
+            pyro.sample("z_tx", self.model.z_tx(batch["t"], batch["x"]))
+            pyro.sample("z_t", self.model.z_t(batch["t"]))
+
+
+def test_an_outcome_must_be_observed(programs, batch):
+    model, guide = programs
+    with pytest.raises(ProgramError, match=r"observes nothing .*pass obs=batch.get\('y'\)"):
+        check_programs(_NoOutcome(model), guide, batch)

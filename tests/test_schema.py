@@ -156,7 +156,7 @@ def test_labels_need_not_be_text():
     registry = make_schema(covariate_keys="donor").register(adata)
     assert registry.covariates == {"donor": ("0", "1")}
     assert registry.agents == ("A", "B")
-    assert registry.encode_covariates({"donor": 1}).tolist() == [0, 1]
+    assert registry.encode_covariates({"donor": 1})["x"].tolist() == [0, 1]
     text = adata.copy()
     text.obs = adata.obs.astype(str).astype(object)
     np.testing.assert_array_equal(registry.encode(adata).site("t"), registry.encode(text).site("t"))

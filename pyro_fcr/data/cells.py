@@ -25,7 +25,8 @@ class Cells:
         Size factor of the likelihood, shape (n_cells, 1), float32: total count over
         `genes`, or 1 for log1p.
     levels
-        Distinct rows of each site, sorted, shape (n_levels, width), float32.
+        Distinct rows of each covariate site and of `"t"`, sorted, shape (n_levels, width),
+        float32; empty for cells of which only the expression is known.
     codes
         Row of `levels` that each cell has, shape (n_cells,), int64.
     obs_names
@@ -106,8 +107,8 @@ class Cells:
         Returns
         -------
         Batch
-            `values`: `"y"` (n, n_genes), `"x"` (n, p), `"t"` (n, k), `"library"` (n, 1), float32;
-            `codes`: `"x"` and `"t"` (n,), int64.
+            `values`: `"y"` (n, n_genes), `"library"` (n, 1) and each site of `levels`, by default
+            `"x"` (n, p) and `"t"` (n, k), float32; `codes`: each site of `levels` (n,), int64.
 
         Raises
         ------

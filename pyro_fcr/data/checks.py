@@ -46,13 +46,37 @@ def check_control(counts: Mapping[str, int], schema: Schema) -> None:
         )
 
 
-def check_learnable(everywhere: set[str], trained: set[str], *, key: str) -> None:
+def check_features(agents: set[str], schema: Schema) -> None:
+    """Check that each agent has features, if any has, and that they are not those of control."""
+    features = schema.treatment_features
+    if features is None:
+        return
+    place, table = f"obs column {schema.treatment_key!r}", dict(features)
+    lost = sorted(agents - set(table))
+    if lost:
+        raise SchemaError(
+            f"{place}: {listed(lost)} without a row in treatment_features, which has rows of "
+            f"{listed(table, 20)}.{did_you_mean(lost[0], table)} Add rows to the table, or rename "
+            "or drop the cells"
+        )
+    zero = sorted(agent for agent in agents if not any(table[agent]))
+    if zero and schema.control is not None:
+        raise SchemaError(
+            f"{place}: {listed(zero)} with zeros only in treatment_features, which is what the "
+            f"control {schema.control!r} has; correct the table, drop the cells, or tell treated "
+            "cells from control by one more feature that is 1 in all rows"
+        )
+
+
+def check_learnable(
+    everywhere: set[str], trained: set[str], *, key: str, lesson: str = "nothing"
+) -> None:
     """Check that nothing occurs in left-out cells alone."""
     lost = sorted(everywhere - trained)
     if lost:
         raise SchemaError(
             f"obs column {key!r}: {listed(lost)} only in cells that are left out of training, so "
-            "nothing can be learnt there; label some of the cells 'train', or drop them all"
+            f"{lesson} can be learnt there; label some of the cells 'train', or drop them all"
         )
 
 

@@ -1,5 +1,6 @@
 """The columns of `.obs` -> the distinct treatments and contexts, and which cell has which."""
 
+from collections.abc import Container
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -57,17 +58,26 @@ class Design(NamedTuple):
         return self.t * len(self.contexts) + self.x
 
 
-def read_design(obs: pd.DataFrame, schema: Schema) -> Design:
+def read_design(obs: pd.DataFrame, schema: Schema, *, untrained: Container[str] = ()) -> Design:
     """Read treatments, doses and covariates.
 
     Loops run over distinct values, never over cells.
+
+    Parameters
+    ----------
+    obs
+        `adata.obs`.
+    schema
+        Names the columns.
+    untrained
+        Agents that must have no dose, because nothing is known of its scale.
 
     Raises
     ------
     SchemaError
         If a column is missing, a label is empty, or a dose cannot be read.
     """
-    return Design(*_treatments(obs, schema), *_contexts(obs, schema))
+    return Design(*_treatments(obs, schema, untrained), *_contexts(obs, schema))
 
 
 def find_column(obs: pd.DataFrame, key: str, *, role: str) -> pd.Series:
@@ -117,7 +127,9 @@ def _factorize(column: pd.Series) -> tuple[Codes, list[Any]]:
     return np.asarray(categories.codes, dtype=np.int64), list(np.asarray(categories.categories))
 
 
-def _treatments(obs: pd.DataFrame, schema: Schema) -> tuple[list[Treatment], Codes]:
+def _treatments(
+    obs: pd.DataFrame, schema: Schema, untrained: Container[str]
+) -> tuple[list[Treatment], Codes]:
     labels = read_labels(obs, schema.treatment_key, role="treatment_key")
     amounts: list[Any] = []
     dose_codes = np.full(len(obs), -1, dtype=np.int64)
@@ -132,6 +144,7 @@ def _treatments(obs: pd.DataFrame, schema: Schema) -> tuple[list[Treatment], Cod
             schema,
             dose=amounts[dose_codes[cell]],
             where=f"cell {obs.index[cell]!r}",
+            untrained=untrained,
         )
         for cell in first
     ]

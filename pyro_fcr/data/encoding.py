@@ -1,64 +1,90 @@
-"""Treatments, contexts and genes -> rows and columns of numbers."""
+"""Labels of cells -> the distinct rows of each exogenous site, and which cell has which."""
 
-import math
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
-from anndata import AnnData
 from torch import Tensor
 
-from pyro_fcr.data.design import Codes
+from pyro_fcr.data.design import Codes, Design, read_design
 from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
-from pyro_fcr.data.io import Matrix
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.data.treatments import Treatment
+from pyro_fcr.data.treatment_encoding import TreatmentEncoding
 
 Rows = npt.NDArray[np.float32]
+Sites = Mapping[str, tuple[Tensor, Tensor]]
+Levels = Mapping[str, Sequence[str]]
 
 
-def treatment_row(
-    treatment: Treatment, agents: Sequence[str], *, doses: Mapping[str, tuple[float, float]]
-) -> Rows:
-    """Return the row of t, shape (n_agents,); every agent must be known."""
-    row = np.zeros(len(agents), dtype=np.float32)
-    position = {agent: column for column, agent in enumerate(agents)}
-    amounts = treatment.doses or (None,) * len(treatment.agents)
-    for agent, dose in zip(treatment.agents, amounts, strict=True):
-        row[position[agent]] = 1.0 if dose is None else scaled_dose(dose, *doses[agent])
-    return row
+def encode_sites(
+    obs: pd.DataFrame, schema: Schema, *, covariates: Levels, treatments: TreatmentEncoding
+) -> Sites:
+    """Return the distinct rows of each covariate site and of t, and the row of each cell.
+
+    Raises
+    ------
+    SchemaError
+        If a column is missing, or a label is empty or unknown.
+    """
+    design = read_design(obs, schema, untrained=treatments.untrained)
+    _check_known(design, obs, covariates, treatments)
+    sites = schema.sites
+    rows = [context_rows(context, covariates, sites) for context in design.contexts]
+    t = [treatments.row(treatment) for treatment in design.treatments]
+    return {
+        **{site: distinct_rows([row[site] for row in rows], design.x) for site in sites},
+        "t": distinct_rows(t, design.t),
+    }
 
 
-def scaled_dose(dose: float, smallest: float, largest: float) -> float:
-    """Put a dose on the log1p scale of an agent: 0 at 0, 1 at its largest training dose."""
-    return math.log1p(dose / smallest) / math.log1p(largest / smallest)
+def context_rows(context: Sequence[str], covariates: Levels, sites: Levels) -> dict[str, Rows]:
+    """Return the row of each covariate site: one one-hot block per covariate key of the site."""
+    blocks = {
+        key: np.asarray(levels, dtype=str) == level
+        for level, (key, levels) in zip(context, covariates.items(), strict=True)
+    }
+    return {
+        site: np.concatenate([blocks[key] for key in keys]).astype(np.float32)
+        for site, keys in sites.items()
+    }
 
 
-def context_row(context: Sequence[str], covariates: Mapping[str, Sequence[str]]) -> Rows:
-    """Return the row of x, shape (n_levels,): one one-hot block per covariate key."""
-    blocks = [
-        np.asarray(levels, dtype=str) == level
-        for level, levels in zip(context, covariates.values(), strict=True)
-    ]
-    return np.concatenate(blocks).astype(np.float32)
+def read_context(levels: Mapping[str, str], covariates: Levels) -> tuple[str, ...]:
+    """Return the levels of a query in the order of `covariates`.
+
+    Raises
+    ------
+    SchemaError
+        If a key is missing or unknown, or a level was never seen.
+    """
+    missing = [key for key in covariates if key not in levels]
+    if missing:
+        raise SchemaError(
+            f"covariates: {listed(missing)} not given; wanted a level of each of "
+            f"{listed(covariates)}"
+        )
+    for key in levels:
+        if key not in covariates:
+            raise SchemaError(
+                f"covariates: {key!r} is no covariate key; keys: {listed(covariates)}."
+                f"{did_you_mean(key, covariates)} Leave it out"
+            )
+    context = tuple(str(levels[key]) for key in covariates)
+    check_context(context, covariates, where="the query")
+    return context
 
 
-def check_agents(treatment: Treatment, known: Sequence[str], *, key: str, where: str) -> None:
-    """Raise if an agent was never seen in training; `known` may name the control too."""
-    for agent in treatment.agents:
-        if agent not in known:
-            raise SchemaError(_unseen(agent, known, f"{key!r} of {where}"))
-
-
-def check_context(
-    context: Sequence[str], covariates: Mapping[str, Sequence[str]], *, where: str
-) -> None:
+def check_context(context: Sequence[str], covariates: Levels, *, where: str) -> None:
     """Raise if a covariate level was never seen in training."""
     for (key, known), level in zip(covariates.items(), context, strict=True):
         if level not in known:
-            raise SchemaError(_unseen(level, known, f"{key!r} of {where}"))
+            raise SchemaError(
+                f"{key!r} of {where}: {level!r} was not in the training cells; known: "
+                f"{listed(known, 20)}.{did_you_mean(level, known)} Rename it, drop its cells, or "
+                "train with it"
+            )
 
 
 def distinct_rows(rows: list[Rows], codes: Codes) -> tuple[Tensor, Tensor]:
@@ -75,57 +101,10 @@ def distinct_rows(rows: list[Rows], codes: Codes) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(levels), torch.from_numpy(merged.reshape(-1)[codes].astype(np.int64))
 
 
-def gene_order(genes: Sequence[str], adata: AnnData) -> Codes:
-    """Return the column of `adata` that holds each registered gene, shape (n_genes,).
-
-    Raises
-    ------
-    SchemaError
-        If genes are missing.
-    """
-    order = adata.var_names.get_indexer(list(genes)).astype(np.int64)
-    missing = np.flatnonzero(order < 0)
-    if len(missing):
-        raise SchemaError(
-            f"adata.var_names lacks {len(missing)} of the {len(genes)} registered genes, first "
-            f"{listed(genes[gene] for gene in missing[:5])}; it has {listed(adata.var_names[:3])} "
-            "... : use the same kind of gene names, and the genes from before any filtering"
-        )
-    extra = adata.n_vars - len(genes)
-    if extra:
-        warnings.warn(
-            f"adata has {extra} genes that were not registered; they are dropped",
-            UserWarning,
-            stacklevel=3,
-        )
-    return order
-
-
-def select_genes(matrix: Matrix, order: Codes) -> Matrix:
-    """Put the columns in `order`, without a copy where they are so already."""
-    if np.array_equal(order, np.arange(matrix.shape[1])):
-        return matrix
-    selected = matrix[:, order]
-    if isinstance(selected, np.ndarray):
-        return np.ascontiguousarray(selected)
-    selected.sort_indices()
-    return selected
-
-
-def library_sizes(matrix: Matrix) -> npt.NDArray[np.float64]:
-    """Return the total count of each cell, shape (n_cells,), added up in float64."""
-    return np.asarray(matrix.sum(axis=1, dtype=np.float64)).reshape(-1)
-
-
-def library_column(matrix: Matrix, schema: Schema) -> Tensor:
-    """Return what the likelihood is scaled by, shape (n_cells, 1): total counts, 1 for log1p."""
-    counts = schema.expression == "counts"
-    sizes = library_sizes(matrix) if counts else np.ones(matrix.shape[0])
-    return torch.from_numpy(sizes.astype(np.float32)).unsqueeze(1)
-
-
-def _unseen(name: str, known: Sequence[str], place: str) -> str:
-    return (
-        f"{place}: {name!r} was not in the training cells; known: {listed(known, 20)}."
-        f"{did_you_mean(name, known)} Rename it, drop its cells, or train with it"
-    )
+def _check_known(
+    design: Design, obs: pd.DataFrame, covariates: Levels, treatments: TreatmentEncoding
+) -> None:
+    for t, cell in enumerate(np.unique(design.t, return_index=True)[1]):
+        treatments.check(design.treatments[t], where=f"cell {obs.index[cell]!r}")
+    for x, cell in enumerate(np.unique(design.x, return_index=True)[1]):
+        check_context(design.contexts[x], covariates, where=f"cell {obs.index[cell]!r}")

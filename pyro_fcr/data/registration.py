@@ -9,7 +9,7 @@ from anndata import AnnData
 from pyro_fcr.data import checks
 from pyro_fcr.data.conditions import Condition
 from pyro_fcr.data.design import Design, read_design
-from pyro_fcr.data.encoding import library_sizes
+from pyro_fcr.data.expression import library_sizes
 from pyro_fcr.data.io import Matrix, read_cells, read_matrix
 from pyro_fcr.data.registry import Registry
 from pyro_fcr.data.schema import Schema
@@ -33,7 +33,7 @@ def register(source: AnnData | str | Path, schema: Schema) -> Registry:
     return Registry(
         schema=schema,
         genes=tuple(map(str, adata.var_names)),
-        agents=tuple(sorted({agent for each in design.treatments for agent in each.agents})),
+        agents=tuple(sorted(_trained_agents(design, train))),
         doses=_dose_ranges(design, train),
         covariates=_covariate_levels(design, schema),
         conditions=_conditions(design, train, schema),
@@ -46,11 +46,18 @@ def _check_treatments(design: Design, train: npt.NDArray[np.bool_], schema: Sche
     counts = checks.counts_of(labels, design.t[train])
     checks.check_control(counts, schema)
     agents = {agent for each in design.treatments for agent in each.agents}
-    trained = {
-        agent for code in np.unique(design.t[train]) for agent in design.treatments[code].agents
-    }
-    checks.check_learnable(agents, trained, key=schema.treatment_key)
+    checks.check_features(agents, schema)
+    # What an agent is known by: its cells, or its features, but these have no dose scale.
+    if schema.treatment_features is None or schema.dose_key is not None:
+        lesson = "nothing" if schema.treatment_features is None else "no scale of doses"
+        trained = _trained_agents(design, train)
+        checks.check_learnable(agents, trained, key=schema.treatment_key, lesson=lesson)
     checks.check_enough(counts, schema, key=schema.treatment_key)
+
+
+def _trained_agents(design: Design, train: npt.NDArray[np.bool_]) -> set[str]:
+    found = [design.treatments[code] for code in np.unique(design.t[train])]
+    return {agent for each in found for agent in each.agents}
 
 
 def _check_covariates(design: Design, train: npt.NDArray[np.bool_], schema: Schema) -> None:

@@ -1,7 +1,7 @@
 """What was learnt from a data set: names, levels, dose ranges, conditions; and the encoding."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,17 @@ import pandas as pd
 from anndata import AnnData
 from torch import Tensor
 
-from pyro_fcr.data import checks, encoding
+from pyro_fcr.data import checks, encoding, expression
 from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.conditions import Condition
-from pyro_fcr.data.design import Design, read_design
-from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
-from pyro_fcr.data.io import read_cells, read_matrix
+from pyro_fcr.data.errors import SchemaError
+from pyro_fcr.data.io import read_cells
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.data.treatments import (
-    Dose,
-    Treatment,
-    canonical_label,
-    parse_agents,
-    parse_treatment,
-)
+from pyro_fcr.data.treatment_encoding import TreatmentEncoding
+from pyro_fcr.data.treatments import Dose, canonical_label
 
-_FORMAT = 1
-_DOSE_TOLERANCE = 1e-6
+_FORMAT = 2
+_READABLE = (1, 2)  # 1 knew neither covariate sites nor treatment features
 
 
 @dataclass(frozen=True)
@@ -42,11 +36,12 @@ class Registry:
     genes
         Names of the columns of y, in order.
     agents
-        Names of the columns of t: single agents, sorted, without the control.
+        Single agents of the training cells, sorted, without the control; without treatment
+        features, the names of the columns of t.
     doses
         Smallest and largest positive training dose of each agent; empty without doses.
     covariates
-        Sorted levels of each covariate key; together, in order, the columns of x.
+        Sorted levels of each covariate key; those of a site's keys are, in order, its columns.
     conditions
         Conditions of the training cells, the control first.
     target_sum
@@ -54,14 +49,16 @@ class Registry:
 
     Notes
     -----
-    The entry of an agent in t is 1 without doses. With doses it is
+    An agent counts 1 without doses. With doses it counts
     ``log1p(dose / smallest) / log1p(largest / smallest)``: 1 at the largest training dose, 0 at
-    dose 0; an agent with a single dose has 1. Combinations add up. x holds one one-hot block
-    per covariate key.
+    dose 0; an agent with a single dose has 1. That is its entry in t, or with
+    `Schema.treatment_features` what its features are multiplied by; combinations add up. An agent
+    that has features but was never trained has no scale of doses: it counts 1, and must have none.
+    A covariate site (x by default) holds one one-hot block per covariate key.
 
     Examples
     --------
-    >>> import anndata as ad, numpy as np, pandas as pd
+    >>> import anndata as ad, dataclasses, numpy as np, pandas as pd
     >>> from pyro_fcr.data import Schema
     >>> obs = pd.DataFrame({"drug": ["control", "control", "A", "A+B"], "line": list("uvuv")})
     >>> obs.index = ["c0", "c1", "c2", "c3"]
@@ -72,12 +69,19 @@ class Registry:
     >>> registry = schema.register(adata)
     >>> registry.encode_treatment("B+A").tolist()
     [1.0, 1.0]
-    >>> registry.encode_covariates({"line": "v"}).tolist()
+    >>> registry.encode_covariates({"line": "v"})["x"].tolist()
     [0.0, 1.0]
     >>> registry.is_extrapolated("A+B", {"line": "u"})
     True
     >>> Registry.from_json_dict(registry.to_json_dict()) == registry
     True
+
+    With features an agent without cells can be asked about, here C:
+
+    >>> table = pd.DataFrame([[1, 0], [0, 2], [3, 3]], index=["A", "B", "C"])
+    >>> registry = dataclasses.replace(schema, treatment_features=table).register(adata)
+    >>> registry.encode_treatment("A+C").tolist(), registry.is_extrapolated("C", {"line": "u"})
+    ([4.0, 3.0], True)
     """
 
     schema: Schema
@@ -90,9 +94,12 @@ class Registry:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Number of columns of each site: `"x"`, `"t"` and `"y"`."""
-        n_levels = sum(len(levels) for levels in self.covariates.values())
-        return {"x": n_levels, "t": len(self.agents), "y": len(self.genes)}
+        """Number of columns of each site: the covariate sites (`"x"`), `"t"` and `"y"`."""
+        widths = {
+            site: sum(len(self.covariates[key]) for key in keys)
+            for site, keys in self.schema.sites.items()
+        }
+        return {**widths, "t": self._t.width, "y": len(self.genes)}
 
     @property
     def treatments(self) -> tuple[str, ...]:
@@ -101,7 +108,7 @@ class Registry:
 
     @property
     def n_prior_conditions(self) -> int:
-        """Number of (t, x) conditions that the prior of z_tx can tell apart.
+        """Number of conditions (t and all covariates) that the prior of z_tx can tell apart.
 
         All controls count as one: t is zero there, and with it the product of t and x embeddings.
         """
@@ -116,7 +123,7 @@ class Registry:
         SchemaError
             If an agent was never seen.
         """
-        return canonical_label(self._known_agents(label).agents, self.schema)
+        return canonical_label(self._t.read_agents(label).agents, self.schema)
 
     def encode(self, adata: AnnData | str | Path) -> Cells:
         """Turn data with the registered columns into tensors; `adata` is not changed.
@@ -129,12 +136,13 @@ class Registry:
         Returns
         -------
         Cells
-            With the columns of `genes`, `covariates` and `agents`.
+            With a column per gene, and each site of `widths` but y in `levels` and `codes`.
 
         Raises
         ------
         SchemaError
-            If a label was never seen, a gene is missing, or the values are not as promised.
+            If a label was never seen (nor, for an agent, has features), a gene is missing, or the
+            values are not as promised.
 
         Warns
         -----
@@ -144,19 +152,48 @@ class Registry:
         adata = read_cells(adata)
         checks.check_shape(adata)
         # Names before the matrix, which may take long to read.
-        sites = self._sites(adata.obs)
-        order = encoding.gene_order(self.genes, adata)
-        matrix = encoding.select_genes(read_matrix(adata, self.schema), order)
-        checks.check_values(matrix, self.schema, adata=adata, genes=np.asarray(self.genes))
-        checks.check_cells_expressed(matrix, self.schema, adata=adata)
-        return Cells(
-            expression=matrix,
-            library=encoding.library_column(matrix, self.schema),
-            levels={name: levels for name, (levels, _) in sites.items()},
-            codes={name: codes for name, (_, codes) in sites.items()},
-            obs_names=np.array(adata.obs_names, dtype=str),
-            genes=self.genes,
-        )
+        return self._cells(adata, self._sites(adata.obs))
+
+    def encode_expression(self, adata: AnnData | str | Path) -> Cells:
+        """Turn cells of unknown treatment and context into tensors; `.obs` is not looked at.
+
+        Parameters
+        ----------
+        adata
+            New data with the registered genes, matched by name, whatever their order.
+
+        Returns
+        -------
+        Cells
+            Without `levels` and `codes`, so that a batch has `"y"` and `"library"` alone.
+
+        Raises
+        ------
+        SchemaError
+            If a gene is missing, or the values are not as promised.
+
+        Warns
+        -----
+        UserWarning
+            If there are other genes; they are dropped.
+
+        Examples
+        --------
+        >>> import anndata as ad, numpy as np, pandas as pd
+        >>> from pyro_fcr.data import Schema
+        >>> obs = pd.DataFrame({"drug": ["control", "A"], "line": ["u", "u"]}, index=["c0", "c1"])
+        >>> adata = ad.AnnData(np.ones((2, 3)), obs=obs)
+        >>> schema = Schema(
+        ...     treatment_key="drug", control="control", covariate_keys="line", min_cells=1
+        ... )
+        >>> registry = schema.register(adata)
+        >>> cells = registry.encode_expression(ad.AnnData(np.full((4, 3), 2.0)))
+        >>> sorted(cells.batch([0, 3]).values)
+        ['library', 'y']
+        """
+        adata = read_cells(adata)
+        checks.check_shape(adata)
+        return self._cells(adata, {})
 
     def encode_obs(self, obs: pd.DataFrame) -> dict[str, Tensor]:
         """Turn labels alone, without expression, into the matrices of the sites.
@@ -164,27 +201,32 @@ class Registry:
         Returns
         -------
         dict
-            `"x"` (n_cells, n_levels) and `"t"` (n_cells, n_agents), float32.
+            Each covariate site, by default `"x"`, (n_cells, n_levels), and `"t"` (n_cells,
+            n_agents or n_features), float32.
 
         Raises
         ------
         SchemaError
-            If a column is missing, or a label is empty or was never seen.
+            If a column is missing, or a label is empty or was never seen (nor, for an agent, has
+            features).
         """
         return {name: rows.index_select(0, code) for name, (rows, code) in self._sites(obs).items()}
 
     def only_dose(self, label: str) -> dict[str, Any]:
         """Return treatment and dose columns for a label whose agents have one trained dose each.
 
+        The dose of an agent that was never trained is left empty.
+
         Raises
         ------
         SchemaError
             If an agent was never seen, or has several doses; names their range.
         """
-        agents, doses = self._treatment(label, None)
-        amount: Any = (self.schema.separator or "").join(map(repr, doses))
+        agents, doses = self._t.read(label)
+        amounts = [repr(dose) if dose else "" for dose in doses]
+        amount: Any = (self.schema.separator or "").join(amounts)
         if len(doses) < 2:
-            amount = doses[0] if doses else np.nan
+            amount = doses[0] if any(doses) else np.nan
         label = canonical_label(agents, self.schema)
         return {self.schema.treatment_key: label, str(self.schema.dose_key): amount}
 
@@ -197,59 +239,61 @@ class Registry:
             An agent, a combination in any order, or the control.
         dose
             In the unit of the dose column: one number for each part alike, or one per part as a
-            string or sequence. None means the trained dose where each agent has only one.
+            string or sequence. None means the trained dose where each agent has only one, and
+            factor 1 for an agent that was never trained, whose doses have no scale.
 
         Returns
         -------
         numpy.ndarray
-            Shape (n_agents,), float32.
+            Shape (n_agents,), or (n_features,) with treatment features; float32.
 
         Raises
         ------
         SchemaError
-            If an agent was never seen, or the dose is missing, wrong, or given without dose_key.
+            If an agent was never seen (nor has features), or the dose is missing, wrong, or given
+            without dose_key or for an agent that was never trained.
         """
-        return self._row_of(self._treatment(label, dose))
+        return self._t.row(self._t.read(label, dose))
 
-    def encode_covariates(self, levels: Mapping[str, str]) -> npt.NDArray[np.float32]:
-        """Return the row of x for one level of each covariate key.
+    def encode_covariates(self, levels: Mapping[str, str]) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the row of each covariate site for one level of each covariate key.
 
         Returns
         -------
-        numpy.ndarray
-            Shape (n_levels,), float32: one-hot blocks in the order of `covariates`.
+        dict
+            For each site, by default `"x"`, shape (n_levels,), float32: one-hot blocks in the
+            order of the site's keys.
 
         Raises
         ------
         SchemaError
             If a key is missing or unknown, or a level was never seen.
         """
-        return encoding.context_row(self._context(levels), self.covariates)
+        context = self._context(levels)
+        return encoding.context_rows(context, self.covariates, self.schema.sites)
 
     def is_extrapolated(
         self, treatment: str, covariates: Mapping[str, str], *, dose: Dose = None
     ) -> bool:
         """Tell whether the model was never shown this treatment in this context.
 
-        True if the pair of treatment label and covariate levels has no training cell, or if an
-        agent's dose is outside its trained range.
+        True if the pair of treatment label and levels of all covariates has no training cell, as
+        for an agent known by its features only, or if a dose is outside its agent's trained range.
 
         Raises
         ------
         SchemaError
             As `encode_treatment` and `encode_covariates`.
         """
-        agents, doses = self._treatment(treatment, dose)
-        pair = (canonical_label(agents, self.schema), self._context(covariates))
-        return pair not in self._pairs or any(map(self._outside, agents, doses))
+        asked = self._t.read(treatment, dose)
+        pair = (canonical_label(asked.agents, self.schema), self._context(covariates))
+        return pair not in self._pairs or self._t.is_outside(asked)
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the registry in lists, dicts, strings and numbers only."""
-        schema = asdict(self.schema)
-        schema["covariate_keys"] = list(self.schema.covariate_keys)
         return {
             "format": _FORMAT,
-            "schema": schema,
+            "schema": self.schema.to_json_dict(),
             "genes": list(self.genes),
             "agents": list(self.agents),
             "doses": {agent: list(ends) for agent, ends in self.doses.items()},
@@ -260,16 +304,17 @@ class Registry:
 
     @classmethod
     def from_json_dict(cls, saved: Mapping[str, Any]) -> "Registry":
-        """Rebuild a registry from `to_json_dict`.
+        """Rebuild a registry from `to_json_dict`, of this version or an earlier one.
 
         Raises
         ------
         SchemaError
             If it was written in another format.
         """
-        if saved.get("format") != _FORMAT:
+        if saved.get("format") not in _READABLE:
             raise SchemaError(
-                f"registry of format {saved.get('format')!r}, wanted {_FORMAT}; "
+                f"registry of format {saved.get('format')!r}, wanted "
+                f"{' or '.join(map(str, _READABLE))}; "
                 "load it with the version of the package that wrote it, or register the data again"
             )
         return cls(
@@ -283,76 +328,28 @@ class Registry:
         )
 
     @cached_property
+    def _t(self) -> TreatmentEncoding:
+        return TreatmentEncoding(self.schema, self.agents, self.doses)
+
+    @cached_property
     def _pairs(self) -> set[tuple[str, tuple[str, ...]]]:
         return {(each.treatment, self._context(each.covariates)) for each in self.conditions}
 
-    def _row_of(self, treatment: Treatment) -> npt.NDArray[np.float32]:
-        return encoding.treatment_row(treatment, self.agents, doses=self.doses)
+    def _cells(self, adata: AnnData, sites: encoding.Sites) -> Cells:
+        matrix = expression.read_expression(adata, self.genes, self.schema)
+        return Cells(
+            expression=matrix,
+            library=expression.library_column(matrix, self.schema),
+            levels={name: levels for name, (levels, _) in sites.items()},
+            codes={name: codes for name, (_, codes) in sites.items()},
+            obs_names=np.array(adata.obs_names, dtype=str),
+            genes=self.genes,
+        )
 
-    def _sites(self, obs: pd.DataFrame) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the distinct rows of each site, and the row of each cell."""
-        design = read_design(obs, self.schema)
-        self._check_known(design, obs)
-        x = [encoding.context_row(context, self.covariates) for context in design.contexts]
-        t = [self._row_of(treatment) for treatment in design.treatments]
-        return {"x": encoding.distinct_rows(x, design.x), "t": encoding.distinct_rows(t, design.t)}
-
-    def _check_known(self, design: Design, obs: pd.DataFrame) -> None:
-        for t, cell in enumerate(np.unique(design.t, return_index=True)[1]):
-            self._check_agents(design.treatments[t], f"cell {obs.index[cell]!r}")
-        for x, cell in enumerate(np.unique(design.x, return_index=True)[1]):
-            where = f"cell {obs.index[cell]!r}"
-            encoding.check_context(design.contexts[x], self.covariates, where=where)
-
-    def _check_agents(self, treatment: Treatment, where: str = "the query") -> None:
-        control = self.schema.control
-        known = self.agents if control is None else (*self.agents, control)
-        encoding.check_agents(treatment, known, key=self.schema.treatment_key, where=where)
-
-    def _known_agents(self, label: str) -> Treatment:
-        treatment = Treatment(parse_agents(label, self.schema))
-        self._check_agents(treatment)
-        return treatment
-
-    def _treatment(self, label: str, dose: Dose) -> Treatment:
-        treatment = self._known_agents(label)
-        if self.schema.dose_key is None:
-            if dose is not None:
-                raise SchemaError(
-                    f"dose {dose!r} of {label!r}: the data were registered without doses; leave "
-                    "dose out, or register with dose_key"
-                )
-            return treatment
-        if dose is None:
-            return Treatment(treatment.agents, tuple(map(self._only_dose, treatment.agents)))
-        return parse_treatment(label, self.schema, dose=dose)
-
-    def _only_dose(self, agent: str) -> float:
-        low, high = self.doses[agent]
-        if low < high:
-            raise SchemaError(
-                f"no dose is given for {agent!r}, which was trained from {low:g} to {high:g}; "
-                f"pass dose, as in dose={high:g}"
-            )
-        return high
-
-    def _outside(self, agent: str, dose: float) -> bool:
-        low, high = self.doses[agent]
-        return not low * (1 - _DOSE_TOLERANCE) <= dose <= high * (1 + _DOSE_TOLERANCE)
+    def _sites(self, obs: pd.DataFrame) -> encoding.Sites:
+        return encoding.encode_sites(
+            obs, self.schema, covariates=self.covariates, treatments=self._t
+        )
 
     def _context(self, levels: Mapping[str, str]) -> tuple[str, ...]:
-        missing = [key for key in self.covariates if key not in levels]
-        if missing:
-            raise SchemaError(
-                f"covariates: {listed(missing)} not given; wanted a level of each of "
-                f"{listed(self.covariates)}"
-            )
-        for key in levels:
-            if key not in self.covariates:
-                raise SchemaError(
-                    f"covariates: {key!r} is no covariate key; keys: {listed(self.covariates)}."
-                    f"{did_you_mean(key, self.covariates)} Leave it out"
-                )
-        context = tuple(str(levels[key]) for key in self.covariates)
-        encoding.check_context(context, self.covariates, where="the query")
-        return context
+        return encoding.read_context(levels, self.covariates)

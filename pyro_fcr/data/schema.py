@@ -1,11 +1,13 @@
 """Which columns of an AnnData mean what."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pyro_fcr.data.errors import SchemaError, listed
+from pyro_fcr.data.features import Features, read_features
+from pyro_fcr.data.sites import group_by_site, read_sites
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,7 +30,10 @@ class Schema:
         agent (or a combination), and no cell has an all-zero `t`.
     covariate_keys
         Column or columns of `.obs` with the context of each cell (cell line, donor, ...); a single
-        name or any sequence of names becomes a tuple.
+        name or any sequence of names becomes a tuple, and together they are the site `"x"` of the
+        graph. A mapping from site to column or columns makes several sites of them, as in
+        `{"x": "cell_line", "d": "donor", "b": ["lane", "chemistry"]}`; the tuple then has all the
+        columns in order, and `sites` tells whose they are.
     dose_key
         Column of `.obs` with doses: numbers, or strings such as `"0.1+0.5"` in the order of the
         parts of `A+B`. A single number applies to each part. Control has 0 or nothing.
@@ -44,11 +49,21 @@ class Schema:
         What stands between the parts of a combination; None takes every label as one agent.
     min_cells
         Fewest training cells that each treatment and each covariate level must have.
+    treatment_features
+        What is known of each agent beforehand (fingerprint, target-gene embedding, ...), on any
+        finite scale: a mapping from agent to numbers, or a DataFrame with agents as its index and
+        features as its columns; kept as pairs of agent and features. Then t is the sum of the
+        features of a cell's agents instead of one column per agent, and agents that have features
+        but no training cells may be asked about. No row for the control: it is zero.
+    covariate_sites
+        Site of each of `covariate_keys`, empty for `"x"` alone. Follows from a mapping there; give
+        the mapping and leave this out.
 
     Raises
     ------
     SchemaError
-        If a column has two roles, no covariate is named, or a setting is none of those above.
+        If a column has two roles, no covariate is named, a site or the features are not as
+        described, or a setting is none of those above.
 
     Examples
     --------
@@ -56,6 +71,14 @@ class Schema:
     >>> schema = Schema(treatment_key="treatment", control="control", covariate_keys="patient")
     >>> schema.covariate_keys
     ('patient',)
+    >>> schema = Schema(
+    ...     treatment_key="treatment",
+    ...     control="control",
+    ...     covariate_keys={"x": "cell_line", "b": ["lane", "chemistry"]},
+    ...     treatment_features={"A": [0.5, 1.0], "B": [2.0, 0.0]},
+    ... )
+    >>> schema.sites
+    {'x': ('cell_line',), 'b': ('lane', 'chemistry')}
     """
 
     treatment_key: str
@@ -67,14 +90,25 @@ class Schema:
     expression: Expression = "counts"
     separator: str | None = "+"
     min_cells: int = 5
+    treatment_features: Features | None = field(default=None, repr=False)
+    covariate_sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        keys = self.covariate_keys
-        object.__setattr__(self, "covariate_keys", (keys,) if isinstance(keys, str) else (*keys,))
+        keys, sites = read_sites(self.covariate_keys, self.covariate_sites)
+        object.__setattr__(self, "covariate_keys", keys)
+        object.__setattr__(self, "covariate_sites", sites)
         if self.control is not None:
             object.__setattr__(self, "control", str(self.control).strip())
+        if self.treatment_features is not None:
+            features = read_features(self.treatment_features, control=self.control)
+            object.__setattr__(self, "treatment_features", features)
         _check_roles(self)
         _check_settings(self)
+
+    @property
+    def sites(self) -> dict[str, tuple[str, ...]]:
+        """Columns of each covariate site of the graph; `{"x": covariate_keys}` by default."""
+        return group_by_site(self.covariate_keys, self.covariate_sites)
 
     @property
     def source(self) -> str:
@@ -109,6 +143,24 @@ class Schema:
 
         return register(adata, self)
 
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return the settings in lists, dicts, strings and numbers; `Schema(**saved)` reads them.
+
+        Examples
+        --------
+        >>> from pyro_fcr.data import Schema
+        >>> schema = Schema(treatment_key="drug", control=None, covariate_keys={"d": "donor"})
+        >>> Schema(**schema.to_json_dict()) == schema
+        True
+        """
+        features = self.treatment_features
+        return {
+            **{each.name: getattr(self, each.name) for each in fields(self)},
+            "covariate_keys": list(self.covariate_keys),
+            "treatment_features": features and {agent: list(row) for agent, row in features},
+            "covariate_sites": list(self.covariate_sites),
+        }
+
 
 def _check_roles(schema: Schema) -> None:
     if not schema.covariate_keys:
@@ -118,7 +170,9 @@ def _check_roles(schema: Schema) -> None:
         )
     single = ("treatment_key", "dose_key", "split_key")
     roles = [(key, role) for role in single if (key := getattr(schema, role)) is not None]
-    roles += [(key, "covariate_keys") for key in schema.covariate_keys]
+    sites = [f"[{site!r}]" for site in schema.covariate_sites] or [""] * len(schema.covariate_keys)
+    covariates = zip(schema.covariate_keys, sites, strict=True)
+    roles += [(key, f"covariate_keys{site}") for key, site in covariates]
     for key, count in Counter(key for key, _ in roles).items():
         if count > 1:
             both = ", ".join(role for other, role in roles if other == key)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple, TypeAlias
 
 from pyro_fcr.data.errors import SchemaError
@@ -19,7 +19,8 @@ class Treatment(NamedTuple):
     agents
         Single agents, sorted, without the control; empty for an untreated cell.
     doses
-        One positive amount per agent, in the unit of the dose column; empty without doses.
+        One positive amount per agent, in the unit of the dose column, or 0 for an agent that was
+        never trained and so has no dose scale; empty without doses.
     """
 
     agents: tuple[str, ...]
@@ -27,7 +28,12 @@ class Treatment(NamedTuple):
 
 
 def parse_treatment(
-    label: str, schema: Schema, *, dose: Dose = None, where: str = "the query"
+    label: str,
+    schema: Schema,
+    *,
+    dose: Dose = None,
+    where: str = "the query",
+    untrained: Container[str] = (),
 ) -> Treatment:
     """Read one label with its dose.
 
@@ -42,21 +48,25 @@ def parse_treatment(
         separators or as a sequence. Ignored without `schema.dose_key`.
     where
         The cell or query that a message names.
+    untrained
+        Agents that must have no dose.
 
     Raises
     ------
     SchemaError
         If a part is empty or repeated, or its dose is missing, not a number, negative, zero for a
-        treated cell, or positive for a control.
+        treated cell, or positive for a control; or if there is a dose that has no scale.
     """
     agents = parse_agents(label, schema, where=where)
     if schema.dose_key is None:
         return Treatment(agents)
     parts = _parts(label, schema, where)
     amounts = _amounts(dose, parts, schema, where)
-    given = [_checked(*pair, schema, where) for pair in zip(parts, amounts, strict=True)]
-    by_agent = dict(zip(parts, given, strict=True))
-    return Treatment(agents, tuple(by_agent[agent] for agent in agents))
+    given = {}
+    for part, amount in zip(parts, amounts, strict=True):
+        check = _unscaled if part in untrained else _checked
+        given[part] = check(part, amount, schema, where)
+    return Treatment(agents, tuple(given[agent] for agent in agents))
 
 
 def parse_agents(label: str, schema: Schema, *, where: str = "the query") -> tuple[str, ...]:
@@ -132,6 +142,16 @@ def _number(piece: object, dose: Dose, schema: Schema, where: str) -> float:
             f"{schema.dose_key!r} of {where}: found {dose!r}, wanted a number; "
             "keep the amounts only, without units or words, all in one unit"
         ) from None
+
+
+def _unscaled(part: str, amount: float, schema: Schema, where: str) -> float:
+    if math.isnan(amount):
+        return 0.0
+    raise SchemaError(
+        f"{schema.dose_key!r} of {where}: {part!r} has the dose {amount:g} but no training cells, "
+        "and doses of a never-trained agent have no scale; leave its dose empty (it then counts "
+        "like a largest trained dose), or train with it"
+    )
 
 
 def _checked(part: str, amount: float, schema: Schema, where: str) -> float:

@@ -1,0 +1,110 @@
+"""A table of treatment features as users have it -> numbers, in the order of the agents' names."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pyro_fcr.data.errors import SchemaError, listed
+
+Features: TypeAlias = tuple[tuple[str, tuple[float, ...]], ...]
+FeatureRow: TypeAlias = npt.NDArray[np.float64]
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def read_features(table: Any, *, control: str | None) -> Features:
+    """Check a table of features and make it plain.
+
+    Parameters
+    ----------
+    table
+        A mapping from agent to a sequence of numbers, a DataFrame with agents as its index, or
+        what this function returns.
+    control
+        Label of untreated cells, which must have no row.
+
+    Returns
+    -------
+    tuple
+        Pairs of agent and features, sorted by agent.
+
+    Raises
+    ------
+    SchemaError
+        If the table is empty, has a row twice or one of the control, or its rows are no finite
+        numbers or differ in length.
+    """
+    rows: dict[str, FeatureRow] = {}
+    for name, values in _pairs(table):
+        agent = str(name).strip()
+        if agent in rows:
+            raise SchemaError(
+                f"treatment_features has two rows of agent {agent!r}; drop all but one"
+            )
+        rows[agent] = _row(agent, values)
+    _check_table(rows, control)
+    return tuple((agent, tuple(rows[agent].tolist())) for agent in sorted(rows))
+
+
+def feature_rows(features: Features | None) -> dict[str, FeatureRow]:
+    """Return the features of each agent, shape (n_features,); no agents without a table."""
+    return {agent: np.array(row, dtype=np.float64) for agent, row in features or ()}
+
+
+def _pairs(table: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(table, pd.DataFrame):
+        return zip(table.index, table.to_numpy(), strict=True)
+    if isinstance(table, Mapping):
+        return table.items()
+    if isinstance(table, tuple):
+        return table
+    raise SchemaError(
+        f"treatment_features is {type(table).__name__}, wanted a mapping from agent to numbers or "
+        "a DataFrame with agents as index; for an array: pd.DataFrame(array, index=agents)"
+    )
+
+
+def _row(agent: str, values: Any) -> FeatureRow:
+    try:
+        row = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        row = np.empty(())
+    if row.ndim != 1:
+        raise SchemaError(
+            f"treatment_features of agent {agent!r}: found {type(values).__name__} "
+            f"{str(values)[:40]!r}, wanted a sequence of numbers; fill in what is missing and turn "
+            "categories into numbers, as with pd.get_dummies"
+        )
+    bad = np.flatnonzero(~(np.abs(row) <= _LARGEST))
+    if len(bad):
+        raise SchemaError(
+            f"treatment_features of agent {agent!r}: feature {bad[0]} (counted from 0) is "
+            f"{row[bad[0]]:g}, wanted a finite float32; fill it in, or drop the agent or the "
+            "feature"
+        )
+    return row
+
+
+def _check_table(rows: Mapping[str, FeatureRow], control: str | None) -> None:
+    widths = {agent: len(row) for agent, row in rows.items()}
+    if not any(widths.values()):
+        raise SchemaError(
+            f"treatment_features is empty ({len(rows)} agents without any feature); give each "
+            "agent a row of numbers, or pass None for one-hot treatments"
+        )
+    first, wanted = next(iter(widths.items()))
+    other = {agent: width for agent, width in widths.items() if width != wanted}
+    if other:
+        shown = listed(f"{agent}: {width}" for agent, width in other.items())
+        raise SchemaError(
+            f"treatment_features has rows of different lengths: {shown}, but {first!r} has "
+            f"{wanted}; give every agent the same features"
+        )
+    if control in rows:
+        raise SchemaError(
+            f"treatment_features has a row of the control {control!r}, whose features are zero by "
+            "definition; leave it out, or pass control=None if it is a treatment like any other"
+        )
