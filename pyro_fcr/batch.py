@@ -19,10 +19,10 @@ class Batch:
         A tensor per site, ``(n_cells, n_features)`` each: the expression ``y``, the exogenous sites
         (``x``, ``t``), and the ``library`` size ``(n_cells, 1)``.
     codes
-        For each exogenous site the number of its distinct value, ``(n_cells,)`` integers: the
-        strata of the penalties.
+        For each exogenous site the stratum of its value, ``(n_cells,)`` integers: cells that the
+        penalties take as alike. Mostly one per distinct value; many doses of an agent are binned.
     n_levels
-        For each exogenous site how many distinct values there are in the whole data set.
+        For each exogenous site how many strata there are in the whole data set.
     n_total
         Cells in one pass over the data, which is what a latent shared by all cells is spread over.
 

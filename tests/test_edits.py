@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 
 import numpy as np
 import pyro
@@ -37,6 +38,17 @@ def edited(request):
 def test_claims_follow_the_edit(edited):
     edit, _, fcr = edited
     assert sorted(str(c) for c in fcr.claims()) == sorted(edit.claims)
+
+
+def test_every_graph_is_drawn_and_described(edited):
+    pytest.importorskip("graphviz", reason="drawing needs the graphviz package")
+    _, adata, fcr = edited
+    batch = fcr.registry.encode(adata).batch(np.arange(4))
+    source = pyro.render_model(fcr.model, (batch,), render_distributions=True).source
+    table = fcr.inspect()
+    assert list(table.index) == list(fcr.graph.parents)
+    for site, parents in fcr.graph.parents.items():
+        assert all(re.search(rf"\b{parent} -> {site}\b", source) for parent in parents)
 
 
 def test_every_parameter_receives_a_gradient(edited):

@@ -257,3 +257,23 @@ def test_an_outcome_must_be_observed(programs, batch):
     model, guide = programs
     with pytest.raises(ProgramError, match=r"observes nothing .*pass obs=batch.get\('y'\)"):
         check_programs(_NoOutcome(model), guide, batch)
+
+
+def test_a_plain_pyro_svi_trains_the_shipped_programs(programs, batch):
+    """Nothing of ours: the programs are registered by hand, as Pyro asks for plain modules."""
+    model, guide = programs
+
+    def registered_model(batch):
+        pyro.module("model", model)
+        return model(batch)
+
+    def registered_guide(batch):
+        pyro.module("guide", guide)
+        return guide(batch)
+
+    svi = pyro.infer.SVI(
+        registered_model, registered_guide, pyro.optim.Adam({"lr": 1e-2}), pyro.infer.Trace_ELBO()
+    )
+    losses = [svi.step(batch) for _ in range(60)]
+    assert sum(losses[-10:]) < sum(losses[:10])
+    assert all(p.grad is not None for part in programs for p in part.parameters())

@@ -11,6 +11,7 @@ import torch
 from data_helpers import assert_batches_equal, make_adata, make_schema, only
 
 from pyro_fcr.data import Registry, Schema, split_cells
+from pyro_fcr.data.treatments import Treatment, dose_strata
 
 SITES = {"x": "line", "d": "donor", "b": ["lane", "kit"]}
 TABLE = {"A": [1.0, 0.0, -2.0], "B": [0.5, 4.0, 1.0], "New": [0.1, 3.0, 0.0]}
@@ -343,3 +344,32 @@ def test_all_three_together():
     assert registry.encode_treatment("control").tolist() == [5]
     assert registry.encode(adata).levels["t"].tolist() == [[1], [2], [3], [5]]
     assert registry.encode_expression(adata).batch(ROWS).values.keys() == {"y", "library"}
+
+
+def test_many_doses_of_an_agent_are_binned_into_strata():
+    adata = make_adata(treatments=("control", "A", "B"), n_each=40)
+    rng = np.random.default_rng(0)
+    drug = adata.obs["drug"].to_numpy()
+    dose = np.where(drug == "A", rng.lognormal(size=adata.n_obs), np.where(drug == "B", 2.0, 0.0))
+    adata.obs["dose"] = dose
+    schema = make_schema(dose_key="dose")
+    cells = schema.register(adata).encode(adata)
+    batch = cells.batch(np.arange(adata.n_obs))
+    assert len(cells.levels["t"]) == 2 + (drug == "A").sum()
+    assert cells.n_levels["t"] == 2 + 8
+    codes = batch.codes["t"].numpy()
+    by_dose = pd.Series(dose[drug == "A"]).groupby(codes[drug == "A"]).agg(["min", "max", "size"])
+    assert by_dose["size"].tolist() == [10] * 8
+    ordered = by_dose.sort_values("min")
+    assert (ordered["max"].to_numpy()[:-1] < ordered["min"].to_numpy()[1:]).all()
+    assert len(set(codes[drug == "B"])) == len(set(codes[drug == "control"])) == 1
+    np.testing.assert_allclose(batch["t"][drug == "A", 0].max(), 1.0)  # values are not binned
+    split = split_cells(adata.obs, schema, heldout_fraction=0.2)
+    assert (drug[split.heldout] == "A").sum() == 16
+
+
+def test_few_doses_are_strata_of_their_own():
+    treatments = [Treatment(("A",), (float(d),)) for d in range(1, 9)]
+    assert dose_strata(treatments).tolist() == list(range(8))
+    pair = Treatment(("A", "B"), (1.0, 2.0))
+    assert dose_strata([*treatments, pair, Treatment(())]).max() == 9

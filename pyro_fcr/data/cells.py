@@ -29,6 +29,9 @@ class Cells:
         float32; empty for cells of which only the expression is known.
     codes
         Row of `levels` that each cell has, shape (n_cells,), int64.
+    strata
+        Stratum of each row of `levels`, shape (n_levels,), int64: what a batch's codes are. Rows
+        differ from strata only where an agent has more than eight doses, which are binned.
     obs_names
         Names of the cells, shape (n_cells,).
     genes
@@ -56,6 +59,7 @@ class Cells:
     library: Tensor
     levels: Mapping[str, Tensor]
     codes: Mapping[str, Tensor]
+    strata: Mapping[str, Tensor]
     obs_names: npt.NDArray[np.str_]
     genes: tuple[str, ...]
     n_total: int = 0
@@ -75,8 +79,8 @@ class Cells:
 
     @property
     def n_levels(self) -> dict[str, int]:
-        """Number of distinct rows of each site."""
-        return {name: len(rows) for name, rows in self.levels.items()}
+        """Number of strata of each site."""
+        return {name: int(strata.max()) + 1 for name, strata in self.strata.items()}
 
     @property
     def nbytes(self) -> int:
@@ -125,7 +129,7 @@ class Cells:
         return Batch(
             # Counts travel in their own, narrower type and are widened where they are used.
             values={name: each.to(device).to(torch.float32) for name, each in values.items()},
-            codes={name: code.to(device) for name, code in codes.items()},
+            codes={name: self.strata[name][code].to(device) for name, code in codes.items()},
             n_levels=self.n_levels,
             n_total=self.n_total,
         )

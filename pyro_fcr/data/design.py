@@ -9,7 +9,7 @@ import pandas as pd
 
 from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.data.treatments import Treatment, parse_treatment
+from pyro_fcr.data.treatments import Treatment, dose_strata, parse_treatment
 
 Codes: TypeAlias = npt.NDArray[np.int64]
 
@@ -56,6 +56,11 @@ class Design(NamedTuple):
     def conditions(self) -> Codes:
         """One number per pair of treatment with dose and context, shape (n_cells,)."""
         return self.t * len(self.contexts) + self.x
+
+    @property
+    def strata(self) -> Codes:
+        """As `conditions`, with close doses of an agent of many doses taken as one."""
+        return dose_strata(self.treatments)[self.t] * len(self.contexts) + self.x
 
 
 def read_design(obs: pd.DataFrame, schema: Schema, *, untrained: Container[str] = ()) -> Design:

@@ -1,6 +1,7 @@
 """Labels of cells -> the distinct rows of each exogenous site, and which cell has which."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,30 @@ from pyro_fcr.data.design import Codes, Design, read_design
 from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.treatment_encoding import TreatmentEncoding
+from pyro_fcr.data.treatments import dose_strata
 
 Rows = npt.NDArray[np.float32]
-Sites = Mapping[str, tuple[Tensor, Tensor]]
+
+
+class Site(NamedTuple):
+    """An exogenous site of all cells.
+
+    Attributes
+    ----------
+    levels
+        Its distinct rows, sorted, shape (n_levels, width), float32.
+    codes
+        The row of each cell, shape (n_cells,), int64.
+    strata
+        The stratum of each row, shape (n_levels,), int64: rows that penalties take as alike.
+    """
+
+    levels: Tensor
+    codes: Tensor
+    strata: Tensor
+
+
+Sites = Mapping[str, Site]
 Levels = Mapping[str, Sequence[str]]
 
 
@@ -35,7 +57,7 @@ def encode_sites(
     t = [treatments.row(treatment) for treatment in design.treatments]
     return {
         **{site: distinct_rows([row[site] for row in rows], design.x) for site in sites},
-        "t": distinct_rows(t, design.t),
+        "t": distinct_rows(t, design.t, strata=dose_strata(design.treatments)),
     }
 
 
@@ -87,8 +109,8 @@ def check_context(context: Sequence[str], covariates: Levels, *, where: str) -> 
             )
 
 
-def distinct_rows(rows: list[Rows], codes: Codes) -> tuple[Tensor, Tensor]:
-    """Return the sorted distinct rows, and the row of each cell.
+def distinct_rows(rows: list[Rows], codes: Codes, *, strata: Codes | None = None) -> Site:
+    """Return the sorted distinct rows, the row of each cell, and the stratum of each row.
 
     Parameters
     ----------
@@ -96,9 +118,17 @@ def distinct_rows(rows: list[Rows], codes: Codes) -> tuple[Tensor, Tensor]:
         A row for each code; some may be equal.
     codes
         Shape (n_cells,).
+    strata
+        Stratum for each code; None takes each distinct row as one.
     """
     levels, merged = np.unique(np.stack(rows), axis=0, return_inverse=True)
-    return torch.from_numpy(levels), torch.from_numpy(merged.reshape(-1)[codes].astype(np.int64))
+    merged = merged.reshape(-1)
+    of_level = np.arange(len(levels), dtype=np.int64)
+    if strata is not None and strata.max() + 1 < len(strata):
+        of_level[merged] = strata
+        of_level = np.unique(of_level, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    cells = torch.from_numpy(merged[codes].astype(np.int64))
+    return Site(torch.from_numpy(levels), cells, torch.from_numpy(of_level))
 
 
 def _check_known(

@@ -210,7 +210,7 @@ class Registry:
             If a column is missing, or a label is empty or was never seen (nor, for an agent, has
             features).
         """
-        return {name: rows.index_select(0, code) for name, (rows, code) in self._sites(obs).items()}
+        return {name: s.levels.index_select(0, s.codes) for name, s in self._sites(obs).items()}
 
     def only_dose(self, label: str) -> dict[str, Any]:
         """Return treatment and dose columns for a label whose agents have one trained dose each.
@@ -340,8 +340,9 @@ class Registry:
         return Cells(
             expression=matrix,
             library=expression.library_column(matrix, self.schema),
-            levels={name: levels for name, (levels, _) in sites.items()},
-            codes={name: codes for name, (_, codes) in sites.items()},
+            levels={name: site.levels for name, site in sites.items()},
+            codes={name: site.codes for name, site in sites.items()},
+            strata={name: site.strata for name, site in sites.items()},
             obs_names=np.array(adata.obs_names, dtype=str),
             genes=self.genes,
         )

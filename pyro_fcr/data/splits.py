@@ -41,8 +41,8 @@ def split_cells(
 
     With `schema.split_key` the labels decide: `"train"`, `"valid"` (held out), any other label is
     left out of both. Without `"valid"` labels, or without a split column, a fraction of the
-    training cells is drawn, evenly over the conditions (treatment x dose x covariates); every
-    condition keeps a training cell.
+    training cells is drawn, evenly over the conditions (treatment x dose x covariates; many doses
+    of an agent are binned); every condition keeps a training cell.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def split_cells(
     train, valid = _labelled(obs, schema)
     if len(valid) or heldout_fraction == 0:
         return Split(train, valid)
-    conditions = read_design(obs, schema).conditions[train]
+    conditions = read_design(obs, schema).strata[train]
     drawn = _draw(conditions, heldout_fraction, seed)
     if not drawn.any():
         raise SchemaError(

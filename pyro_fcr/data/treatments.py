@@ -5,8 +5,13 @@ import re
 from collections.abc import Container, Sequence
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from pyro_fcr.data.errors import SchemaError
 from pyro_fcr.data.schema import Schema
+
+_MOST_DOSES = 8  # of an agent that are strata of their own
 
 Dose: TypeAlias = float | str | Sequence[float] | None
 
@@ -92,6 +97,38 @@ def canonical_label(agents: Sequence[str], schema: Schema) -> str:
     With `control=None` there are always agents.
     """
     return (schema.separator or "").join(agents) if agents else str(schema.control)
+
+
+def dose_strata(treatments: Sequence[Treatment]) -> npt.NDArray[np.int64]:
+    """Assign treatments to strata, close doses to the same one where an agent has many.
+
+    Penalties compare cells of the same stratum, and splits draw from each: a dose of its own for
+    nearly every cell would leave strata of one cell. Such doses are put into eight bins by rank.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (n_treatments,), int64, from 0.
+    """
+    doses: dict[tuple[str, ...], list[tuple[float, ...]]] = {}
+    for treatment in treatments:
+        doses.setdefault(treatment.agents, []).append(treatment.doses)
+    bins = {agents: _dose_bins(known) for agents, known in doses.items()}
+    keys = [(each.agents, bins[each.agents][each.doses]) for each in treatments]
+    number = {key: code for code, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number[key] for key in keys], dtype=np.int64)
+
+
+def _dose_bins(known: list[tuple[float, ...]]) -> dict[tuple[float, ...], tuple[float, ...]]:
+    if len(known) <= _MOST_DOSES:
+        return {doses: doses for doses in known}
+    ranks = [
+        {dose: rank * _MOST_DOSES // len(column) for rank, dose in enumerate(sorted(column))}
+        for column in (set(amounts) for amounts in zip(*known, strict=True))
+    ]
+    return {
+        doses: tuple(rank[dose] for dose, rank in zip(doses, ranks, strict=True)) for doses in known
+    }
 
 
 def _parts(label: str, schema: Schema, where: str) -> list[str]:
