@@ -1,4 +1,5 @@
 import json
+import signal
 
 import anndata as ad
 import numpy as np
@@ -311,3 +312,31 @@ def test_paths_are_read(adata, tmp_path):
     fcr.fit(max_epochs=1, progress=False)
     assert isinstance(fcr.adata, ad.AnnData)
     assert fcr.get_latent_representation("z_x", tmp_path / "cells.h5ad").shape[0] == adata.n_obs
+
+
+def test_a_run_is_resumed_by_another_session(adata, tmp_path):
+    small = Architecture(n_tx=2, n_hidden=8)
+    settings = {"max_epochs": 4, "progress": False, "checkpoint_every": 2}
+    whole = FCR(adata, SCHEMA, architecture=small)
+    whole.fit(**settings)
+    half = FCR(adata, SCHEMA, architecture=small)
+    with pytest.warns(UserWarning, match="Interrupted"):
+        _interrupted_fit(half, tmp_path / "run.pt", settings)
+    again = FCR(adata, SCHEMA, architecture=small, seed=8)
+    again.fit(resume=tmp_path / "run.pt", **settings)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+
+
+def _interrupted_fit(fcr, checkpoint, settings):
+    """Press Ctrl-C in the third epoch."""
+    seen = []
+
+    def interrupt(*_):
+        seen.append(torch.is_grad_enabled())
+        if sum(seen) == 9:
+            signal.raise_signal(signal.SIGINT)
+
+    handle = fcr.model.y.register_forward_pre_hook(interrupt)
+    fcr.fit(checkpoint=checkpoint, **settings)
+    handle.remove()

@@ -1,3 +1,4 @@
+import signal
 import warnings
 
 import numpy as np
@@ -6,6 +7,7 @@ import pyro
 import pytest
 import torch
 from conftest import SCHEMA, make_programs, simulate
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_fcr.data import split_cells
 from pyro_fcr.objective import Objective
@@ -137,16 +139,17 @@ def test_gradient_is_clipped(cells, split):
 
 
 class _Interrupt:
-    """Raise as Ctrl-C does, at one step of training."""
+    """Press Ctrl-C within one step of training, by a real signal."""
 
-    def __init__(self, objective, step):
-        self.objective, self.step, self.seen = objective, step, 0
+    def __init__(self, objective, step, *, presses=1):
+        self.objective, self.step, self.presses, self.seen = objective, step, presses, 0
 
     def __call__(self, *_):
         if self.objective.training and torch.is_grad_enabled():
             self.seen += 1
-            if self.seen > self.step:
-                raise KeyboardInterrupt
+            if self.seen == self.step + 1:
+                for _ in range(self.presses):
+                    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,7 @@ def test_resumed_run_is_bit_identical_to_one_that_never_stopped(cells, split, tm
     whole = fresh(cells)
     history = fit(whole, cells, split=split, plan=plan(max_epochs=5))
     part = fresh(cells)
-    handle = part.register_forward_pre_hook(_Interrupt(part, step))
+    handle = part.guide.z_tx.register_forward_pre_hook(_Interrupt(part, step))
     with pytest.warns(UserWarning, match="Interrupted in epoch"):
         broken = fit(
             part, cells, split=split, plan=plan(max_epochs=5), checkpoint=tmp_path / "c.pt"
@@ -178,6 +181,16 @@ def test_interruption_keeps_the_best_state(cells, split):
         history = fit(objective, cells, split=split, plan=plan(max_epochs=50))
     assert history.attrs["best_epoch"] == history["heldout/elbo"].idxmax()
     assert not objective.training
+
+
+def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(cells, split, tmp_path):
+    objective, path = fresh(cells), tmp_path / "c.pt"
+    objective.guide.z_tx.register_forward_pre_hook(_Interrupt(objective, 16, presses=2))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.warns(UserWarning, match="Interrupted in epoch 2"):
+        fit(objective, cells, split=split, plan=plan(checkpoint_every=1), checkpoint=path)
+    assert torch.load(path, weights_only=True)["position"][:2] == [2, 0]  # the end of an epoch
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_resume_refuses_what_does_not_fit(cells, split, tmp_path):
@@ -286,3 +299,29 @@ def test_structure_term_removes_a_planted_leak():
 def test_user_warnings_are_errors_here():
     with pytest.raises(UserWarning):
         warnings.warn("the suite turns warnings into errors", stacklevel=1)
+
+
+class _HostReads(TorchDispatchMode):
+    """Count what makes the host wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "_local_scalar_dense" in str(func):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_training_step_reads_nothing_from_the_device(cells, split):
+    trainer = Trainer(fresh(cells), cells, split=split, plan=plan())
+    batches = list(trainer.train.shuffled(0, 0))
+    for batch in batches[:4]:  # the first steps are validated, which reads
+        trainer._validated_step(batch)
+    with _HostReads() as reads:
+        trainer._validated_step(batches[4])
+    assert reads.seen == []
+    with _HostReads() as reads:
+        trainer._raise_if_bad()
+    assert reads.seen != []  # the counter does see a read

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from pyro_fcr.training.checkpoint import (
     write_checkpoint,
 )
 from pyro_fcr.training.diagnosis import NonFiniteError, non_finite_error
+from pyro_fcr.training.interrupt import Interrupt
 from pyro_fcr.training.optimizer import GuardedOptimizer
 from pyro_fcr.training.plan import TrainingPlan
 
@@ -113,6 +113,7 @@ class Trainer:
         self.sums = torch.zeros(len(objective.terms) + 1, device=self.device)
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"elbo": -float("inf"), "epoch": -1, "state": {}}
+        self._interrupt, self._between_steps = Interrupt(), True
         self._build_optimizers()
 
     def _build_optimizers(self) -> None:
@@ -132,41 +133,33 @@ class Trainer:
         """Train until an end is reached; keep the best state whatever the end is."""
         stopped = "all epochs done"
         try:
-            with tqdm(
-                total=self.n_epochs,
-                initial=self.epoch,
-                disable=not self.plan.progress,
-                unit="epoch",
-            ) as bar:
-                while self.epoch < self.n_epochs:
+            with self._bar() as bar, self._interrupt:
+                while self.epoch < self.n_epochs and not self._out_of_patience():
                     self._run_epoch()
                     bar.update()
                     bar.set_postfix_str(self._postfix())
-                    if self._out_of_patience():
-                        stopped = f"no better held-out ELBO for {self.patience} epochs"
-                        break
+            if self.epoch < self.n_epochs:
+                stopped = f"no better held-out ELBO for {self.patience} epochs"
         except KeyboardInterrupt:
             stopped = "interrupted"
-            warnings.warn(
-                f"Interrupted in epoch {self.epoch}; the best state so far is kept.", stacklevel=3
-            )
-        self._write_checkpoint()
+            message = f"Interrupted in epoch {self.epoch}; the best state so far is kept."
+            warnings.warn(message, stacklevel=3)
+        if self._between_steps:
+            self._write_checkpoint()
         return self._finish(stopped)
 
-    def _epochs(self) -> Iterator[tqdm]:
-        left = range(self.epoch, self.n_epochs)
+    def _bar(self) -> tqdm:
         quiet = not self.plan.progress
-        with tqdm(
-            left, initial=self.epoch, total=self.n_epochs, disable=quiet, unit="epoch"
-        ) as bar:
-            for _ in bar:
-                yield bar
+        return tqdm(total=self.n_epochs, initial=self.epoch, disable=quiet, unit="epoch")
 
     def _run_epoch(self) -> None:
         start = time.perf_counter()
         self.objective.train()
         for batch in self.train.shuffled(self.plan.seed, self.epoch, start=self.batch_number):
+            self._between_steps = False
             self._validated_step(batch)
+            self._between_steps = True
+            self._interrupt.raise_if_requested()
         self._raise_if_bad()
         self._record(time.perf_counter() - start)
         self.epoch, self.batch_number = self.epoch + 1, 0
