@@ -259,6 +259,20 @@ def test_epochs_follow_the_number_of_cells():
     assert 10 < plan_.epochs(50_000) < 400
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lr_schedule": "cos"}, "lr_schedule is 'cos', wanted cosine or plateau or constant"),
+        ({"alternate": "step"}, "alternate is 'step', wanted batch or epoch"),
+        ({"batch_size": 0}, "batch_size is 0, wanted 1 or more"),
+        ({"max_epochs": 0}, "max_epochs is 0, wanted 1 or more"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingPlan(**wrong)
+
+
 def _between_treatments(latents, obs):
     """Share of the variance of a block, within lines, that lies between treatments."""
     line, frame = obs["line"].to_numpy(), pd.DataFrame(latents)

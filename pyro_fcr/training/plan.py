@@ -61,6 +61,20 @@ class TrainingPlan:
     checkpoint_every: int = 10
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        choices = {
+            "lr_schedule": ("cosine", "plateau", "constant"),
+            "alternate": ("batch", "epoch"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, wanted {' or '.join(known)}.")
+        smallest = {"batch_size": 1, "adversary_steps": 1, "checkpoint_every": 1, "max_epochs": 1}
+        for name, least in smallest.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}, wanted {least} or more.")
+
     def epochs(self, n_cells: int) -> int:
         """Give the number of epochs for so many training cells."""
         if self.max_epochs is not None:
