@@ -239,7 +239,7 @@ def test_an_agent_without_cells_may_be_asked_about():
     adata.obs["drug"] = adata.obs["drug"].replace({"A+B": "New"})
     new = (adata.obs["drug"] == "New").to_numpy()
     for rows in (registry.encode_obs(adata.obs)["t"], registry.encode(adata).site("t")):
-        assert (rows[new].numpy() == _features("New")).all()
+        assert (rows.numpy()[new] == _features("New")).all()
         assert not (rows[~new].numpy() == _features("New")).all(axis=1).any()
 
 
