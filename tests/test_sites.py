@@ -240,7 +240,7 @@ def test_an_agent_without_cells_may_be_asked_about():
     new = (adata.obs["drug"] == "New").to_numpy()
     for rows in (registry.encode_obs(adata.obs)["t"], registry.encode(adata).site("t")):
         assert (rows.numpy()[new] == _features("New")).all()
-        assert not (rows[~new].numpy() == _features("New")).all(axis=1).any()
+        assert not (rows.numpy()[~new] == _features("New")).all(axis=1).any()
 
 
 def test_an_agent_may_be_left_out_of_training():
@@ -252,7 +252,7 @@ def test_an_agent_may_be_left_out_of_training():
     assert registry.treatments == ("control", "A", "B")
     assert registry.is_extrapolated("New", {"line": "u"})
     new = (adata.obs["drug"] == "New").to_numpy()
-    assert (registry.encode(adata).site("t")[new].numpy() == _features("New")).all()
+    assert (registry.encode(adata).site("t").numpy()[new] == _features("New")).all()
 
 
 @pytest.mark.parametrize(
