@@ -340,3 +340,24 @@ def _interrupted_fit(fcr, checkpoint, settings):
     handle = fcr.model.y.register_forward_pre_hook(interrupt)
     fcr.fit(checkpoint=checkpoint, **settings)
     handle.remove()
+
+
+def _within(values, groups):
+    frame = pd.DataFrame(np.asarray(values))
+    return (frame - frame.groupby(np.asarray(groups)).transform("mean")).to_numpy().ravel()
+
+
+def test_held_latents_are_those_of_the_cells(fitted, adata):
+    seen = []
+    assert fitted.graph.blocks == ("z_x", "z_tx", "z_t")  # read before the decoder is listened to
+    handle = fitted.model.y.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].cpu())
+    )
+    some = adata[:300].copy()
+    fitted.counterfactual(some, treatment="drug1")
+    fitted.counterfactual(some, treatment="drug1", hold=[])
+    handle.remove()
+    own = _within(fitted.get_latent_representation("z_x", some), some.obs["line"])
+    held, redrawn = (np.corrcoef(own, _within(z, some.obs["line"]))[0, 1] for z in seen)
+    assert held > 0.25  # a draw: mean and noise
+    assert abs(redrawn) < 0.12

@@ -226,3 +226,25 @@ def test_claims_can_be_dropped_and_added_by_name(trained):
     assert "train/structure_z_t_x" not in fcr.history
     assert "train/structure_z_x_t" in fcr.history
     assert more.words == "Among cells of the same x, z_x says nothing about z_t."
+
+
+def test_shared_latents_of_predictions_are_the_posterior_s(trained):
+    fcr, adata = trained("g_bayesian")
+    with torch.no_grad():
+        fcr.guide.shared.locs.log_dispersion.fill_(5.0)
+    seen = []
+    assert fcr.graph.shared == {"log_dispersion"}  # read before the decoder is listened to
+    handle = fcr.model.y.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[-1]))
+    fcr.predict("drug1", covariates={"line": "line0"}, n_cells=5)
+    fcr.counterfactual(adata[:5].copy(), treatment="drug1")
+    handle.remove()
+    assert [value.mean().item() for value in seen] == pytest.approx([5.0, 5.0], abs=0.5)
+
+
+def test_autoguides_stay_out_of_the_parameter_store_and_train_twice(trained):
+    before = torch.zeros(12)
+    for _ in range(2):
+        fcr, _ = trained("g_bayesian")
+        assert len(pyro.get_param_store()) == 0
+        assert not torch.equal(fcr.guide.shared.locs.log_dispersion.detach(), before)
+        assert fcr.guide.shared.locs.log_dispersion.requires_grad
