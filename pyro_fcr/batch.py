@@ -53,10 +53,6 @@ class Batch:
         """Leave out sites, for instance the expression that is to be predicted."""
         return replace(self, values={k: v for k, v in self.values.items() if k not in names})
 
-    def with_values(self, **values: Tensor) -> Batch:
-        """Put other tensors in the place of some sites."""
-        return replace(self, values={**self.values, **values})
-
     def to(self, device: torch.device | str) -> Batch:
         """Copy every tensor to a device."""
         return replace(

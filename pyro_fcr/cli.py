@@ -121,7 +121,8 @@ def fit(
         schema = _schema(
             treatment_key, covariate_key, control, dose_key, layer, split_key, expression
         )
-        architecture = default_architecture(schema.register(_read(cells)))
+        adata = _read(cells)
+        architecture = default_architecture(schema.register(adata))
         architecture = replace(
             architecture,
             n_x=n_x,
@@ -129,7 +130,7 @@ def fit(
             n_tx=n_tx or architecture.n_tx,
             likelihood=likelihood or architecture.likelihood,  # type: ignore[arg-type]
         )
-        model = FCR(cells, schema, architecture=architecture, seed=seed)
+        model = FCR(adata, schema, architecture=architecture, seed=seed)
         history = model.fit(
             max_epochs=max_epochs,
             batch_size=batch_size,
