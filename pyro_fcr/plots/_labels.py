@@ -55,9 +55,9 @@ def label_points(
     ax
         Axes that show `points`.
     points
-        ``(n_points, 2)`` in data coordinates.
+        ``(n_points, 2)`` in data coordinates; those beyond the names are only kept clear.
     names
-        ``(n_points,)``.
+        ``(n_names,)``, of the first points.
     rows
         Points to name, the most important first.
     fontsize
