@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_fcr import nn as fnn
 from pyro_fcr.guide import Guide
@@ -34,7 +34,8 @@ class Architecture:
     n_hidden, n_layers, dropout
         Hidden layers of the encoders; the decoder has one layer less, at least one.
     decoder
-        ``"additive"``: the blocks' effects on log expression add up, interactions are z_tx's alone;
+        ``"additive"``: the blocks' effects on log expression add up, that of z_tx is linear, and
+        interactions are z_tx's alone;
         ``"joint"``: hidden layers over all blocks together. See :class:`pyro_fcr.nn.Decoder`.
     likelihood
         ``"nb"`` (negative binomial) or ``"zinb"`` (zero-inflated) on counts, ``"normal"`` on log1p.
@@ -60,7 +61,13 @@ class Architecture:
         if self.decoder not in ("additive", "joint"):
             raise ValueError(f"decoder {self.decoder!r} is none of additive, joint.")
 
-    def build(self, widths: Mapping[str, int], *, target_sum: float | None) -> tuple[Model, Guide]:
+    def build(
+        self,
+        widths: Mapping[str, int],
+        *,
+        target_sum: float | None,
+        mean_context: Tensor | None = None,
+    ) -> tuple[Model, Guide]:
         """Make a model and a guide with fresh parameters.
 
         Parameters
@@ -69,6 +76,8 @@ class Architecture:
             Number of genes ``"y"`` and of columns of ``"x"`` and ``"t"``.
         target_sum
             Counts per cell that encoders see cells scaled to; None for log1p data.
+        mean_context
+            Where each agent was seen, see :class:`pyro_fcr.nn.InteractionPrior`.
         """
         x, t, genes = widths["x"], widths["t"], widths["y"]
         layers: dict[str, Any] = {"n_hidden": self.n_hidden, "dropout": self.dropout}
@@ -77,11 +86,14 @@ class Architecture:
             blocks if self.decoder == "additive" else [sum(blocks)],
             genes,
             n_layers=max(1, self.n_layers - 1),
+            linear=(1,) if self.decoder == "additive" else (),
             **layers,
         )
         model = Model(
             z_x=fnn.LinearPrior(x, self.n_x),
-            z_tx=fnn.InteractionPrior(t, x, self.n_tx, n_embedding=self.n_embedding),
+            z_tx=fnn.InteractionPrior(
+                t, x, self.n_tx, n_embedding=self.n_embedding, mean_context=mean_context
+            ),
             z_t=fnn.LinearPrior(t, self.n_t),
             y=decoder,
         )

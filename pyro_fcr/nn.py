@@ -74,11 +74,12 @@ class LinearPrior(nn.Module):
 class InteractionPrior(nn.Module):
     """Gaussian whose parameters depend on the product of embeddings of treatment and context.
 
-    The embedding of a treatment, ``t A``, is modulated by the context: ``(t A) * (1 + x B)``, where
-    B starts at zero. Without treatment nothing interacts, and a context that training never saw
-    under a treatment keeps the response that its other treatments (or, failing these, the other
-    contexts) suggest, so that every pair (t, x) has an answer. The elementwise product is that of
-    Mao et al. 2024.
+    The elementwise product is that of Mao et al. 2024, here ``(t A) * ((x - m) B)`` with m the mean
+    of x over the cells that were given the agent. What an agent does on average over the contexts
+    where it was seen cannot be said here and is left to z_t, as the interactions of an analysis of
+    variance sum to zero. Without treatment nothing interacts; a context that was never seen under
+    any treatment gets about the average response, other unseen pairs what the treatment's other
+    contexts and the context's other treatments suggest.
 
     Parameters
     ----------
@@ -88,23 +89,41 @@ class InteractionPrior(nn.Module):
         Dimensions of the block.
     n_embedding
         Dimensions of the embeddings.
+    mean_context
+        m for each feature of the treatment, ``(n_t, n_x)``; None takes all features of x as equally
+        frequent.
     """
 
-    def __init__(self, n_t: int, n_x: int, n_latent: int, *, n_embedding: int = 32) -> None:
+    mean_context: Tensor
+
+    def __init__(
+        self,
+        n_t: int,
+        n_x: int,
+        n_latent: int,
+        *,
+        n_embedding: int = 32,
+        mean_context: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        mean_context = torch.full((n_t, n_x), 1.0 / n_x) if mean_context is None else mean_context
+        self.register_buffer("mean_context", mean_context)
         self.treatment = nn.Linear(n_t, n_embedding, bias=False)
         self.context = nn.Linear(n_x, n_embedding, bias=False)
         self.loc = nn.Linear(n_embedding, n_latent, bias=False)
         self.log_scale = nn.Linear(n_embedding, n_latent)
         nn.init.normal_(self.treatment.weight)
-        nn.init.zeros_(self.context.weight)
+        nn.init.normal_(self.context.weight, std=0.3)
         nn.init.normal_(self.loc.weight, std=0.5 * n_embedding**-0.5)
         nn.init.normal_(self.log_scale.weight, std=0.1 * n_embedding**-0.5)
         nn.init.zeros_(self.log_scale.bias)
+        with torch.no_grad():  # a context without treated cells would keep its random start
+            self.context.weight *= (mean_context != 0).any(dim=0)
 
     def forward(self, t: Tensor, x: Tensor) -> TorchDistribution:
         """Give p(z | t, x): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
-        embedding = self.treatment(t) * (1.0 + self.context(x))
+        average = self.treatment.weight.T * self.context(self.mean_context)
+        embedding = self.treatment(t) * self.context(x) - t @ average
         return _prior(self.loc(embedding), self.log_scale(embedding))
 
 
@@ -185,6 +204,10 @@ class Decoder(nn.Module, ABC):
         Genes.
     n_hidden, n_layers, dropout
         The hidden layers of each block.
+    linear
+        Positions of blocks without hidden layers. For z_tx, so that its prior's mean of zero over
+        contexts (:class:`InteractionPrior`) is one of its effects on log expression: through hidden
+        layers it could still carry what a treatment does everywhere.
     """
 
     n_heads = 1
@@ -198,15 +221,16 @@ class Decoder(nn.Module, ABC):
         n_hidden: int = 128,
         n_layers: int = 1,
         dropout: float = 0.0,
+        linear: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.hidden = nn.ModuleList(
-            mlp(n_latent, n_hidden, n_layers, dropout=dropout) for n_latent in n_latents
+            nn.Identity() if i in linear else mlp(n_latent, n_hidden, n_layers, dropout=dropout)
+            for i, n_latent in enumerate(n_latents)
         )
+        sizes = [n if i in linear else n_hidden for i, n in enumerate(n_latents)]
         # One matrix over the joined hidden features is the sum of a matrix per block.
-        self.heads = nn.ModuleList(
-            nn.Linear(n_hidden * len(n_latents), n_genes) for _ in range(self.n_heads)
-        )
+        self.heads = nn.ModuleList(nn.Linear(sum(sizes), n_genes) for _ in range(self.n_heads))
 
     def forward(self, *latents_and_library: Tensor) -> TorchDistribution:
         """Give p(y | latents, library): batch ``(*, n_cells)``, event ``(n_genes,)``."""

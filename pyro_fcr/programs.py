@@ -50,7 +50,11 @@ def build_programs(
             f"{registry.schema.expression!r}. Change one of the two."
         )
     with seeded(seed):
-        return architecture.build(registry.widths, target_sum=registry.target_sum)
+        return architecture.build(
+            registry.widths,
+            target_sum=registry.target_sum,
+            mean_context=torch.from_numpy(registry.mean_context("x")),
+        )
 
 
 def example_batch(registry: Registry, *, n_levels: dict[str, int] | None = None) -> Batch:

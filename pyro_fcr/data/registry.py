@@ -272,6 +272,24 @@ class Registry:
         context = self._context(levels)
         return encoding.context_rows(context, self.covariates, self.schema.sites)
 
+    def mean_context(self, site: str) -> npt.NDArray[np.float32]:
+        """Return where agents were seen: the mean of a covariate site over the cells given each.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (n_agents, n_levels), or (n_features, n_levels) with treatment features, whose
+            rows are all the mean over treated cells; float32.
+        """
+        treated = [each for each in self.conditions if each.treatment != self.schema.control]
+        rows = [self.encode_covariates(each.covariates)[site] * each.n_cells for each in treated]
+        t = [self.encode_treatment(each.treatment, each.dose or None) != 0 for each in treated]
+        given = np.array(t, dtype=np.float32)
+        if self.schema.treatment_features is not None:
+            given = np.ones_like(given)
+        cells = np.array([each.n_cells for each in treated]) @ given
+        return (given.T @ np.array(rows) / np.maximum(cells, 1)[:, None]).astype(np.float32)
+
     def is_extrapolated(
         self, treatment: str, covariates: Mapping[str, str], *, dose: Dose = None
     ) -> bool:
