@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from anndata import AnnData
@@ -28,7 +29,8 @@ from pyro_fcr.programs import (
     example_batch,
     report_conditions,
 )
-from pyro_fcr.queries import Query
+from pyro_fcr.queries import Form, Query
+from pyro_fcr.queries.answers import Output
 from pyro_fcr.responses import posterior_means
 from pyro_fcr.saving import read_model, write_model
 from pyro_fcr.schedules import Weight
@@ -170,6 +172,7 @@ class FCR:
         enforced: Iterable[Claim] | None = None,
         extra: Iterable[Term] = (),
         heldout_fraction: float = 0.1,
+        split: Split | None = None,
         checkpoint: str | Path | None = None,
         resume: str | Path | None = None,
         **changes: Any,
@@ -190,6 +193,8 @@ class FCR:
         heldout_fraction
             Share of the cells of every condition to hold out, where the schema's ``split_key``
             names none as ``"valid"``.
+        split
+            The cells to train on and to hold out, as positions; None draws them as said above.
         checkpoint, resume
             File to write checkpoints to, and one to go on from.
         **changes
@@ -201,7 +206,7 @@ class FCR:
         """
         plan = replace(plan or TrainingPlan(), **changes)
         cells, adata = self._cells(None), self._data()
-        self.split = split_cells(
+        self.split = split or split_cells(
             adata.obs, self.registry.schema, heldout_fraction=heldout_fraction, seed=plan.seed
         )
         report_conditions(self.registry, check_programs(self.model, self.guide, self._example()))
@@ -296,33 +301,33 @@ class FCR:
         covariates: Mapping[str, str],
         dose: Any = None,
         n_cells: int = 500,
-        library: float | np.ndarray | None = None,
-        output: Literal["draws", "mean"] = "draws",
+        n_draws: int = 1,
+        library: npt.ArrayLike | None = None,
+        output: Form | Output = "draws",
         seed: int = 0,
     ) -> AnnData:
         """Draw new cells of a condition from the model alone: latents from their priors, then y.
 
         Parameters
         ----------
-        treatment
-            The treatment or combination.
+        treatment, dose
+            The treatment or combination; the dose, where the schema has doses.
         covariates
             A level for every covariate, or :data:`pyro_fcr.AVERAGE` to average it out.
-        dose
-            The dose, where the schema has doses.
         n_cells
             How many cells to draw.
+        n_draws
+            Draws per cell, which share nothing but the condition: ``n_cells=1, n_draws=1000,
+            output="summary"`` sums the condition up in a row.
         library
             Counts per cell: a number, or one for each cell; None takes the training median.
-        output
-            ``"draws"``: drawn counts; ``"mean"``: expected counts given the drawn latents.
-        seed
-            Of the draws.
+        output, seed
+            As in :meth:`counterfactual`.
 
         Returns
         -------
-        Cells with the genes of training; ``obs`` holds the condition and ``extrapolated`` (no
-        training cell had this treatment in this context), ``uns["pyro_fcr"]`` the query.
+        Cells with the genes of training; ``obs`` holds the condition, ``extrapolated`` and
+        ``support``, ``uns["pyro_fcr"]`` the query; see :meth:`counterfactual`.
         """
         query = Query(
             treatment=treatment,
@@ -330,10 +335,11 @@ class FCR:
             dose=dose,
             output=output,
             seed=seed,
+            n_draws=n_draws,
         )
         return queries.predict(self, query, n_cells=n_cells, library=library)
 
-    def counterfactual(
+    def counterfactual(  # noqa: PLR0913 (the words of one question)
         self,
         adata: AnnData | str | Path | None = None,
         *,
@@ -341,15 +347,15 @@ class FCR:
         dose: Any = None,
         covariates: Mapping[str, str] | None = None,
         hold: Iterable[str] | None = None,
+        library: npt.ArrayLike | None = None,
         n_draws: int = 1,
-        output: Literal["draws", "mean"] = "draws",
+        output: Form | Output = "draws",
         seed: int = 0,
     ) -> AnnData:
         """Predict what given cells would express under another treatment, dose or context.
 
         Abduct: what is held is drawn from the guide given the cells' expression. Act: the sites
-        are set to the target. Predict: all else is drawn from the conditional priors. Cells keep
-        their library size.
+        are set to the target. Predict: all else is drawn from the conditional priors.
 
         Parameters
         ----------
@@ -361,19 +367,25 @@ class FCR:
         hold
             Latents that cells keep; None holds every latent that the target is no cause of (z_x
             for another treatment, z_t for another context).
+        library
+            Counts per cell: a number, or one for each cell; None leaves the cells their own.
         n_draws
             Draws per cell.
         output
             ``"draws"``: drawn counts, ``n_draws`` rows per cell; ``"mean"``: expected counts
-            averaged over draws, and their standard deviation in ``layers["sd"]``.
+            averaged over draws, and their standard deviation in ``layers["sd"]``; ``"summary"``:
+            quantiles in ``layers["q05"]`` and the like, too. Or an
+            :class:`pyro_fcr.Output`, for the spread of drawn counts, other quantiles, and answers
+            that are written to a file within a bound of memory.
         seed
             Of the draws.
 
         Returns
         -------
         Predicted cells. ``obs`` is that of the source with the target in the schema's columns, the
-        source's own values in ``source_<column>``, and ``extrapolated``; ``uns["pyro_fcr"]``
-        holds the query.
+        source's own values in ``source_<column>``, ``extrapolated`` (no training cell had this
+        treatment in this context) and ``support`` (:func:`pyro_fcr.queries.support.support`);
+        ``uns["pyro_fcr"]`` holds the query.
 
         Raises
         ------
@@ -390,8 +402,8 @@ class FCR:
             seed=seed,
             n_draws=n_draws,
         )
-        source = self._data() if adata is None else read_cells(adata)
-        return queries.counterfactual(self, query, source, hold=hold)
+        source = queries.source_cells(self, adata)
+        return queries.counterfactual(self, query, source, hold=hold, library=library)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model to a folder: ``model.json``, ``weights.pt``, ``history.csv``.

@@ -1,0 +1,243 @@
+"""What an answer looks like, and how it is put together part by part, in memory or in a file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import h5py
+import numpy as np
+import zarr
+from anndata import AnnData
+from anndata.io import read_elem, sparse_dataset, write_elem
+from scipy import sparse
+
+from pyro_fcr.files import atomic_write
+from pyro_fcr.responses import QueryError
+from pyro_fcr.responses.sinks import EveryDraw, Moments, Quantiles, Sink
+
+Part: TypeAlias = "Mapping[str, np.ndarray | sparse.csr_matrix]"
+"""``"X"`` and layers by name, for the next rows of an answer."""
+
+_SKETCH = 128  # up to so many draws quantiles are exact
+
+
+@dataclass(frozen=True)
+class Output:
+    """What to answer with, and where to put it.
+
+    Parameters
+    ----------
+    form
+        ``"draws"``: a row per cell and draw. ``"mean"``: a row per cell, the mean over draws in
+        ``X`` and their standard deviation in ``layers["sd"]``. ``"summary"``: the same with
+        quantiles over draws in ``layers["q05"]`` and the like.
+    uncertainty
+        What draws, sd and quantiles are of. ``"latent"``: the expected expression given drawn
+        latents, so their spread is how far the latents leave the response open.
+        ``"observation"``: drawn expression, which has the noise of counting on top. None stands for
+        ``"observation"`` with draws and for ``"latent"`` otherwise. Neither holds that the
+        parameters might be others.
+    quantiles
+        Which quantiles a summary has: exact up to 128 draws, see
+        :class:`pyro_fcr.responses.sinks.Quantiles` beyond.
+    store
+        A new ``.h5ad`` or ``.zarr`` to write the answer to part by part, so that it need not fit
+        into memory. It is whole or not there. The AnnData that is returned then reads from it.
+    memory
+        Bytes that the draws at work may take beside the answer. Where they do not suffice for a
+        block of cells, its draws are made again for each part of it: slower, the same answer.
+
+    Raises
+    ------
+    QueryError
+        A choice is none that there is.
+
+    Examples
+    --------
+    >>> Output("summary", quantiles=(0.025, 0.975)).kind
+    'latent'
+    >>> Output("summary", uncertainty="observation", store="treated.zarr").kind
+    'observation'
+    """
+
+    form: Literal["draws", "mean", "summary"] = "draws"
+    uncertainty: Literal["latent", "observation"] | None = None
+    quantiles: tuple[float, ...] = (0.05, 0.5, 0.95)
+    store: str | Path | None = None
+    memory: int = 2**30
+
+    def __post_init__(self) -> None:
+        if self.form not in ("draws", "mean", "summary"):
+            raise QueryError(f"output is {self.form!r}, wanted 'draws', 'mean' or 'summary'.")
+        if self.uncertainty not in (None, "latent", "observation"):
+            raise QueryError(
+                f"uncertainty is {self.uncertainty!r}, wanted 'latent' or 'observation'."
+            )
+        if wrong := [q for q in self.quantiles if not 0 <= q <= 1]:
+            raise QueryError(f"quantiles: {wrong[0]!r} is not between 0 and 1.")
+        if self.store is not None and Path(self.store).suffix not in (".h5ad", ".zarr"):
+            raise QueryError(f"store {str(self.store)!r} must end in .h5ad or .zarr.")
+
+    @property
+    def kind(self) -> str:
+        """What the spread is of: ``"latent"`` or ``"observation"``."""
+        return self.uncertainty or ("observation" if self.form == "draws" else "latent")
+
+    def check_free(self) -> None:
+        """Raise FileExistsError if something stands where the answer is to be written."""
+        if self.store is not None and Path(self.store).exists():
+            raise FileExistsError(f"{self.store} is there already. Give store= another path.")
+
+    def sinks(self, n_draws: int) -> list[Sink]:
+        """Make what takes the draws of some cells."""
+        if self.form == "draws":
+            return [EveryDraw()]
+        if self.form == "mean" or not self.quantiles:
+            return [Moments()]
+        size = min(_SKETCH, n_draws + n_draws % 2)
+        return [Moments(), Quantiles(self.quantiles, size=size)]
+
+    def rows(self, n_cells: int, n_genes: int, *, n_draws: int) -> list[slice]:
+        """Cut a block of cells so that the draws of each part fit into the memory."""
+        per_cell = n_genes * sum(s.bytes_per_value(n_draws) for s in self.sinks(n_draws))
+        size = n_cells
+        while size > 1 and size * per_cell > self.memory:
+            size = (size + 1) // 2
+        return [slice(start, start + size) for start in range(0, n_cells, size)]
+
+
+def read_part(sinks: Iterable[Sink], *, as_counts: bool) -> Part:
+    """Read off sinks the next rows of an answer.
+
+    Parameters
+    ----------
+    sinks
+        They have taken all draws.
+    as_counts
+        Whether draws are counts, which are kept sparse.
+    """
+    found = {name: value for sink in sinks for name, value in sink.result().items()}
+    part = {name: value.cpu().numpy() for name, value in found.items()}
+    if "draws" not in part:
+        return {"X": part.pop("mean"), **part}
+    # All draws of a cell stand together.
+    rows = part["draws"].reshape(-1, part["draws"].shape[-1])
+    return {"X": sparse.csr_matrix(rows) if as_counts else rows}
+
+
+def assemble(frame: AnnData, parts: Iterable[Part], *, store: str | Path | None = None) -> AnnData:
+    """Put parts of an answer below one another.
+
+    Parameters
+    ----------
+    frame
+        Annotation of all rows and genes, without values.
+    parts
+        The values of the rows, in order.
+    store
+        A new ``.h5ad`` or ``.zarr`` to write them to one at a time; None keeps them in memory.
+
+    Returns
+    -------
+    The answer; with ``store`` one whose ``X`` and layers are read from the file where they are
+    looked at.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> frame = AnnData(obs=pd.DataFrame(index=list("abc")), var=pd.DataFrame(index=["g"]))
+    >>> parts = [{"X": np.zeros((2, 1)), "sd": np.ones((2, 1))}, {"X": np.ones((1, 1)), "sd":
+    ...          np.ones((1, 1))}]
+    >>> assemble(frame, parts).X.ravel()
+    array([0., 0., 1.])
+    """
+    if store is None:
+        return _in_memory(frame, parts)
+    with atomic_write(store) as draft:
+        try:
+            _write(draft, frame, parts)
+        except BaseException:
+            if draft.is_dir():
+                shutil.rmtree(draft)
+            raise
+    return _backed(Path(store))
+
+
+def _in_memory(frame: AnnData, parts: Iterable[Part]) -> AnnData:
+    dense: dict[str, np.ndarray] = {}
+    counts: list[sparse.csr_matrix] = []
+    start = 0
+    for part in parts:
+        stop = start + part["X"].shape[0]
+        for name, values in part.items():
+            if sparse.issparse(values):
+                counts.append(values)
+            else:
+                dense.setdefault(name, np.empty(frame.shape, values.dtype))[start:stop] = values
+        start = stop
+    frame.X = sparse.vstack(counts, format="csr") if counts else dense.pop("X")
+    for name, values in dense.items():
+        frame.layers[name] = values
+    return frame
+
+
+def _write(path: Path, frame: AnnData, parts: Iterable[Part]) -> None:
+    with _new_root(path) as root:
+        write_elem(root, "/", frame)
+        root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        started: set[str] = set()
+        for part in parts:
+            for name, values in part.items():
+                key = name if name == "X" else f"layers/{name}"
+                _append(root, key, values, new=key not in started)
+                started.add(key)
+
+
+def _append(root: Any, key: str, values: Any, *, new: bool) -> None:
+    if new:
+        write_elem(root, key, values, dataset_kwargs=_growing(root, values))
+    elif sparse.issparse(values):
+        sparse_dataset(root[key]).append(values)
+    else:
+        array = root[key]
+        start = array.shape[0]
+        array.resize((start + len(values), values.shape[1]))
+        array[start:] = values
+
+
+def _growing(root: Any, values: Any) -> dict[str, Any]:
+    """How to create an array that rows are appended to, in chunks as long as the parts."""
+    if sparse.issparse(values):
+        return {"indptr_dtype": "int64"}  # there may be more counts than 32 bits number
+    kwargs: dict[str, Any] = {"chunks": values.shape}
+    if isinstance(root, h5py.Group):
+        kwargs["maxshape"] = (None, values.shape[1])
+    return kwargs
+
+
+@contextmanager
+def _new_root(path: Path) -> Iterator[Any]:
+    if path.suffix == ".h5ad":
+        with h5py.File(path, "w") as file:
+            yield file
+        return
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    yield group
+    zarr.consolidate_metadata(group.store)
+
+
+def _backed(path: Path) -> AnnData:
+    root: Any = h5py.File(path, "r") if path.suffix == ".h5ad" else zarr.open_group(path, mode="r")
+    layers = {name: _lazy(root["layers"][name]) for name in root["layers"]}
+    annotation = {name: read_elem(root[name]) for name in ("obs", "var", "uns")}
+    return AnnData(X=_lazy(root["X"]), layers=layers, **annotation)
+
+
+def _lazy(element: Any) -> Any:
+    is_group = isinstance(element, h5py.Group | zarr.Group)
+    return sparse_dataset(element) if is_group else element

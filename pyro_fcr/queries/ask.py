@@ -1,0 +1,294 @@
+"""Questions to a fitted model in the words of AnnData, and their answers as AnnData.
+
+Cells are drawn block by block, each from a seed of its own: an answer depends on the seed and on
+which cells stand in which order, not on the memory that it may take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor, nn
+
+from pyro_fcr.batch import Batch
+from pyro_fcr.data import Registry, read_cells
+from pyro_fcr.graph import Graph
+from pyro_fcr.queries.answers import Output, Part, assemble, read_part
+from pyro_fcr.queries.support import support
+from pyro_fcr.queries.targets import AVERAGE, Form, Query
+from pyro_fcr.responses import (
+    QueryError,
+    Responder,
+    block_seed,
+    block_size,
+    blocks_of,
+    check_held,
+    held_by_default,
+    new_cells,
+)
+from pyro_fcr.responses.sinks import Rows
+
+__all__ = ["AVERAGE", "Query", "counterfactual", "posterior_predictive", "predict"]
+
+
+class Fitted(Protocol):
+    """What a query asks: a fitted :class:`pyro_fcr.FCR`."""
+
+    model: nn.Module
+    guide: nn.Module
+    registry: Registry
+    adata: AnnData | None
+
+    @property
+    def graph(self) -> Graph:
+        """The causal graph."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+
+    def chunks(self, adata: AnnData | None = None) -> Iterator[tuple[Batch, slice]]:
+        """Give cells in order, with their positions."""
+
+
+def counterfactual(
+    fcr: Fitted,
+    query: Query,
+    source: AnnData,
+    *,
+    hold: Iterable[str] | None,
+    library: npt.ArrayLike | None = None,
+) -> AnnData:
+    """Answer what given cells would express; see :meth:`pyro_fcr.FCR.counterfactual`."""
+    intervened = query.intervened(fcr.registry.schema)
+    held = held_by_default(fcr.graph, intervened) if hold is None else tuple(hold)
+    check_held(fcr.graph, held, intervened)
+    obs = query.target_obs(source.obs, fcr.registry)
+    target = fcr.registry.encode_obs(obs)
+    asked = _Asked(
+        obs=obs,
+        held=held,
+        do={name: target[name] for name in intervened},
+        library=None if library is None else _library(library, len(obs)),
+    )
+    return _answer(fcr, query, asked, fcr.chunks(source))
+
+
+def predict(
+    fcr: Fitted, query: Query, *, n_cells: int, library: npt.ArrayLike | None = None
+) -> AnnData:
+    """Draw new cells of a condition; see :meth:`pyro_fcr.FCR.predict`."""
+    size = (fcr.registry.target_sum or 1.0) if library is None else library
+    obs, column = query.condition_obs(fcr.registry, n_cells), _library(size, n_cells)
+    sites = fcr.registry.encode_obs(obs)
+    return _answer(fcr, query, _Asked(obs=obs), _chunks_of_new_cells(fcr, sites, column))
+
+
+def posterior_predictive(
+    fcr: Fitted,
+    adata: AnnData | str | Path | None = None,
+    *,
+    n_draws: int = 1,
+    output: Form | Output = "draws",
+    library: npt.ArrayLike | None = None,
+    seed: int = 0,
+) -> AnnData:
+    """Draw the cells again, as they are: all latents from the guide given the cell, then y.
+
+    It is what the model makes of cells that it is shown, for checks of the model, and no
+    prediction: expression that the guide reads is given back. For cells of another condition see
+    :meth:`pyro_fcr.FCR.counterfactual`.
+
+    Parameters
+    ----------
+    fcr
+        A fitted :class:`pyro_fcr.FCR`.
+    adata
+        The cells; None takes those of training.
+    n_draws
+        EveryDraw per cell.
+    output
+        As in :meth:`pyro_fcr.FCR.counterfactual`.
+    library
+        Counts per cell of the answer: a number, or one for each cell; None leaves the cells their
+        own.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    Cells with the annotation of ``adata``; see :meth:`pyro_fcr.FCR.counterfactual`.
+
+    Raises
+    ------
+    pyro_fcr.SchemaError
+        The cells have a level that was never seen; lists the known ones.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[:20].copy()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(pyro_fcr.datasets.gbm_panobinostat(), schema)
+    >>> again = posterior_predictive(fcr, adata, n_draws=10, output="summary")
+    >>> again.shape, sorted(again.layers)
+    ((20, 300), ['q05', 'q50', 'q95', 'sd'])
+    """
+    source = source_cells(fcr, adata)
+    asked = _Asked(
+        obs=source.obs.copy(),
+        held=fcr.graph.blocks,
+        library=None if library is None else _library(library, source.n_obs),
+    )
+    query = Query(output=output, n_draws=n_draws, seed=seed)
+    return _answer(fcr, query, asked, fcr.chunks(source))
+
+
+def source_cells(fcr: Fitted, adata: AnnData | str | Path | None) -> AnnData:
+    """Give the cells that a query is about; None stands for those of training.
+
+    Raises
+    ------
+    ValueError
+        The model was loaded without data.
+    """
+    if adata is not None:
+        return read_cells(adata)
+    if fcr.adata is None:
+        raise ValueError("The model was loaded without data: pass adata= here or to load().")
+    return fcr.adata
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """Cells and what is done to them: annotation, held latents, values and library sizes set."""
+
+    obs: pd.DataFrame
+    held: tuple[str, ...] = ()
+    do: Mapping[str, Tensor] = field(default_factory=dict)
+    library: Tensor | None = None
+
+
+def _library(size: npt.ArrayLike, n_cells: int) -> Tensor:
+    sizes = np.asarray(size, dtype=np.float32)
+    if sizes.shape not in ((), (n_cells,)):
+        raise QueryError(
+            f"library has the shape {sizes.shape}, wanted a number or one for each of {n_cells} "
+            "cells."
+        )
+    if not (sizes > 0).all():
+        raise QueryError("library: counts per cell must be positive.")
+    return torch.from_numpy(np.broadcast_to(sizes, n_cells).copy()).unsqueeze(1)
+
+
+def _chunks_of_new_cells(
+    fcr: Fitted, sites: Mapping[str, Tensor], library: Tensor
+) -> Iterator[tuple[Batch, slice]]:
+    n_genes = len(fcr.registry.genes)
+    size = block_size(n_genes)
+    for start in range(0, len(library), size):
+        rows = slice(start, start + size)
+        cut = {name: values[rows] for name, values in sites.items()}
+        yield new_cells(cut, library[rows], n_genes=n_genes).to(fcr.device), rows
+
+
+def _answer(
+    fcr: Fitted, query: Query, asked: _Asked, chunks: Iterable[tuple[Batch, slice]]
+) -> AnnData:
+    obs = asked.obs.assign(**condition_marks(asked.obs, fcr.registry))
+    if query.answer.form == "draws":
+        obs = _row_per_draw(obs, query.n_draws)
+    genes = pd.DataFrame(index=pd.Index(fcr.registry.genes, dtype=str))
+    frame = AnnData(obs=obs, var=genes, uns={"pyro_fcr": _record(query, asked.held)})
+    return assemble(frame, _parts(fcr, query, asked, chunks), store=query.answer.store)
+
+
+def _parts(
+    fcr: Fitted, query: Query, asked: _Asked, chunks: Iterable[tuple[Batch, slice]]
+) -> Iterator[Part]:
+    """Draw block by block; a block whose draws do not fit into memory is drawn anew per part."""
+    answer, n_genes = query.answer, len(fcr.registry.genes)
+    responder = Responder(fcr.model, fcr.guide, hold=(*asked.held, *fcr.graph.shared))
+    as_counts = fcr.registry.schema.expression == "counts" and answer.kind == "observation"
+    for number, (batch, cells) in enumerate(_blocks(chunks, block_size(n_genes))):
+        act = {name: values[cells].to(fcr.device) for name, values in asked.do.items()}
+        library = None if asked.library is None else asked.library[cells].to(fcr.device)
+        seed = block_seed(query.seed, number)
+        for rows in answer.rows(len(batch), n_genes, n_draws=query.n_draws):
+            sinks = answer.sinks(query.n_draws)
+            taken = {_FED[answer.kind]: [Rows(sink, rows) for sink in sinks]}
+            responder.feed(
+                batch, do=act, library=library, n_draws=query.n_draws, seed=seed, **taken
+            )
+            yield read_part(sinks, as_counts=as_counts)
+
+
+_FED: Final = {"latent": "expected", "observation": "drawn"}
+
+
+def _blocks(chunks: Iterable[tuple[Batch, slice]], size: int) -> Iterator[tuple[Batch, slice]]:
+    for chunk, at in chunks:
+        for batch, rows in blocks_of(chunk, size):
+            start = at.start + rows.start
+            yield batch, slice(start, start + len(batch))
+
+
+def _row_per_draw(obs: pd.DataFrame, n_draws: int) -> pd.DataFrame:
+    if n_draws == 1:
+        return obs
+    repeated = obs.iloc[np.repeat(np.arange(len(obs)), n_draws)]
+    draw = np.tile(np.arange(n_draws), len(obs))
+    names = [f"{cell}-draw{i}" for cell, i in zip(repeated.index, draw, strict=True)]
+    return repeated.assign(draw=draw).set_axis(pd.Index(names, dtype=str))
+
+
+def _record(query: Query, held: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "treatment": "" if query.treatment is None else query.treatment,
+        "dose": "" if query.dose is None else str(query.dose),
+        "covariates": {key: str(level) for key, level in query.covariates.items()},
+        "held": list(held),
+        "output": query.answer.form,
+        "uncertainty": query.answer.kind,
+        "n_draws": query.n_draws,
+        "seed": query.seed,
+    }
+
+
+def condition_marks(obs: pd.DataFrame, registry: Registry) -> dict[str, np.ndarray]:
+    """Say of each cell's condition whether training lacked it, and what supports an answer.
+
+    Returns
+    -------
+    ``extrapolated`` and ``support``, ``(n_cells,)`` each; see
+    :meth:`pyro_fcr.data.Registry.is_extrapolated` and :func:`pyro_fcr.queries.support.support`.
+    """
+    schema = registry.schema
+    keys = [schema.treatment_key, *schema.covariate_keys]
+    keys += [] if schema.dose_key is None else [schema.dose_key]
+    texts = obs[keys].astype(str)
+    condition = texts.groupby(keys, sort=False, dropna=False, observed=True).ngroup().to_numpy()
+    _, first = np.unique(condition, return_index=True)
+    verdicts = []
+    for row in obs[keys].iloc[first].to_dict("records"):
+        levels = {key: str(row[key]) for key in schema.covariate_keys}
+        asked = (registry, str(row[schema.treatment_key]), levels)
+        dose = row[schema.dose_key] if schema.dose_key else None
+        outside = registry.is_extrapolated(*asked[1:], dose=dose)
+        verdicts.append((outside, support(*asked, dose=dose)))
+    extrapolated, score = (np.array(column)[condition] for column in zip(*verdicts, strict=True))
+    return {"extrapolated": extrapolated, "support": score}
+
+
+def _extrapolated(obs: pd.DataFrame, registry: Registry) -> np.ndarray:
+    return condition_marks(obs, registry)["extrapolated"]

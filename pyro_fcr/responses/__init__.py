@@ -1,0 +1,38 @@
+"""What cells would express: draws of the programs under conditions and interventions.
+
+Batches go in, tensors and arrays come out; nothing here knows AnnData or training.
+"""
+
+from pyro_fcr.responses.respond import (
+    QueryError,
+    Responder,
+    Responses,
+    abduct,
+    block_seed,
+    block_size,
+    blocks_of,
+    check_held,
+    held_by_default,
+    new_cells,
+    outcome,
+    posterior_means,
+    respond,
+    sample_responses,
+)
+
+__all__ = [
+    "QueryError",
+    "Responder",
+    "Responses",
+    "abduct",
+    "block_seed",
+    "block_size",
+    "blocks_of",
+    "check_held",
+    "held_by_default",
+    "new_cells",
+    "outcome",
+    "posterior_means",
+    "respond",
+    "sample_responses",
+]
