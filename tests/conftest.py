@@ -1,9 +1,12 @@
 import os
+import sys
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread per worker, before torch and numba are imported: numba raises torch's number of
     # threads as well, and two workers with two threads each wait for one another.
     os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
+    if "numba" in sys.modules:  # a plugin of pytest was earlier
+        sys.modules["numba"].config.reload_config()
 
 import anndata as ad
 import numpy as np
