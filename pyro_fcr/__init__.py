@@ -7,18 +7,30 @@ who change the graph or write their own loop.
 
 from importlib.metadata import version
 
-from pyro_fcr import datasets
+from pyro_fcr import datasets, plots
 from pyro_fcr.api import FCR
 from pyro_fcr.architecture import Architecture
 from pyro_fcr.batch import Batch
 from pyro_fcr.contract import ProgramError
 from pyro_fcr.data import Schema, SchemaError
+from pyro_fcr.discovery import (
+    CrossFit,
+    Effects,
+    Interactions,
+    bootstrap,
+    cross_fit,
+    effects,
+    enrichment,
+    rank_interactions,
+)
+from pyro_fcr.export import to_arviz
 from pyro_fcr.guide import Guide
 from pyro_fcr.model import Model
 from pyro_fcr.objective import Objective
-from pyro_fcr.queries import AVERAGE
+from pyro_fcr.queries import AVERAGE, Output, dose_response, posterior_predictive
 from pyro_fcr.responses import QueryError
 from pyro_fcr.schedules import Ramp
+from pyro_fcr.simulation import InteractionDesign, simulate_interactions
 from pyro_fcr.svi import FCRLoss
 from pyro_fcr.training import TrainingPlan
 
@@ -29,15 +41,30 @@ __all__ = [
     "FCR",
     "Architecture",
     "Batch",
+    "CrossFit",
+    "Effects",
     "FCRLoss",
     "Guide",
+    "InteractionDesign",
+    "Interactions",
     "Model",
     "Objective",
+    "Output",
     "ProgramError",
     "QueryError",
     "Ramp",
     "Schema",
     "SchemaError",
     "TrainingPlan",
+    "bootstrap",
+    "cross_fit",
     "datasets",
+    "dose_response",
+    "effects",
+    "enrichment",
+    "plots",
+    "posterior_predictive",
+    "rank_interactions",
+    "simulate_interactions",
+    "to_arviz",
 ]

@@ -1,0 +1,188 @@
+"""The same model fitted again: on halves of the cells, or on cells drawn with replacement.
+
+Draws of the latents of one fitted model say nothing of how well its parameters are known. The
+spread between refits does, and cells that a fit has not seen can test what it claims.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from pyro_fcr.api import FCR
+from pyro_fcr.data import SchemaError, Split, split_cells
+from pyro_fcr.data.design import Codes, read_design, read_labels
+from pyro_fcr.data.splits import training_cells
+from pyro_fcr.programs import build_programs
+from pyro_fcr.queries import source_cells
+
+Programs = Callable[[], tuple[nn.Module, nn.Module]]
+
+
+@dataclass(frozen=True, eq=False)
+class CrossFit:
+    """Two fits, each on one half of the cells, and which half each cell is in.
+
+    Parameters
+    ----------
+    members
+        Fitted models; ``members[k]`` was trained on the cells of ``half == k``.
+    half
+        0 or 1 for each cell, -1 for cells that the schema's split leaves out, ``(n_cells,)``.
+    replicate
+        Number of each cell's replicate, ``(n_cells,)``, where halves keep replicates whole.
+    """
+
+    members: tuple[FCR, FCR]
+    half: Codes
+    replicate: Codes | None = None
+
+
+def cross_fit(
+    fcr: FCR,
+    *,
+    replicate_key: str | None = None,
+    programs: Programs | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> CrossFit:
+    """Fit the model twice, on either half of the cells, for :func:`pyro_fcr.rank_interactions`.
+
+    Parameters
+    ----------
+    fcr
+        The model, with its data; it need not be fitted and is not changed.
+    replicate_key
+        Column of obs with the replicate (donor, library, plate) of each cell. Replicates then stay
+        whole, half of them in each half, and claims are judged by the spread between them. Give it
+        where there are any: cells of one replicate are no independent evidence. Without it each
+        condition's cells are halved at random.
+    programs
+        Function that makes a fresh model and guide, for programs of your own.
+    seed
+        Of the halves and the fits.
+    **settings
+        As in :meth:`pyro_fcr.FCR.fit`, e.g. ``max_epochs=150``.
+
+    Raises
+    ------
+    pyro_fcr.SchemaError
+        A condition has fewer than two cells, or replicates, in a half.
+    """
+    adata = source_cells(fcr, None)
+    half, replicate = _halves(fcr, replicate_key, seed)
+    members = []
+    for k in (0, 1):
+        rows = np.flatnonzero(half == k)
+        split = split_cells(adata.obs.iloc[rows], fcr.registry.schema, seed=seed)
+        split = Split(rows[split.train], rows[split.heldout])
+        members.append(_refit(fcr, split, seed=seed + k, programs=programs, settings=settings))
+    return CrossFit((members[0], members[1]), half, replicate)
+
+
+def bootstrap(
+    fcr: FCR,
+    n_refits: int = 5,
+    *,
+    programs: Programs | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> tuple[FCR, ...]:
+    """Fit the model again on cells drawn with replacement, condition by condition.
+
+    The spread between the fits is the uncertainty of the parameters: what other cells of the same
+    conditions, other initial values and other batches would have given.
+
+    Parameters
+    ----------
+    fcr
+        The model, with its data; it need not be fitted and is not changed.
+    n_refits
+        How many fits, at least 2.
+    programs, seed, **settings
+        As in :func:`cross_fit`.
+
+    Raises
+    ------
+    ValueError
+        ``n_refits`` is below 2.
+    """
+    if n_refits < 2:
+        raise ValueError(f"n_refits is {n_refits}, wanted 2 or more: one fit has no spread.")
+    schema, obs = fcr.registry.schema, source_cells(fcr, None).obs
+    condition = read_design(obs, schema).conditions
+    refits = []
+    for k in range(n_refits):
+        split = split_cells(obs, schema, seed=seed + k)
+        train = _with_replacement(split.train, condition[split.train], seed + k)
+        split = replace(split, train=train)
+        refits.append(_refit(fcr, split, seed=seed + k, programs=programs, settings=settings))
+    return tuple(refits)
+
+
+def _refit(
+    fcr: FCR, split: Split, *, seed: int, programs: Programs | None, settings: dict[str, Any]
+) -> FCR:
+    new = copy.copy(fcr)
+    if programs is not None:
+        new.model, new.guide = programs()
+    elif fcr.architecture is not None:
+        new.model, new.guide = build_programs(fcr.registry, fcr.architecture, seed=seed)
+    else:
+        raise ValueError(
+            "The model has programs of your own: pass programs=, a function that makes a fresh "
+            "model and guide, so that refits do not start from fitted parameters."
+        )
+    new.fit(split=split, **{"seed": seed, "progress": False, **settings})
+    return new
+
+
+def _halves(fcr: FCR, replicate_key: str | None, seed: int) -> tuple[Codes, Codes | None]:
+    schema, obs = fcr.registry.schema, source_cells(fcr, None).obs
+    condition = read_design(obs, schema).conditions
+    rng = np.random.default_rng(seed)
+    replicate = None
+    if replicate_key is None:
+        half = _deal(condition, rng)
+    else:
+        replicate = read_labels(obs, replicate_key, role="replicate_key").codes
+        seen = np.zeros((replicate.max() + 1, condition.max() + 1), dtype=bool)
+        seen[replicate, condition] = True
+        # Replicates of the same conditions are dealt among one another.
+        half = _deal(np.unique(seen, axis=0, return_inverse=True)[1].reshape(-1), rng)[replicate]
+    half[~training_cells(obs, schema)] = -1
+    unit = np.arange(len(obs)) if replicate is None else replicate
+    _check_halves(half, condition, unit, obs.index)
+    return half, replicate
+
+
+def _deal(kind: Codes, rng: np.random.Generator) -> Codes:
+    """Deal to two halves, alternately within each kind."""
+    half = np.empty(len(kind), dtype=np.int64)
+    half[np.lexsort((rng.random(len(kind)), kind))] = np.arange(len(kind)) % 2
+    return half
+
+
+def _check_halves(half: Codes, condition: Codes, unit: Codes, names: pd.Index) -> None:
+    for code in np.unique(condition[half >= 0]):
+        cells = condition == code
+        n = [len(np.unique(unit[cells & (half == k)])) for k in (0, 1)]
+        if min(n) < 2:
+            cell = names[np.flatnonzero(cells)[0]]
+            raise SchemaError(
+                f"The condition of cell {cell!r} has {n[0]} and {n[1]} cells (replicates, with "
+                "replicate_key) in the two halves, wanted two in each. Drop the condition, or "
+                "leave out replicate_key: cells then count as independent."
+            )
+
+
+def _with_replacement(rows: Codes, condition: Codes, seed: int) -> Codes:
+    rng = np.random.default_rng(seed)
+    parts = [rows[condition == code] for code in np.unique(condition)]
+    return np.concatenate([rng.choice(part, len(part)) for part in parts])

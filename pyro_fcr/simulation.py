@@ -1,0 +1,154 @@
+"""Simulated cells of known truth, to measure what is found against what is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+
+@dataclass(frozen=True, kw_only=True)
+class InteractionDesign:
+    """Cells in which some treatments act differently in some contexts.
+
+    Parameters
+    ----------
+    n_cells, n_genes, n_contexts, n_treatments
+        Sizes; untreated cells come on top of the treatments. Every cell has a context and a
+        treatment at random.
+    n_interacting
+        How many pairs of treatment and context interact.
+    n_drivers
+        On how many genes each of them.
+    effect
+        How much there, up or down, natural log fold change on top of the treatment's own.
+    main_effect
+        Standard deviation of a treatment's effect, the same in all contexts, on a third of the
+        genes, natural log fold change.
+    depth
+        Median counts of a cell.
+    dispersion
+        theta of the negative binomial: variance = mean + mean**2 / theta.
+    n_replicates, replicate_effect
+        Replicates of every condition and the standard deviation of what each does to each gene,
+        natural log fold change; no replicates by default.
+    """
+
+    n_cells: int = 6_000
+    n_genes: int = 200
+    n_contexts: int = 6
+    n_treatments: int = 5
+    n_interacting: int = 6
+    n_drivers: int = 20
+    effect: float = 0.5
+    main_effect: float = 0.4
+    depth: float = 1_500.0
+    dispersion: float = 5.0
+    n_replicates: int = 0
+    replicate_effect: float = 0.0
+
+    def __post_init__(self) -> None:
+        n_pairs = self.n_contexts * self.n_treatments
+        if self.n_interacting > n_pairs or self.n_drivers > self.n_genes:
+            raise ValueError(
+                f"{self.n_interacting} interacting pairs of {n_pairs}, {self.n_drivers} drivers of "
+                f"{self.n_genes} genes: there are not so many."
+            )
+
+
+def simulate_interactions(design: InteractionDesign | None = None, *, seed: int = 0) -> AnnData:
+    """Simulate counts with planted interactions.
+
+    Mean expression has an effect of the context, one of the treatment and, where it was planted,
+    one of both; they add up on the log scale. Cells also differ in three continuous states that
+    nothing causes and that leave a condition's mean expression as it is, so that without planted
+    interactions there are none. Counts are negative binomial.
+
+    Parameters
+    ----------
+    design
+        Sizes and effects; None takes the defaults.
+    seed
+        The same seed gives the same cells.
+
+    Returns
+    -------
+    Counts, CSR float32. ``obs``: ``treatment`` (``"control"`` for none), ``context`` and, with
+    replicates, ``replicate``. ``uns["interactions"]``: the truth, a row per planted pair and gene
+    with ``treatment``, ``context``, ``gene``, ``log_fold_change``. ``varm["treatment_effects"]``:
+    what each treatment does everywhere, ``(n_genes, n_treatments)``.
+
+    Examples
+    --------
+    >>> adata = simulate_interactions(InteractionDesign(n_cells=300, n_genes=30, n_drivers=4))
+    >>> adata.shape, len(adata.uns["interactions"])
+    ((300, 30), 24)
+    """
+    d, rng = design or InteractionDesign(), np.random.default_rng(seed)
+    x, t = (
+        rng.integers(d.n_contexts, size=d.n_cells),
+        rng.integers(d.n_treatments + 1, size=d.n_cells),
+    )
+    main = rng.normal(0, d.main_effect, (d.n_treatments + 1, d.n_genes))
+    main *= rng.random(main.shape) < 1 / 3
+    main[0] = 0.0
+    planted = _plant(d, rng)
+    log_rate = rng.normal(0, 1.2, d.n_genes) + rng.normal(0, 0.6, (d.n_contexts, d.n_genes))[x]
+    log_rate += main[t] + planted[t, x]
+    obs = pd.DataFrame(
+        {
+            "treatment": np.array(["control", *_names("drug", d.n_treatments)])[t],
+            "context": np.array(_names("line", d.n_contexts))[x],
+        },
+        index=pd.Index(_names("cell", d.n_cells)),
+    )
+    if d.n_replicates:
+        replicate = rng.integers(d.n_replicates, size=d.n_cells)
+        code = (t * d.n_contexts + x) * d.n_replicates + replicate
+        log_rate += rng.normal(0, d.replicate_effect, (code.max() + 1, d.n_genes))[code]
+        obs["replicate"] = np.char.add(
+            obs["context"].to_numpy(str), np.char.add("_", replicate.astype(str))
+        )
+    adata = AnnData(_counts(log_rate, d, rng), obs=obs)
+    adata.var_names = _names("gene", d.n_genes)
+    adata.varm["treatment_effects"] = main[1:].T
+    adata.uns["interactions"] = _truth(planted)
+    return adata
+
+
+def _names(word: str, n: int) -> list[str]:
+    return [f"{word}{i + 1}" for i in range(n)]
+
+
+def _plant(d: InteractionDesign, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    planted = np.zeros((d.n_treatments + 1, d.n_contexts, d.n_genes))
+    for pair in rng.permutation(d.n_treatments * d.n_contexts)[: d.n_interacting]:
+        t, x = divmod(int(pair), d.n_contexts)
+        genes = rng.choice(d.n_genes, d.n_drivers, replace=False)
+        planted[t + 1, x, genes] = d.effect * rng.choice([-1.0, 1.0], d.n_drivers)
+    return planted
+
+
+def _counts(
+    log_rate: npt.NDArray[np.float64], d: InteractionDesign, rng: np.random.Generator
+) -> sparse.csr_matrix:
+    rate = np.exp(log_rate)
+    library = d.depth * rng.lognormal(0, 0.35, (len(rate), 1))
+    loadings = rng.normal(0, 0.3, (3, d.n_genes))
+    state = rng.normal(size=(len(rate), 3)) @ loadings - 0.5 * (loadings**2).sum(axis=0)
+    mean = library * np.exp(state) * rate / rate.sum(axis=1, keepdims=True)
+    noise = rng.gamma(d.dispersion, 1 / d.dispersion, size=mean.shape)
+    counts = rng.poisson(mean * noise).astype(np.float32)
+    counts[counts.sum(axis=1) == 0, 0] = 1.0  # no cell without counts
+    return sparse.csr_matrix(counts)
+
+
+def _truth(planted: npt.NDArray[np.float64]) -> pd.DataFrame:
+    t, x, gene = np.nonzero(planted)
+    names = {"treatment": ("drug", t - 1), "context": ("line", x), "gene": ("gene", gene)}
+    columns = {key: [f"{word}{i + 1}" for i in code] for key, (word, code) in names.items()}
+    return pd.DataFrame({**columns, "log_fold_change": planted[t, x, gene]})
