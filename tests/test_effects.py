@@ -51,7 +51,7 @@ def test_parts_and_interactions(fitted, table):
     np.testing.assert_allclose(wide["interaction"], wide["total"] - median, atol=1e-12)
     # Blocks add up on the scale of logits: what z_t does varies little between contexts.
     between = wide.groupby(["treatment", "gene"])[["z_t", "z_tx", "total"]].std().mean()
-    assert between["z_t"] < 0.25 * between["z_tx"]
+    assert between["z_t"] < 0.6 * between["z_tx"]
     parts = wide["z_t"] + wide["z_tx"]
     assert np.corrcoef(parts, wide["total"])[0, 1] > 0.97
 

@@ -14,12 +14,13 @@ from scipy import sparse
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyro_fcr import FCR, Architecture, QueryError, Schema, SchemaError, queries, responses
+from pyro_fcr import FCR, Architecture, QueryError, Schema, SchemaError, responses
 from pyro_fcr.distributions import NegativeBinomial
-from pyro_fcr.queries import posterior_predictive
+from pyro_fcr.queries import ask, posterior_predictive
 from pyro_fcr.queries.answers import Output
 from pyro_fcr.queries.curves import dose_response
 from pyro_fcr.queries.support import support
+from pyro_fcr.responses import responder
 from pyro_fcr.responses.sinks import Moments, Quantiles
 
 SMALL = Architecture(n_x=3, n_t=2, n_tx=2, n_hidden=16)
@@ -58,7 +59,7 @@ def with_doses(device):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 64 cells, of which the 400 are seven."""
-    monkeypatch.setattr(responses, "_VALUES_PER_BLOCK", 64 * N_GENES)
+    monkeypatch.setattr(responder, "_VALUES_PER_BLOCK", 64 * N_GENES)
 
 
 def dense(values):
@@ -170,8 +171,8 @@ def test_the_guide_runs_once_where_its_draws_do_not_depend_on_one_another(fcr):
     handle = fcr.guide.register_forward_pre_hook(lambda *_: runs.append(1))
     moments = Moments()
     batch = fcr.registry.encode(fcr.adata).batch(np.arange(30), device=fcr.device)
-    responder = responses.Responder(fcr.model, fcr.guide, hold=("z_x",))
-    responder.feed(batch, expected=[moments], n_draws=30)
+    drawer = responses.Responder(fcr.model, fcr.guide, hold=("z_x",))
+    drawer.feed(batch, expected=[moments], n_draws=30)
     handle.remove()
     assert len(runs) == 2  # the graph is read once, too
     assert (moments.result()["sd"] > 0).all()  # and z_x is drawn each time
@@ -268,7 +269,7 @@ def test_a_stored_answer_is_the_one_in_memory(fcr, tmp_path, name, form, small_b
 
 @pytest.mark.parametrize("name", ["answer.h5ad", "answer.zarr"])
 def test_an_answer_that_fails_leaves_nothing(fcr, tmp_path, name, small_blocks, monkeypatch):
-    parts, read_part = [], queries.read_part
+    parts, read_part = [], ask.read_part
 
     def fail(*args, **kwargs):
         parts.append(1)
@@ -276,7 +277,7 @@ def test_an_answer_that_fails_leaves_nothing(fcr, tmp_path, name, small_blocks, 
             raise KeyboardInterrupt
         return read_part(*args, **kwargs)
 
-    monkeypatch.setattr(queries, "read_part", fail)
+    monkeypatch.setattr(ask, "read_part", fail)
     with pytest.raises(KeyboardInterrupt):
         fcr.counterfactual(treatment="drug1", output=Output("mean", store=tmp_path / name))
     assert list(tmp_path.iterdir()) == []
@@ -367,7 +368,7 @@ def test_unknown_levels_are_listed_by_every_query(with_doses):
     foreign.obs["line"] = "line7"
     message = r"'line7'.*'line0', 'line1', 'line2'"
     target = {"treatment": "drug1", "dose": 1.0, "covariates": {"line": "line7"}}
-    for ask in (
+    for answer in (
         lambda: with_doses.counterfactual(**target),
         lambda: with_doses.predict(**target),
         lambda: posterior_predictive(with_doses, foreign),
@@ -376,7 +377,7 @@ def test_unknown_levels_are_listed_by_every_query(with_doses):
         lambda: support(with_doses.registry, "drug1", {"line": "line7"}, dose=1.0),
     ):
         with pytest.raises(SchemaError, match=message):
-            ask()
+            answer()
 
 
 def test_an_unseen_treatment_with_features_is_answered_and_marked():
@@ -506,3 +507,14 @@ def test_without_controls_dose_zero_is_extrapolated():
     fcr = FCR(adata, schema, architecture=SMALL)
     curve = dose_response(fcr, "drug1", cells={"line": "line0"}, n_draws=20)
     np.testing.assert_array_equal(curve["extrapolated"], curve["dose"] == 0)
+
+
+def test_answers_stand_in_the_layer_that_the_schema_reads():
+    adata = simulate(200, n_genes=12)
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = np.log1p(adata.X)
+    schema = dataclasses.replace(SCHEMA, layer="counts")
+    fcr = FCR(adata, schema, architecture=SMALL)
+    predicted = fcr.counterfactual(adata[:30].copy(), treatment="drug1")
+    np.testing.assert_array_equal(predicted.layers["counts"].toarray(), predicted.X.toarray())
+    assert fcr.get_latent_representation("z_x", predicted).shape == (30, 3)  # can be read again

@@ -44,8 +44,8 @@ class ConditionCells:
     >>> cells = ConditionCells(np.array([[4.0, 6.0], [1.0, 9.0]]), np.array([10.0, 10.0]),
     ...                        np.array([0, 1]), 2)
     >>> cells.mean.round(2)
-    array([[-0.87, -0.43],
-           [-1.86, -0.05]])
+    array([[-0.8 , -0.43],
+           [-1.9 , -0.05]])
     """
 
     expression: sparse.csr_matrix | npt.NDArray[Any]

@@ -114,7 +114,7 @@ def posterior_predictive(
     adata
         The cells; None takes those of training.
     n_draws
-        EveryDraw per cell.
+        Draws per cell.
     output
         As in :meth:`pyro_fcr.FCR.counterfactual`.
     library
@@ -210,7 +210,11 @@ def _answer(
         obs = _row_per_draw(obs, query.n_draws)
     genes = pd.DataFrame(index=pd.Index(fcr.registry.genes, dtype=str))
     frame = AnnData(obs=obs, var=genes, uns={"pyro_fcr": _record(query, asked.held)})
-    return assemble(frame, _parts(fcr, query, asked, chunks), store=query.answer.store)
+    answer = assemble(frame, _parts(fcr, query, asked, chunks), store=query.answer.store)
+    layer = fcr.registry.schema.layer
+    if layer is not None and query.answer.store is None:
+        answer.layers[layer] = answer.X  # where the model, and whoever joins it to the cells, looks
+    return answer
 
 
 def _parts(
@@ -288,7 +292,3 @@ def condition_marks(obs: pd.DataFrame, registry: Registry) -> dict[str, np.ndarr
         verdicts.append((outside, support(*asked, dose=dose)))
     extrapolated, score = (np.array(column)[condition] for column in zip(*verdicts, strict=True))
     return {"extrapolated": extrapolated, "support": score}
-
-
-def _extrapolated(obs: pd.DataFrame, registry: Registry) -> np.ndarray:
-    return condition_marks(obs, registry)["extrapolated"]

@@ -33,7 +33,7 @@ class Query:
         An :class:`pyro_fcr.queries.answers.Output`, or its form alone: ``"draws"``, ``"mean"`` or
         ``"summary"``.
     n_draws
-        EveryDraw per cell.
+        Draws per cell.
     seed
         Of the draws.
 

@@ -3,7 +3,7 @@
 Batches go in, tensors and arrays come out; nothing here knows AnnData or training.
 """
 
-from pyro_fcr.responses.respond import (
+from pyro_fcr.responses.responder import (
     QueryError,
     Responder,
     Responses,

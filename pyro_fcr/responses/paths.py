@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_fcr.batch import Batch
 from pyro_fcr.graph import Graph
 from pyro_fcr.modes import looking
-from pyro_fcr.responses.respond import abduct, outcome
+from pyro_fcr.responses.responder import abduct, outcome
 from pyro_fcr.terms import drawn_sites
 
 REFERENCE, TOTAL, DIRECT = "reference", "total", "direct"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_fcr.batch import Batch
 from pyro_fcr.graph import Graph
 from pyro_fcr.modes import looking
-from pyro_fcr.responses.respond import respond
+from pyro_fcr.responses.responder import respond
 
 
 @dataclass(frozen=True)

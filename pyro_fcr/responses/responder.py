@@ -184,7 +184,7 @@ def outcome(
 
 
 class Responder:
-    """EveryDraw what cells would express and hands each draw to sinks.
+    """Draws what cells would express and hands each draw to sinks.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ class Responder:
         library
             Counts per cell of the answer, ``(n_cells, 1)``; None leaves each cell its own.
         n_draws
-            EveryDraw per cell.
+            Draws per cell.
         seed
             Of the draws; the global random state is left alone.
         """
@@ -285,7 +285,7 @@ def sample_responses(
     model, guide, batch, do, hold
         As in :func:`respond`.
     n_draws
-        EveryDraw per cell.
+        Draws per cell.
     keep_draws
         Whether to return every draw of the expression beside the moments of its expectation.
     seed
