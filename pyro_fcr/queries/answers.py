@@ -193,29 +193,29 @@ def _write(path: Path, frame: AnnData, parts: Iterable[Part]) -> None:
         started: set[str] = set()
         for part in parts:
             for name, values in part.items():
-                key = name if name == "X" else f"layers/{name}"
-                _append(root, key, values, new=key not in started)
-                started.add(key)
+                group = root if name == "X" else root["layers"]
+                _append(group, name, values, new=name not in started)
+                started.add(name)
 
 
-def _append(root: Any, key: str, values: Any, *, new: bool) -> None:
+def _append(group: Any, name: str, values: Any, *, new: bool) -> None:
     if new:
-        write_elem(root, key, values, dataset_kwargs=_growing(root, values))
+        write_elem(group, name, values, dataset_kwargs=_growing(group, values))
     elif sparse.issparse(values):
-        sparse_dataset(root[key]).append(values)
+        sparse_dataset(group[name]).append(values)
     else:
-        array = root[key]
+        array = group[name]
         start = array.shape[0]
         array.resize((start + len(values), values.shape[1]))
         array[start:] = values
 
 
-def _growing(root: Any, values: Any) -> dict[str, Any]:
+def _growing(group: Any, values: Any) -> dict[str, Any]:
     """How to create an array that rows are appended to, in chunks as long as the parts."""
     if sparse.issparse(values):
         return {"indptr_dtype": "int64"}  # there may be more counts than 32 bits number
     kwargs: dict[str, Any] = {"chunks": values.shape}
-    if isinstance(root, h5py.Group):
+    if isinstance(group, h5py.Group):
         kwargs["maxshape"] = (None, values.shape[1])
     return kwargs
 
