@@ -27,7 +27,13 @@ from pyro_fcr.export import to_arviz
 from pyro_fcr.guide import Guide
 from pyro_fcr.model import Model
 from pyro_fcr.objective import Objective
-from pyro_fcr.queries import AVERAGE, Output, dose_response, posterior_predictive
+from pyro_fcr.queries import (
+    AVERAGE,
+    Output,
+    dose_response,
+    interval_coverage,
+    posterior_predictive,
+)
 from pyro_fcr.responses import QueryError
 from pyro_fcr.schedules import Ramp
 from pyro_fcr.simulation import InteractionDesign, simulate_interactions
@@ -62,6 +68,7 @@ __all__ = [
     "dose_response",
     "effects",
     "enrichment",
+    "interval_coverage",
     "plots",
     "posterior_predictive",
     "rank_interactions",

@@ -17,6 +17,7 @@ from pyro_fcr import datasets, evaluation
 from pyro_fcr.api import FCR
 from pyro_fcr.data import Schema
 from pyro_fcr.files import atomic_write
+from pyro_fcr.queries.coverage import interval_coverage
 from pyro_fcr.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def run_demo(
         "nmi": heldout_nmi(fcr, cells, seed=seed),
         "heldout_pair": {"patient": PATIENT, "treatment": TREATMENT},
         "response": _scores(adata, deltas, real, seed=seed),
+        "coverage": heldout_coverage(fcr, adata, seed=seed).to_dict("records"),
     }
     _write(out, fcr, history, {"cells": cells, "predicted": predicted}, (metrics, deltas, real))
     logger.info("Written to %s: report.html, metrics.json, cells.h5ad, predicted.h5ad, model/", out)
@@ -137,6 +139,17 @@ def heldout_response(
     )
     deltas = {"fcr": mean(treated.X) - mean(untreated.X), **baselines}
     return treated, deltas, mean(adata[pair].X) - mean(control.X)
+
+
+def heldout_coverage(fcr: FCR, adata: AnnData, *, seed: int) -> pd.DataFrame:
+    """Measure how often 50 and 90 % intervals hold cells that training has not seen.
+
+    Returns
+    -------
+    See :func:`pyro_fcr.queries.coverage.interval_coverage`; the held-out pair has rows of its own.
+    """
+    parts = [None, adata[adata.obs["split"] == "test"]]
+    return pd.concat([interval_coverage(fcr, part, seed=seed) for part in parts], ignore_index=True)
 
 
 def _scores(

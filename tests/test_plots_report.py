@@ -213,6 +213,11 @@ def make_contents():
         "nmi": nmi,
         "response": response,
         "heldout_pair": {"x": "<b>l2</b>", "t": "drug"},
+        "coverage": [
+            {"kind": "observation", "nominal": 0.9, "observed": 0.917, "n": 4000},
+            {"kind": "observation", "nominal": 0.5, "observed": 0.5204, "n": 4000},
+            {"kind": "<b>kind</b>", "nominal": 0.9, "observed": None, "n": 12000},
+        ],
     }
     return {
         "title": "A run & its <b>figures</b>",
@@ -235,7 +240,7 @@ def texts(page, pattern):
 
 def test_report_loads_nothing(page):
     sources = re.findall(r"""(?:src|href|srcset|data)\s*=\s*["']?([^"'\s>]+)""", page)
-    assert len(sources) == 9  # graph, loss, three blocks by two colourings, scatter
+    assert len(sources) == 10  # graph, loss, three blocks by two colourings, scatter, coverage
     assert all(source.startswith("data:image/") for source in sources)
     assert not re.search(r"<script|<link|<iframe|@import|url\(|https?://", page)
     graph = next(s for s in sources if s.startswith("data:image/svg+xml"))
@@ -274,6 +279,21 @@ def rows(page, table):
         (texts(line, r"<th>(.*?)</th>")[0][0], [c[0] for c in texts(line, r"<td.*?>(.*?)</td>")])
         for line in lines
     ]
+
+
+def test_report_says_how_often_intervals_hold(page):
+    section = re.search(r'<section id="coverage">.*?</section>', page, re.DOTALL)[0]
+    heads = texts(section, r"<th>(.*?)</th>")[:4]
+    assert [" ".join(head) for head in heads] == [
+        "intervals of",
+        "50 % interval",
+        "90 % interval",
+        "values genes x cells",
+    ]
+    cells = [" ".join(cell) for cell in texts(section, r"<td>(.*?)</td>")]
+    assert cells == ["52.0 %", "91.7 %", "4,000", "–", "–", "12,000"]
+    assert "held-out cells of conditions that training had" in section
+    assert section.count("data:image/svg+xml") == 1
 
 
 def test_report_marks_the_best_but_never_the_ceiling(page):
@@ -319,6 +339,7 @@ def test_report_without_a_held_out_condition(tmp_path, contents):
     assert "No condition was held out" in page
     assert "<dt>Data</dt><dd>Made up.</dd>" in page
     assert '<table class="response">' not in page
+    assert 'id="coverage"' not in page
 
 
 def test_report_repeats_and_replaces_whole_files_only(tmp_path, contents, monkeypatch):

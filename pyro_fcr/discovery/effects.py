@@ -61,8 +61,9 @@ class Effects:
         (differences of means for log1p data), ``(n_rows, n_genes)``; the interval and its standard
         deviation.
     uncertainty
-        What the interval is of: ``"parameters"`` (spread over refits: how well the effect is
-        known) or ``"cells"`` (spread over cells of the fitted model: how much cells differ).
+        What the interval is of: ``"parameters"`` (spread over refits: how far the data determine
+        the fit, without what all fits get wrong alike) or ``"cells"`` (spread over cells of the
+        fitted model: how much cells differ).
     """
 
     rows: pd.DataFrame
@@ -133,8 +134,8 @@ def effects(
     Parameters
     ----------
     fits
-        A fitted model, or refits of one (:func:`pyro_fcr.bootstrap`): then intervals say how well
-        the effects are known. With a single model they say how much cells differ.
+        A fitted model, or refits of one (:func:`pyro_fcr.bootstrap`): then intervals say how far
+        fits differ. With a single model they say how much cells differ.
     treatments
         Labels; None takes all of training, each at its doses. Others are asked for at their only
         trained dose.

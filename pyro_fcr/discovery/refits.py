@@ -1,7 +1,8 @@
 """The same model fitted again: on halves of the cells, or on cells drawn with replacement.
 
-Draws of the latents of one fitted model say nothing of how well its parameters are known. The
-spread between refits does, and cells that a fit has not seen can test what it claims.
+Draws of the latents of one fitted model say nothing of how far its parameters are determined. The
+spread between refits does, but not of a bias that all fits share; cells that a fit has not seen
+can test what it claims.
 """
 
 from __future__ import annotations
@@ -96,8 +97,12 @@ def bootstrap(
 ) -> tuple[FCR, ...]:
     """Fit the model again on cells drawn with replacement, condition by condition.
 
-    The spread between the fits is the uncertainty of the parameters: what other cells of the same
-    conditions, other initial values and other batches would have given.
+    The spread between the fits is that of the parameters: what other cells of the same conditions,
+    other initial values and other batches would have given. It is no confidence interval: what all
+    fits get wrong alike, it does not show, and a weak interaction is shrunk to nothing by all of
+    them (measured in ``tests/benchmarks/interval_coverage.py``: of planted interactions, intervals
+    of the total effect at 90 % held 5 %, of other effects 76 %). For claims see
+    :func:`pyro_fcr.rank_interactions`.
 
     Parameters
     ----------

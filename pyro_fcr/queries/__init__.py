@@ -9,6 +9,7 @@ from pyro_fcr.queries.ask import (
     predict,
     source_cells,
 )
+from pyro_fcr.queries.coverage import interval_coverage
 from pyro_fcr.queries.curves import dose_response
 from pyro_fcr.queries.support import support
 from pyro_fcr.queries.targets import AVERAGE, Form, Query
@@ -22,6 +23,7 @@ __all__ = [
     "condition_marks",
     "counterfactual",
     "dose_response",
+    "interval_coverage",
     "posterior_predictive",
     "predict",
     "source_cells",

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +87,13 @@ def response_image(
         gene_names=gene_names,
     )
     return _svg(axes[0].figure)
+
+
+def coverage_image(coverage: Sequence[Mapping[str, Any]]) -> str:
+    """Observed against nominal coverage by kind, as a data address of an SVG image."""
+    figure = Figure(figsize=(3.4, 3.5), layout="constrained")
+    plots.coverage(pd.DataFrame(list(coverage)), ax=figure.add_subplot())
+    return _svg(figure)
 
 
 def _svg(figure: Figure) -> str:

@@ -48,8 +48,9 @@ def write_report(  # noqa: PLR0913 - one argument per part of the page
         ``n_cells``, ``n_genes``, ``n_conditions``, ``epochs``, ``seconds``,
         ``heldout_elbo_per_cell``; ``nmi[block][label]`` for the labels x, t and xt;
         ``response[prediction][metric]`` as from `pyro_fcr.evaluation.response_metrics`, with the
-        ceiling under ``split_half``; ``heldout_pair``, the held-out labels by column. Missing,
-        None and nan are shown as an en dash.
+        ceiling under ``split_half``; ``heldout_pair``, the held-out labels by column;
+        ``coverage``, records of ``kind``, ``nominal``, ``observed`` and ``n``. Missing, None and
+        nan are shown as an en dash.
     history
         One row per epoch, see `pyro_fcr.plots.loss_by_term`.
     cells
@@ -80,6 +81,8 @@ def write_report(  # noqa: PLR0913 - one argument per part of the page
         If a column of `color_by` is missing, or the history has no terms.
     """
     path = Path(path)
+    coverage = metrics.get("coverage") or []
+    levels, covered = tables.coverage_table(coverage)
     page = _template().render(
         title=title,
         summary=_named(summary),
@@ -93,6 +96,9 @@ def write_report(  # noqa: PLR0913 - one argument per part of the page
         response=tables.response_table(metrics.get("response") or {}),
         response_columns=tables.RESPONSE_COLUMNS,
         scatter=_scatter(responses, real, gene_names),
+        coverage=covered,
+        coverage_levels=levels,
+        coverage_figure=figures.coverage_image(coverage) if coverage else None,
         notes=list(notes),
         dash=tables.DASH,
     )

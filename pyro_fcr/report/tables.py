@@ -20,6 +20,10 @@ RESPONSE_COLUMNS = {
     "mse_delta": ("mean squared error", "all genes", min),
     "cosine_logfc": ("cosine", "all genes", max),
 }
+COVERAGE_ROWS = {
+    "observation": "held-out cells of conditions that training had",
+    "observation, unseen condition": "cells of a condition that training lacked",
+}
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,26 @@ def response_table(response: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     ]
 
 
+def coverage_table(coverage: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Row]]:
+    """Heads of the columns, and one row per kind: a share for each level, then how many values.
+
+    Parameters
+    ----------
+    coverage
+        Records of ``kind``, ``nominal``, ``observed`` and ``n``, as rows of
+        `pyro_fcr.queries.coverage.interval_coverage`.
+    """
+    levels = sorted({entry["nominal"] for entry in coverage})
+    found = {(entry["kind"], entry["nominal"]): entry for entry in coverage}
+    rows = []
+    for kind in dict.fromkeys(entry["kind"] for entry in coverage):
+        shares = [_number(found.get((kind, level), {}).get("observed")) for level in levels]
+        n = next(entry["n"] for entry in coverage if entry["kind"] == kind)
+        cells = [*map(_percent, shares), _count(n)]
+        rows.append(Row(kind, COVERAGE_ROWS.get(kind, ""), tuple(map(Cell, cells))))
+    return [f"{100 * level:g} %" for level in levels], rows
+
+
 def _score(scores: Mapping[str, Any], column: str, best: Mapping[str, str | None]) -> Cell:
     text = _fixed(_number(scores.get(column)), 3)
     return Cell(text, best=text == best[column])
@@ -130,6 +154,10 @@ def _count(value: float | None) -> str:
 
 def _fixed(value: float | None, digits: int) -> str:
     return DASH if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _percent(share: float | None) -> str:
+    return DASH if share is None else f"{100 * share:.1f} %"
 
 
 def _duration(seconds: float | None) -> str:

@@ -1,6 +1,6 @@
 """Coverage of intervals on simulated cells of known truth, for every kind of interval there is.
 
-    python tests/benchmarks/coverage.py --seeds 3
+    python tests/benchmarks/interval_coverage.py --seeds 3
 
 Each seed is a data set of its own. Printed is a JSON line per seed, then one of the means over
 seeds: the share of 90 % intervals that hold the truth, and how many there were.
