@@ -3,6 +3,7 @@ import re
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import simulate
 from typer.testing import CliRunner
@@ -27,11 +28,36 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
+def succeed(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def fail(*arguments, out):
+    """The message of a command that must end without a traceback or a file."""
+    result = run(*arguments, "--out", out)
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert "Error: " in result.output
+    assert not out.exists()
+    assert not list(out.parent.glob(".*part*"))
+    return result.output
+
+
 def test_fit_says_what_it_learnt_from_and_where_the_model_is(folder):
     assert (folder / "model" / "model.json").is_file()
     again = run("fit", folder / "cells.h5ad", *SCHEMA, "--out", folder / "model")
     assert again.exit_code == 1
     assert "is there already. Pass --overwrite" in again.output
+
+
+def test_fit_replaces_nothing_but_a_model(folder, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    result = run("fit", folder / "cells.h5ad", *SCHEMA, "--out", tmp_path, "--overwrite")
+    assert "holds no model, so it is not replaced" in result.output
+    assert "epoch" not in result.output  # it says so before training
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_latents_are_written_beside_the_cells(folder):
@@ -57,6 +83,31 @@ def test_predict_answers_for_cells_and_for_conditions(folder):
     assert ad.read_h5ad(out).n_obs == 30
 
 
+def test_predict_sums_up_and_writes_a_store(folder, tmp_path):
+    out = tmp_path / "summary.zarr"
+    arguments = ["predict", folder / "model", "--treatment", "drug1", "--covariate", "line=line0",
+                 "--n-cells", 3, "--n-draws", 20, "--output", "summary", "--quantiles", "0.1,0.9",
+                 "--out", out]  # fmt: skip
+    observed = ["--library", 1000, "--uncertainty", "observation"]
+    assert "3 cells x 40 genes" in succeed(*arguments, *observed)
+    summary = ad.read_zarr(out)
+    assert set(summary.layers) - {None} == {"sd", "q10", "q90"}
+    assert "not replaced" in run(*arguments, "--overwrite").output
+    succeed(*arguments[:-1], tmp_path / "latent.h5ad", "--library", 1000)
+    latent = ad.read_h5ad(tmp_path / "latent.h5ad")
+    np.testing.assert_allclose(latent.X.sum(axis=1), 1000, rtol=1e-3)
+    assert latent.layers["sd"].sum() < summary.layers["sd"].sum()
+
+
+def test_predict_holds_what_it_is_told_to(folder, tmp_path):
+    arguments = ["predict", folder / "model", "--cells", folder / "cells.h5ad", "--treatment",
+                 "drug2", "--output", "mean"]  # fmt: skip
+    succeed(*arguments, "--hold", "z_x", "--out", tmp_path / "held.h5ad")
+    assert list(ad.read_h5ad(tmp_path / "held.h5ad").uns["pyro_fcr"]["held"]) == ["z_x"]
+    message = fail(*arguments, "--hold", "z_t", out=tmp_path / "none.h5ad")
+    assert "z_t" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -67,6 +118,13 @@ def test_predict_answers_for_cells_and_for_conditions(folder):
         ),
         ([], "Give --treatment, or --cells"),
         (["--treatment", "drug1", "--covariate", "line0"], "'line0' is not of the form key=level"),
+        (["--treatment", "drug1", "--hold", "z_x"], "--hold is for --cells"),
+        (["--treatment", "drug1", "--quantiles", "0.5"], "--quantiles is for --output summary"),
+        (
+            ["--treatment", "drug1", "--output", "summary", "--quantiles", "0.5;1"],
+            "'0.5;1' is no list of numbers",
+        ),
+        (["--treatment", "drug1", "--output", "all"], "output is 'all'"),
     ],
 )
 def test_predict_says_what_is_wrong_without_a_traceback(folder, arguments, message):
@@ -93,9 +151,245 @@ def test_inspect_shows_conditions_graph_and_claims(folder):
     assert "'drugs' is no column of adata.obs; columns: 'line', 'drug'" in wrong.output
 
 
+@pytest.fixture(scope="module")
+def effects_csv(folder):
+    succeed("effects", folder / "model", "--n-cells", 20, "--out", folder / "effects.csv")
+    return folder / "effects.csv"
+
+
+def test_effects_are_a_table_or_an_anndata(folder, effects_csv, tmp_path):
+    table = pd.read_csv(effects_csv)
+    assert len(table) == 2 * 3 * 4 * 40  # treatments, contexts, kinds, genes
+    assert set(table["uncertainty"]) == {"cells"}
+    arguments = ["effects", folder / "model", "--treatment", "drug2", "--n-cells", 20]
+    succeed(*arguments, "--gene", "gene3", "--gene", "gene5", "--out", tmp_path / "some.csv")
+    some = pd.read_csv(tmp_path / "some.csv")
+    assert (set(some["treatment"]), set(some["gene"])) == ({"drug2"}, {"gene3", "gene5"})
+    both = table.merge(some, on=["treatment", "context", "effect", "gene"])
+    np.testing.assert_allclose(both["estimate_x"], both["estimate_y"])
+    assert "12 effects x 40 genes" in succeed(*arguments, "--out", tmp_path / "effects.h5ad")
+    assert set(ad.read_h5ad(tmp_path / "effects.h5ad").layers) == {"sd", "lower", "upper"}
+
+
+def test_effects_of_refits_have_intervals_of_parameters(folder, doses, tmp_path):
+    other, out = tmp_path / "other", tmp_path / "effects.csv"
+    succeed("fit", folder / "cells.h5ad", *SCHEMA, "--out", other, "--n-tx", 1, "--max-epochs", 1)
+    succeed("effects", folder / "model", other, "--n-cells", 5, "--out", out)
+    assert set(pd.read_csv(out)["uncertainty"]) == {"parameters"}
+    message = fail("effects", folder / "model", doses, out=tmp_path / "none.csv")
+    assert "other genes or conditions" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("none.csv", ["--gene", "gen3"], "'gen3' is no gene of the model. Did you mean 'gene3'?"),
+        ("none.csv", ["--treatment", "drug7"], "'drug7'"),
+        ("none.csv", ["--level", "90"], "level is 90"),
+        ("none.h5ad", ["--gene", "gene3"], "--gene is for a .csv"),
+        ("none.txt", [], "ends in '.txt', wanted .csv or .h5ad"),
+    ],
+)
+def test_effects_say_what_is_wrong(folder, name, arguments, message):
+    assert message in fail("effects", folder / "model", *arguments, out=folder / name)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_work(folder, tmp_path):
+    message = fail("effects", tmp_path, out=folder / "cells.h5ad" / "effects.csv")
+    assert "no folder that you can write to" in message
+    (tmp_path / "mine.csv").mkdir()
+    result = run("effects", tmp_path, "--out", tmp_path / "mine.csv", "--overwrite")
+    assert "is a folder, which is not replaced" in result.output
+
+
+@pytest.fixture(scope="module")
+def interactions(folder):
+    out = folder / "interactions"
+    shown = succeed("interactions", folder / "cells.h5ad", *SCHEMA, "--out", out, "--n-tx", 1,
+                    "--max-epochs", 2, "--device", "cpu", "--level", 0.2)  # fmt: skip
+    return out, shown
+
+
+def test_interactions_write_pairs_and_genes_and_show_the_top(interactions):
+    out, shown = interactions
+    pairs, genes = pd.read_csv(out / "pairs.csv"), pd.read_csv(out / "genes.csv")
+    assert len(pairs) == 6
+    assert pairs["pvalue"].is_monotonic_increasing
+    assert set(genes["context"]) == {"line0", "line1", "line2"}
+    assert f"of 6 pairs with q <= 0.2; all in {out}" in shown
+    top = [line.split()[:2] for line in shown.splitlines()]
+    first = top.index(["treatment", "context"]) + 1
+    assert top[first : first + 6] == pairs[["treatment", "context"]].to_numpy().tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (SCHEMA[:2] + SCHEMA[4:], "name them with --control"),
+        ([*SCHEMA, "--level", 10], "--level is 10"),
+        ([*SCHEMA, "--device", "tpu"], "--device 'tpu' is none"),
+        ([*SCHEMA, "--likelihood", "normal"], "likelihood 'normal' is for expression='log1p'"),
+        ([*SCHEMA, "--replicate-key", "donor"], "'donor'"),
+    ],
+)
+def test_interactions_say_what_is_wrong_before_training(folder, tmp_path, arguments, message):
+    arguments = ["interactions", folder / "cells.h5ad", *arguments]
+    assert message in fail(*arguments, out=tmp_path / "none")
+
+
+def test_interactions_replace_their_files_only_if_told(folder, interactions):
+    out, _ = interactions
+    n_rows = len(pd.read_csv(out / "genes.csv"))
+    (out / "notes.txt").write_text("mine")
+    again = run("interactions", folder / "cells.h5ad", *SCHEMA, "--out", out)
+    assert again.exit_code == 1
+    assert "pairs.csv is there already" in again.output
+    succeed("interactions", folder / "cells.h5ad", *SCHEMA, "--out", out, "--n-tx", 1,
+            "--max-epochs", 1, "--min-counts", 300, "--overwrite")  # fmt: skip
+    assert 0 < len(pd.read_csv(out / "genes.csv")) < n_rows
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def doses(folder):
+    cells = simulate(300)
+    amount = np.where(np.arange(300) % 2, "0.1", "10")
+    cells.obs["dose"] = np.where(cells.obs["drug"] == "control", "0", amount)
+    cells.write_h5ad(folder / "doses.h5ad")
+    succeed("fit", folder / "doses.h5ad", *SCHEMA, "--dose-key", "dose", "--out",
+            folder / "doses", "--max-epochs", 1)  # fmt: skip
+    return folder / "doses"
+
+
+@pytest.fixture(scope="module")
+def curve(doses):
+    out = doses.with_name("curve.csv")
+    succeed("dose-response", doses, "--treatment", "drug1", "--dose", 1, "--dose", 20, "--gene",
+            "gene1", "--gene", "gene2", "--n-draws", 20, "--out", out)  # fmt: skip
+    return out
+
+
+def test_dose_response_follows_doses_in_contexts(doses, curve, tmp_path):
+    table = pd.read_csv(curve)
+    assert len(table) == 3 * 3 * 2
+    assert set(table["dose"]) == {0.0, 1.0, 20.0}
+    out = tmp_path / "one.csv"
+    succeed("dose-response", doses, "--treatment", "drug1", "--covariate", "line=line1", "--gene",
+            "gene1", "--n-draws", 20, "--out", out)  # fmt: skip
+    assert set(pd.read_csv(out)["line"]) == {"line1"}
+    assert pd.read_csv(out)["dose"].nunique() == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--treatment", "drug1", "--covariate", "line=line9"], "'line9'"),
+        (["--treatment", "drug1", "--covariate", "lines=line1"], "'line' not given"),
+        (["--treatment", "drug1", "--gene", "gene99"], "'gene99' is no gene"),
+        (["--treatment", "control"], "is the control, which has no dose"),
+        (["--treatment", "drug1", "--dose", "-1"], "-1.0 is not a number from 0 up"),
+    ],
+)
+def test_dose_response_says_what_is_wrong(doses, tmp_path, arguments, message):
+    assert message in fail("dose-response", doses, *arguments, out=tmp_path / "none.csv")
+
+
+SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+
+
+@pytest.mark.parametrize("suffix", SIGNATURES)
+def test_plot_draws_the_loss_of_a_model_in_the_format_of_the_name(folder, tmp_path, suffix):
+    out = tmp_path / f"loss{suffix}"
+    source = folder / "model"
+    succeed("plot", "loss", source / "history.csv" if suffix == ".svg" else source, "--out", out)
+    assert out.read_bytes().startswith(SIGNATURES[suffix])
+    assert "is there already" in run("plot", "loss", source, "--out", out).output
+
+
+def svg(tmp_path, *arguments):
+    """Draw a figure, and give the texts in it."""
+    out = tmp_path / "figure.svg"
+    succeed("plot", *arguments, "--out", out)
+    return set(re.findall(r"<!-- (.*?) -->", out.read_text()))
+
+
+def test_plot_draws_effects_by_treatment_or_by_gene(effects_csv, tmp_path):
+    texts = svg(tmp_path, "effects", effects_csv, "--gene", "gene1", "--effect", "interaction")
+    assert {"drug1", "drug2", "line0", "gene1, interaction"} <= texts
+    (tmp_path / "figure.svg").unlink()
+    texts = svg(tmp_path, "effects", effects_csv, "--treatment", "drug2")
+    assert {"gene0", "gene39", "line2", "drug2, total"} <= texts
+
+
+def test_plot_draws_paths_of_genes(effects_csv, tmp_path):
+    arguments = ["paths", effects_csv, "--gene", "gene1", "--gene", "gene7"]
+    texts = svg(tmp_path, *arguments, "--treatment", "drug1")
+    assert {"gene1", "gene7", "through z_tx", "line0"} <= texts
+    assert "choose one with --treatment" in fail("plot", *arguments, out=tmp_path / "none.svg")
+
+
+def test_plot_draws_interactions(interactions, tmp_path):
+    texts = svg(tmp_path, "interactions", interactions[0] / "pairs.csv", "--treatment", "drug1")
+    assert "drug1 in line0" in texts
+    assert "drug2 in line0" not in texts
+
+
+def test_plot_draws_dose_response(curve, tmp_path):
+    texts = svg(tmp_path, "dose-response", curve, "--gene", "gene2")
+    assert {"gene2", "dose of drug1", "line1"} <= texts
+    assert "gene1" not in texts
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_plot_draws_latents_and_makes_the_umap(folder, tmp_path):
+    cells = ad.read_h5ad(folder / "cells.h5ad")[:60].copy()
+    cells.obsm["X_fcr_z_x"] = np.random.default_rng(0).normal(size=(60, 3))
+    cells.obsm["X_fcr_z_t"] = cells.obsm["X_fcr_z_t_umap"] = cells.obsm["X_fcr_z_x"][:, :2]
+    cells.write_h5ad(tmp_path / "latents.h5ad")
+    arguments = ["latents", tmp_path / "latents.h5ad"]
+    texts = svg(tmp_path, *arguments, "--color", "drug")
+    assert {"z_x, coloured by drug", "z_t, coloured by drug", "drug2"} <= texts
+    out = tmp_path / "none.png"
+    assert "--color: name a column of obs, of 'line', 'drug'" in fail("plot", *arguments, out=out)
+    for wrong, message in [
+        (["--color", "dose"], "no column 'dose'"),
+        (["--color", "drug", "--block", "z"], "--block 'z' is none of z_t, z_x"),
+    ]:
+        assert message in fail("plot", *arguments, *wrong, out=out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pie", "effects.csv"], "'pie' is no kind of figure; these are: loss, latents"),
+        (["loss", "effects.csv", "effects.csv"], "2 files are given, wanted one"),
+        (["loss", "effects.csv"], "no train/<term>"),
+        (["loss", "nothing"], "nothing"),
+        (["latents", "cells.h5ad", "--color", "drug"], "add them with `latents`"),
+        (["effects", "effects.csv"], "differ in 'gene': choose one"),
+        (["effects", "effects.csv", "--gene", "gen1"], "--gene 'gen1' is not among"),
+        (["effects", "effects.csv", "--dose", "1"], "the table has no column dose"),
+        (["effects", "model/history.csv"], "has no column 'treatment', 'context'"),
+        (["interactions", "effects.csv"], "no column 'qvalue'"),
+        (["dose-response", "effects.csv"], "no column 'dose'"),
+        (["paths", "cells.h5ad"], ""),
+    ],
+)
+def test_plot_says_what_is_wrong(folder, effects_csv, tmp_path, arguments, message):
+    kind, *names = arguments
+    files = [folder / each if "." in each or each == "nothing" else each for each in names]
+    assert message in fail("plot", kind, *files, out=tmp_path / "none.png")
+
+
+def test_plot_refuses_other_formats(folder, tmp_path):
+    message = fail("plot", "loss", folder / "model", out=tmp_path / "loss.gif")
+    assert "wanted .png or .svg or .pdf" in message
+
+
 def test_bad_files_are_named(folder):
     assert (
-        "holds no model.json" in run("latents", folder, folder / "cells.h5ad", "--out", "x").output
+        "holds no model.json"
+        in run("latents", folder, folder / "cells.h5ad", "--out", folder / "x.h5ad").output
     )
     missing = run("inspect", folder / "nothing.h5ad", *SCHEMA)
     assert missing.exit_code == 1
@@ -104,8 +398,10 @@ def test_bad_files_are_named(folder):
 
 def test_help_names_every_command():
     shown = run("--help").output
-    for command in ("demo", "fit", "inspect", "latents", "predict"):
+    for command in ("demo", "fit", "inspect", "latents", "predict", "dose-response", "effects",
+                    "interactions", "plot"):  # fmt: skip
         assert command in shown
+        assert run(command, "--help").exit_code == 0
     assert run("--version").output.strip() == f"pyro-fcr {__version__}"
 
 

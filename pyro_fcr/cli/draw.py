@@ -1,0 +1,227 @@
+"""Figures from the files that other commands write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pyro_fcr.cli.files import check_file, plain_messages, read
+from pyro_fcr.cli.options import Overwrite, Seed
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+_MOST_GENES = 60  # in a figure, if none are chosen
+_EFFECTS = ("treatment", "context", "gene", "effect")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """What to draw: rows of a table, or blocks of latents and their colouring."""
+
+    gene: Annotated[
+        list[str] | None, typer.Option(help="effects, paths, dose-response: a gene; repeatable.")
+    ] = None
+    treatment: Annotated[
+        str | None, typer.Option(help="Tables: one treatment; of effects, its genes by context.")
+    ] = None
+    dose: Annotated[str | None, typer.Option(help="effects, paths: one dose.")] = None
+    effect: Annotated[
+        str, typer.Option(help="effects: total, interaction, or a block such as z_tx.")
+    ] = "total"
+    block: Annotated[
+        list[str] | None, typer.Option(help="latents: a block; repeatable, all if left out.")
+    ] = None
+    color: Annotated[
+        str | None, typer.Option(help="latents: column of obs that colours the cells.")
+    ] = None
+    seed: Seed = 0
+
+    def rows(self, table: pd.DataFrame, *keys: str) -> pd.DataFrame:
+        """Give the rows with the levels that were asked for.
+
+        Raises
+        ------
+        ValueError
+            There are none; lists the levels.
+        """
+        from pyro_fcr.data.errors import did_you_mean, listed
+
+        for key in keys:
+            wanted = getattr(self, key)
+            if wanted is None or wanted == []:
+                continue
+            if key not in table:
+                raise ValueError(f"--{key}: the table has no column {key}.")
+            known = list(dict.fromkeys(table[key].astype(str)))
+            wanted = [wanted] if isinstance(wanted, str) else wanted
+            if missing := [level for level in wanted if level not in known]:
+                hint = did_you_mean(missing[0], known)
+                raise ValueError(f"--{key} {missing[0]!r} is not among {listed(known)}.{hint}")
+            table = table[table[key].isin(wanted)]
+        return table
+
+    def genes(self, table: pd.DataFrame) -> list[str]:
+        """Give the genes to show.
+
+        Raises
+        ------
+        ValueError
+            None is chosen of a table with many.
+        """
+        genes = self.gene or list(table["gene"].unique())
+        if len(genes) > _MOST_GENES:
+            raise ValueError(f"The table has {len(genes)} genes: choose some with --gene.")
+        return genes
+
+
+def plot(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="loss (a model or its history.csv), latents (from `latents`), effects or paths "
+            "(csv from `effects`), interactions (pairs.csv) or dose-response.",
+            show_default=False,
+        ),
+    ],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", help="What to draw; tables are joined.", show_default=False),
+    ],
+    *,
+    out: Annotated[Path, typer.Option(help=".png, .svg or .pdf to write.", show_default=False)],
+    chosen: _Chosen,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw what other commands wrote: training, latents, effects, interactions, dose-response."""
+    with plain_messages():
+        from pyro_fcr.files import atomic_write
+
+        check_file(out, [".png", ".svg", ".pdf"], overwrite=overwrite)
+        if kind not in _KINDS:
+            raise ValueError(f"{kind!r} is no kind of figure; these are: {', '.join(_KINDS)}.")
+        figure = _KINDS[kind](files, chosen).get_figure(root=True)
+        with atomic_write(out) as path:
+            figure.savefig(path, dpi=200)  # type: ignore[union-attr]
+        typer.echo(f"Figure in {out}")
+
+
+def _loss(files: Sequence[Path], chosen: _Chosen) -> Axes:
+    from pyro_fcr import plots
+
+    path = _only(files)
+    return plots.loss_by_term(_table([path / "history.csv" if path.is_dir() else path]))[0]
+
+
+def _latents(files: Sequence[Path], chosen: _Chosen) -> Axes:
+    from matplotlib.figure import Figure
+
+    from pyro_fcr import plots
+    from pyro_fcr.data.errors import listed
+
+    adata = read(_only(files))
+    if chosen.color is None:
+        raise ValueError(f"--color: name a column of obs, of {listed(adata.obs.columns)}.")
+    n_legend = 1 + (len(plots.category_colors(adata, chosen.color)) - 1) // 18
+    blocks = _with_umaps(adata, chosen)
+    figure = Figure(figsize=(3.9 * len(blocks) + 1.4 * n_legend, 4.0), layout="constrained")
+    for ax, block in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks, strict=True):
+        plots.latent_umap(adata, block, color=chosen.color, ax=ax, legend=block == blocks[-1])
+    return ax
+
+
+def _with_umaps(adata: AnnData, chosen: _Chosen) -> list[str]:
+    """Give the blocks to draw, and add the UMAPs that they lack."""
+    from pyro_fcr.evaluation import umap
+
+    names = [key.removeprefix("X_fcr_") for key in adata.obsm if key.startswith("X_fcr_")]
+    known = [name for name in names if not name.endswith("_umap")]
+    if not known:
+        raise ValueError('The cells have no obsm["X_fcr_<block>"]: add them with `latents`.')
+    blocks = chosen.block or known
+    if unknown := set(blocks) - set(known):
+        raise ValueError(f"--block {sorted(unknown)[0]!r} is none of {', '.join(known)}.")
+    for block in blocks:
+        if f"{block}_umap" not in names:
+            adata.obsm[f"X_fcr_{block}_umap"] = umap(adata.obsm[f"X_fcr_{block}"], seed=chosen.seed)
+    return blocks
+
+
+def _effects(files: Sequence[Path], chosen: _Chosen) -> Axes:
+    from pyro_fcr import plots
+
+    table = chosen.rows(_table(files, *_EFFECTS), "effect", "treatment", "dose", "gene")
+    rows = "treatment" if chosen.treatment is None else "gene"
+    if rows == "gene":
+        chosen.genes(table)
+    return plots.effect_heatmap(table, rows=rows)
+
+
+def _paths(files: Sequence[Path], chosen: _Chosen) -> Axes:
+    from pyro_fcr import plots
+
+    table = chosen.rows(_table(files, *_EFFECTS), "treatment", "dose", "gene")
+    found = list(table["treatment"].unique())
+    if len(found) != 1:
+        raise ValueError(f"The table has {len(found)} treatments: choose one with --treatment.")
+    return plots.effect_paths(table, genes=chosen.genes(table), treatment=found[0])[0]
+
+
+def _interactions(files: Sequence[Path], chosen: _Chosen) -> Axes:
+    from pyro_fcr import plots
+
+    return plots.interaction_ranking(chosen.rows(_table(files), "treatment", "dose"))
+
+
+def _dose_response(files: Sequence[Path], chosen: _Chosen) -> Axes:
+    from pyro_fcr import plots
+
+    table = _table(files, "treatment", "gene", "dose").astype({"dose": float})
+    table = chosen.rows(table, "treatment", "gene")
+    genes, ylabel = chosen.genes(table), "log change against dose 0"
+    return plots.dose_response(table, genes=genes, ylabel=ylabel)[0]
+
+
+_KINDS: dict[str, Callable[[Sequence[Path], _Chosen], Axes]] = {
+    "loss": _loss,
+    "latents": _latents,
+    "effects": _effects,
+    "paths": _paths,
+    "interactions": _interactions,
+    "dose-response": _dose_response,
+}
+
+
+def _only(files: Sequence[Path]) -> Path:
+    if len(files) != 1:
+        raise ValueError(f"{len(files)} files are given, wanted one for this figure.")
+    return files[0]
+
+
+def _table(files: Sequence[Path], *columns: str) -> pd.DataFrame:
+    """Read tables and put them below one another.
+
+    Raises
+    ------
+    ValueError
+        One lacks a column.
+    """
+    import pandas as pd
+
+    from pyro_fcr.data.errors import listed
+
+    labels = dict.fromkeys(["gene", "treatment", "context", "dose", "effect"], str)
+    # A treatment or gene may be called NA or None.
+    settings: dict[str, Any] = {"dtype": labels, "keep_default_na": False, "na_values": [""]}
+    tables = [pd.read_csv(path, **settings) for path in files]
+    for path, table in zip(files, tables, strict=True):
+        if missing := [column for column in columns if column not in table]:
+            found = listed(table.columns, limit=20)
+            raise ValueError(f"{path} has no column {listed(missing)}, found {found}.")
+    return pd.concat(tables, ignore_index=True)
