@@ -181,10 +181,12 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(planted, tmp_path):
     treated = planted[planted.obs["treatment"] != "control"].copy()
     schema = Schema(treatment_key="treatment", control=None, covariate_keys="context")
     with pytest.raises(QueryError, match="the schema names no control"):
-        rank_interactions(halved(treated, schema=schema))
+        halved(treated, schema=schema)
     single = planted[planted.obs["context"] == "line1"].copy()
-    with pytest.raises(QueryError, match="No treatment has two contexts"):
-        rank_interactions(halved(single))
+    with pytest.raises(QueryError, match="No treatment was seen in two contexts"):
+        halved(single)
+    with pytest.raises(QueryError, match="level is 10, wanted a number between 0 and 1"):
+        rank_interactions(halved(planted), level=10)
     planted = planted.copy()
     planted.obs["donor"] = np.where(np.arange(planted.n_obs) % 2, "d1", "d2")
     fcr = FCR(planted, SCHEMA, architecture=SMALL)
@@ -197,6 +199,15 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(planted, tmp_path):
     loaded = FCR.load(fcr.save(tmp_path / "model"))
     with pytest.raises(ValueError, match="loaded without data: pass adata="):
         cross_fit(loaded, max_epochs=1)
+
+
+def test_pairs_without_a_gene_of_enough_counts_are_listed_without_evidence(planted):
+    found = rank_interactions(halved(planted), min_counts=1e9)
+    assert (found.pairs["n_genes"] == 0).all()
+    assert (found.pairs["z"] == 0).all()
+    assert (found.pairs["pvalue_genes"] == 1).all()
+    assert not (found.pairs["qvalue"] <= 0.1).any()
+    assert len(found.genes) == 0
 
 
 def test_cells_that_the_split_leaves_out_are_in_no_half(planted):

@@ -94,7 +94,8 @@ def rank_interactions(
     Raises
     ------
     pyro_fcr.QueryError
-        There are no untreated cells, or no treatment was seen in two contexts beside them.
+        The level is not between 0 and 1, there are no untreated cells, or no treatment was seen in
+        two contexts beside them.
 
     Notes
     -----
@@ -110,6 +111,8 @@ def rank_interactions(
     Liu and Xie 2020, JASA 115:393). Genes are tested within the pairs found, with the level
     corrected for the choice (Benjamini and Bogomolov 2014, JRSS B 76:297).
     """
+    if not 0 < level < 1:
+        raise QueryError(f"level is {level}, wanted a number between 0 and 1, such as 0.1.")
     halves = _Halves(cross)
     found = [
         _examine(effect, row, min_counts=min_counts)
@@ -130,10 +133,11 @@ def rank_interactions(
 
 def _judge(genes: pd.DataFrame, penalty: float, level: float) -> pd.DataFrame:
     width = stats.norm.ppf(1 - level / 2) * genes["sd"]
+    adjusted = stats.false_discovery_control(genes["pvalue"]) if len(genes) else np.empty(0)
     return genes.assign(
         lower=genes["estimate"] - width,
         upper=genes["estimate"] + width,
-        qvalue=np.minimum(stats.false_discovery_control(genes["pvalue"]) * penalty, 1.0),
+        qvalue=np.minimum(adjusted * penalty, 1.0),
     )
 
 
@@ -142,8 +146,6 @@ class _Halves:
 
     def __init__(self, cross: CrossFit) -> None:
         self.members, self.schema = cross.members, cross.members[0].registry.schema
-        if self.schema.control is None:
-            raise QueryError("Interactions need untreated cells, but the schema names no control.")
         adata = source_cells(cross.members[0], None)
         self.design = read_design(adata.obs, self.schema)
         self.names = [
@@ -282,7 +284,7 @@ def _examine(
     parts = {"pvalue_direction": float(stats.norm.sf(z)), "pvalue_genes": _simes(table["pvalue"])}
     pair = {
         **names,
-        "strength": float(np.sqrt((table["estimate"] ** 2).mean())),
+        "strength": float(np.sqrt((table["estimate"] ** 2).mean())) if len(table) else 0.0,
         "z": z,
         **parts,
         "pvalue": float(stats.cauchy.sf(np.mean(stats.cauchy.isf(list(parts.values()))))),

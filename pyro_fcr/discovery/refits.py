@@ -17,11 +17,12 @@ import pandas as pd
 from torch import nn
 
 from pyro_fcr.api import FCR
-from pyro_fcr.data import SchemaError, Split, split_cells
+from pyro_fcr.data import Registry, SchemaError, Split, split_cells
 from pyro_fcr.data.design import Codes, read_design, read_labels
 from pyro_fcr.data.splits import training_cells
 from pyro_fcr.programs import build_programs
 from pyro_fcr.queries import source_cells
+from pyro_fcr.responses import QueryError
 
 Programs = Callable[[], tuple[nn.Module, nn.Module]]
 
@@ -73,10 +74,13 @@ def cross_fit(
 
     Raises
     ------
+    pyro_fcr.QueryError
+        There are no untreated cells, or no treatment was seen in two contexts beside them.
     pyro_fcr.SchemaError
         A condition has fewer than two cells, or replicates, in a half.
     """
     adata = source_cells(fcr, None)
+    _check_comparable(fcr.registry)
     half, replicate = _halves(fcr, replicate_key, seed)
     members = []
     for k in (0, 1):
@@ -172,6 +176,22 @@ def _deal(kind: Codes, rng: np.random.Generator) -> Codes:
     half = np.empty(len(kind), dtype=np.int64)
     half[np.lexsort((rng.random(len(kind)), kind))] = np.arange(len(kind)) % 2
     return half
+
+
+def _check_comparable(registry: Registry) -> None:
+    """Refuse, before fits, data in which no effect can be compared between contexts."""
+    control = registry.schema.control
+    if control is None:
+        raise QueryError("Interactions need untreated cells, but the schema names no control.")
+    seen: dict[str, set[tuple[str, ...]]] = {}
+    for condition in registry.conditions:
+        seen.setdefault(condition.treatment, set()).add(tuple(condition.covariates.values()))
+    untreated = seen.pop(control, set())
+    if not any(len(contexts & untreated) > 1 for contexts in seen.values()):
+        raise QueryError(
+            "No treatment was seen in two contexts that have untreated cells as well: there is "
+            "nothing to compare its effect with."
+        )
 
 
 def _check_halves(half: Codes, condition: Codes, unit: Codes, names: pd.Index) -> None:

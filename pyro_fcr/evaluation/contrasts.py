@@ -209,6 +209,8 @@ def shrink(
     >>> bool(np.abs(mean - truth).mean() < 0.1 * np.abs(noisy - truth).mean())
     True
     """
+    if not len(observed):
+        return observed, observed
     power = (expected**2 / variance).sum()
     slope = np.clip((expected * observed / variance).sum() / power, 0.0, 1.0) if power > 0 else 0.0
     prior = slope * expected
