@@ -113,3 +113,6 @@ def test_shrinkage_trusts_the_model_as_far_as_the_data_do(useful):
     error = np.sqrt(np.mean((mean - truth) ** 2))
     best = min(np.sqrt(np.mean((v - truth) ** 2)) for v in (observed, np.zeros(2000)))
     assert error < (0.35 if useful else 0.95) * best
+    if not useful:
+        alone, _ = shrink(observed, np.ones(2000), np.zeros(2000))
+        assert error < 1.02 * np.sqrt(np.mean((alone - truth) ** 2))

@@ -86,6 +86,23 @@ def test_both_worlds_are_drawn_from_the_same_noise(fitted):
         assert torch.equal(expected, same["reference"])
 
 
+def test_the_interaction_block_cannot_say_what_a_treatment_does_everywhere():
+    adata = simulate(900, n_x=4)
+    adata = adata[(adata.obs["line"] != "line3") | (adata.obs["drug"] != "drug1")].copy()
+    registry = SCHEMA.register(adata)
+    seen = registry.mean_context("x")
+    share = adata.obs["line"][adata.obs["drug"] == "drug1"].value_counts(normalize=True)
+    np.testing.assert_allclose(seen[0], [*share.sort_index(), 0.0], rtol=1e-5)
+    fcr = FCR(adata, SCHEMA, architecture=SMALL)
+    prior, loadings = fcr.model.z_tx, fcr.model.y.heads[0].weight[:, 32:35]
+    with torch.no_grad():
+        means = torch.stack([prior(torch.eye(2)[[0]], torch.eye(4)[[x]]).mean[0] for x in range(4)])
+        average = torch.from_numpy(seen[0]) @ (means @ loadings.T)
+        assert (means @ loadings.T).abs().max() > 1e-3
+        torch.testing.assert_close(average, torch.zeros(40), atol=1e-6, rtol=0)
+        assert (prior(torch.zeros(1, 2), torch.eye(4)[[0]]).mean == 0).all()
+
+
 class DirectModel(Model):
     """Expression depends on the treatment itself, too."""
 

@@ -54,12 +54,13 @@ def test_the_planted_pair_comes_first_and_its_genes_are_found(planted, ranked):
     assert (np.abs(merged["estimate"] - merged["log_fold_change"]) < 0.5).all()
 
 
-def test_genes_of_pairs_that_were_not_found_are_not_claimed(ranked):
+def test_genes_of_pairs_that_were_not_found_are_not_claimed(cross, ranked):
     chosen = ranked.pairs.loc[ranked.pairs["qvalue"] <= 0.1, ["treatment", "context"]]
     pairs = set(chosen.itertuples(index=False, name=None))
     for (t, x), genes in ranked.genes.groupby(["treatment", "context"]):
         smallest = genes["qvalue"].min()
         assert smallest < 0.1 if (t, x) in pairs else smallest == 1.0
+    assert (rank_interactions(cross, level=1e-300).genes["qvalue"] == 1.0).all()  # no pair at all
 
 
 def test_intervals_are_around_the_estimate_and_of_the_level(cross):
