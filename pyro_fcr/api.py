@@ -205,7 +205,7 @@ class FCR:
         The history, see :func:`pyro_fcr.training.fit`.
         """
         plan = replace(plan or TrainingPlan(), **changes)
-        cells, adata = self._cells(None), self._data()
+        cells, adata = self._cells(None), queries.source_cells(self, None)
         self.split = split or split_cells(
             adata.obs, self.registry.schema, heldout_fraction=heldout_fraction, seed=plan.seed
         )
@@ -274,7 +274,7 @@ class FCR:
         if labelled:
             cells = self._cells(adata)
         else:
-            cells = self.registry.encode_expression(self._data() if adata is None else adata)
+            cells = self.registry.encode_expression(queries.source_cells(self, adata))
         batches = self._batches(cells).in_order()
         return posterior_means(self.model, self.guide, batches, blocks=blocks)
 
@@ -466,16 +466,11 @@ class FCR:
         self._own_cells, self.history = None, history
         return self
 
-    def _data(self) -> AnnData:
-        if self.adata is None:
-            raise ValueError("The model was loaded without data: pass adata= here or to load().")
-        return self.adata
-
     def _cells(self, adata: AnnData | str | Path | None) -> Cells:
         if adata is not None and adata is not self.adata:
             return self.registry.encode(adata)
         if self._own_cells is None:
-            self._own_cells = self.registry.encode(self._data())
+            self._own_cells = self.registry.encode(queries.source_cells(self, None))
         return self._own_cells
 
     def chunks(self, adata: AnnData | str | Path | None = None) -> Iterator[tuple[Batch, slice]]:

@@ -6,7 +6,6 @@ Batches go in, tensors and arrays come out; nothing here knows AnnData or traini
 from pyro_fcr.responses.responder import (
     QueryError,
     Responder,
-    Responses,
     abduct,
     block_seed,
     block_size,
@@ -17,13 +16,11 @@ from pyro_fcr.responses.responder import (
     outcome,
     posterior_means,
     respond,
-    sample_responses,
 )
 
 __all__ = [
     "QueryError",
     "Responder",
-    "Responses",
     "abduct",
     "block_seed",
     "block_size",
@@ -34,5 +31,4 @@ __all__ = [
     "outcome",
     "posterior_means",
     "respond",
-    "sample_responses",
 ]

@@ -7,7 +7,7 @@ outlives its draw.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyro_fcr.batch import Batch
 from pyro_fcr.graph import Graph, read_graph
 from pyro_fcr.modes import looking, outside_param_store
-from pyro_fcr.responses.sinks import EveryDraw, Moments, Sink
+from pyro_fcr.responses.sinks import Sink
 from pyro_fcr.terms import drawn_sites
 
 _VALUES_PER_BLOCK = 2**19
@@ -26,27 +26,6 @@ _VALUES_PER_BLOCK = 2**19
 
 class QueryError(ValueError):
     """A question that the model cannot answer as it is asked; the message says why."""
-
-
-@dataclass(frozen=True)
-class Responses:
-    """Predicted expression of cells.
-
-    Parameters
-    ----------
-    mean
-        Expected expression given the latents, averaged over draws, ``(n_cells, n_genes)``.
-    sd
-        Standard deviation of the expected expression over draws, ``(n_cells, n_genes)``: how far
-        the latents leave the response open; 0 for a single draw.
-    draws
-        Drawn expression with its observation noise, ``(n_draws, n_cells, n_genes)``; None if it
-        was not asked for.
-    """
-
-    mean: np.ndarray
-    sd: np.ndarray
-    draws: np.ndarray | None
 
 
 def held_by_default(graph: Graph, intervened: Iterable[str]) -> tuple[str, ...]:
@@ -265,39 +244,6 @@ class Responder:
             known = _drawn_by(self.guide, batch)
             return lambda: {site: known[site]["fn"].sample() for site in self.hold}
         return lambda: abduct(self.guide, batch, self.hold)
-
-
-def sample_responses(
-    model: nn.Module,
-    guide: nn.Module,
-    batch: Batch,
-    *,
-    do: Mapping[str, Tensor],
-    hold: Iterable[str] = (),
-    n_draws: int = 1,
-    keep_draws: bool = False,
-    seed: int = 0,
-) -> Responses:
-    """Draw repeatedly; see :func:`respond`. Memory does not grow with draws that are not kept.
-
-    Parameters
-    ----------
-    model, guide, batch, do, hold
-        As in :func:`respond`.
-    n_draws
-        Draws per cell.
-    keep_draws
-        Whether to return every draw of the expression beside the moments of its expectation.
-    seed
-        Of the draws; the global random state is left alone.
-    """
-    moments, kept = Moments(), [EveryDraw()] if keep_draws else []
-    Responder(model, guide, hold=hold).feed(
-        batch, expected=[moments], drawn=kept, do=do, n_draws=n_draws, seed=seed
-    )
-    mean, sd = (value.cpu().numpy() for value in moments.result().values())
-    draws = [sink.result()["draws"].swapaxes(0, 1).cpu().numpy() for sink in kept]
-    return Responses(mean, sd, draws[0] if draws else None)
 
 
 def new_cells(sites: Mapping[str, Tensor], library: Tensor, *, n_genes: int) -> Batch:
