@@ -13,7 +13,7 @@ FLOORS = [
     {"demo"},
     {"report"},
     {"plots"},
-    {"discovery"},
+    {"discovery", "comparison"},
     {"api"},
     {"saving", "export"},
     {"queries"},

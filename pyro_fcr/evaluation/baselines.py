@@ -165,6 +165,26 @@ def treatment_mean_shift(conditions: ConditionMeans, treatment: Components) -> F
     return np.mean(seen, axis=0) if seen else np.full(conditions.means.shape[1], np.nan)
 
 
+def context_mean_shift(conditions: ConditionMeans, context: Context) -> FloatArray:
+    """Mean of the shifts of all treatments that the context was seen under.
+
+    Parameters
+    ----------
+    conditions
+        Training conditions, without the held-out one.
+    context
+        Covariate levels of the held-out context.
+
+    Returns
+    -------
+    ``(n_genes,)``, each treatment weighing the same; nan where the context has none.
+    """
+    treatments = sorted({treatment for treatment in conditions.treatments if treatment})
+    shifts = [conditions.shift(treatment, context) for treatment in treatments]
+    seen = [shift for shift in shifts if shift is not None]
+    return np.mean(seen, axis=0) if seen else np.full(conditions.means.shape[1], np.nan)
+
+
 def additive(conditions: ConditionMeans, treatment: Components) -> FloatArray:
     """Effect of the treatment in a fit of covariates + treatments without interaction.
 

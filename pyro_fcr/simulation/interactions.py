@@ -1,4 +1,4 @@
-"""Simulated cells of known truth, to measure what is found against what is there."""
+"""Cells in which chosen treatments act differently in chosen contexts, on chosen genes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+
+from pyro_fcr.simulation._parts import names, observations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +101,7 @@ def simulate_interactions(design: InteractionDesign | None = None, *, seed: int 
     planted = _plant(d, rng)
     log_rate = rng.normal(0, 1.2, d.n_genes) + rng.normal(0, 0.6, (d.n_contexts, d.n_genes))[x]
     log_rate += main[t] + planted[t, x]
-    obs = pd.DataFrame(
-        {
-            "treatment": np.array(["control", *_names("drug", d.n_treatments)])[t],
-            "context": np.array(_names("line", d.n_contexts))[x],
-        },
-        index=pd.Index(_names("cell", d.n_cells)),
-    )
+    obs = observations(t, x)
     if d.n_replicates:
         replicate = rng.integers(d.n_replicates, size=d.n_cells)
         code = (t * d.n_contexts + x) * d.n_replicates + replicate
@@ -114,14 +110,10 @@ def simulate_interactions(design: InteractionDesign | None = None, *, seed: int 
             obs["context"].to_numpy(str), np.char.add("_", replicate.astype(str))
         )
     adata = AnnData(_counts(log_rate, d, rng), obs=obs)
-    adata.var_names = _names("gene", d.n_genes)
+    adata.var_names = names("gene", d.n_genes)
     adata.varm["treatment_effects"] = main[1:].T
     adata.uns["interactions"] = _truth(planted)
     return adata
-
-
-def _names(word: str, n: int) -> list[str]:
-    return [f"{word}{i + 1}" for i in range(n)]
 
 
 def _plant(d: InteractionDesign, rng: np.random.Generator) -> npt.NDArray[np.float64]:

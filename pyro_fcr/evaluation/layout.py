@@ -1,0 +1,123 @@
+"""Which cell belongs to which pair of treatment and context, doses taken together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pyro_fcr.data.design import Codes, read_design
+from pyro_fcr.data.schema import Schema
+from pyro_fcr.data.treatments import canonical_label
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Pair(NamedTuple):
+    """A treatment in a context.
+
+    Attributes
+    ----------
+    treatment
+        Canonical label: sorted agents, or the control.
+    context
+        Level of each covariate key, in their order.
+    """
+
+    treatment: str
+    context: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        """The context in one word."""
+        return " / ".join(self.context)
+
+
+class Layout(NamedTuple):
+    """Which cell belongs to which pair.
+
+    Attributes
+    ----------
+    pairs
+        Distinct pairs, controls among them, sorted.
+    agents
+        Agents of each pair's treatment; none for a control.
+    codes
+        Position of each cell's pair, shape (n_cells,).
+    """
+
+    pairs: tuple[Pair, ...]
+    agents: tuple[tuple[str, ...], ...]
+    codes: Codes
+
+    @property
+    def is_control(self) -> Mask:
+        """Which pairs are controls, shape (n_pairs,)."""
+        return np.array([not agents for agents in self.agents])
+
+    def control_of(self, pair: Pair) -> int | None:
+        """Give the position of the control of a pair's context, None where there is none."""
+        found = [
+            i
+            for i, (each, agents) in enumerate(zip(self.pairs, self.agents, strict=True))
+            if not agents and each.context == pair.context
+        ]
+        return found[0] if found else None
+
+    def n_cells(self, cells: Mask | None = None) -> Codes:
+        """Count the cells of each pair, or the chosen ones of them, shape (n_pairs,)."""
+        codes = self.codes if cells is None else self.codes[cells]
+        return np.bincount(codes, minlength=len(self.pairs))
+
+    def treated(self) -> dict[int, Pair]:
+        """Give the pairs that are no controls, by position."""
+        return {i: self.pairs[i] for i in np.flatnonzero(~self.is_control).tolist()}
+
+
+def read_layout(obs: pd.DataFrame, schema: Schema) -> Layout:
+    """Read which cell belongs to which pair of treatment and context.
+
+    Parameters
+    ----------
+    obs
+        `adata.obs`.
+    schema
+        Names the columns; doses are read, but do not tell pairs apart.
+
+    Raises
+    ------
+    pyro_fcr.SchemaError
+        A column is missing or has labels that cannot be read.
+    ValueError
+        The schema has no control.
+
+    Examples
+    --------
+    >>> obs = pd.DataFrame({"drug": ["none", "B+A", "A+B"], "line": ["u", "u", "u"]})
+    >>> schema = Schema(treatment_key="drug", control="none", covariate_keys="line")
+    >>> layout = read_layout(obs, schema)
+    >>> [pair.treatment for pair in layout.pairs], layout.codes.tolist()
+    (['A+B', 'none'], [1, 0, 0])
+    """
+    if schema.control is None:
+        raise ValueError(
+            "schema.control is None: a response is a change against control cells; name the "
+            "label of untreated cells"
+        )
+    design = read_design(obs, schema)
+    labels = [canonical_label(each.agents, schema) for each in design.treatments]
+    agents = dict(zip(labels, (each.agents for each in design.treatments), strict=True))
+    names, merged = np.unique(labels, return_inverse=True)
+    n = len(design.contexts)
+    present, codes = np.unique(merged.reshape(-1)[design.t] * n + design.x, return_inverse=True)
+    pairs = tuple(Pair(str(names[each // n]), design.contexts[each % n]) for each in present)
+    return Layout(pairs, tuple(agents[pair.treatment] for pair in pairs), codes.reshape(-1))
+
+
+def listed(pairs: Iterable[Pair]) -> str:
+    """Name pairs for a message, the first three of them."""
+    names = [f"{pair.treatment!r} in {pair.place}" for pair in pairs]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,136 @@
+"""Responses of unseen pairs on real cells: models against every baseline, each pair held out once.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/unseen_pairs.py gbm --seeds 5
+    python tests/benchmarks/unseen_pairs.py kang_ifnb_small.h5ad --context cell_type
+
+For each pair of treatment and context (Norman: each treatment, there is one context) every model is
+fitted on the other cells and predicts the pair from its context's control cells. A model's change
+is that between its two counterfactuals of the same control cells, under the treatment and under
+none, so that what it fails to reconstruct of a cell cancels. Prints one JSON line: ``headline``,
+model minus best baseline by metric and scale; ``table``, means over pairs and seeds; ``pairs``, the
+whole table with intervals.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+
+import anndata as ad
+import pandas as pd
+import scanpy as sc
+
+import pyro_fcr
+from pyro_fcr.evaluation.predictions import predicted_cells
+from pyro_fcr.evaluation.responses_table import headline, response_table
+from pyro_fcr.evaluation.scenarios import unseen_contexts, unseen_pairs, unseen_treatments
+from pyro_fcr.evaluation.scoring import SCORES
+
+SCENARIOS = {"pair": unseen_pairs, "treatment": unseen_treatments, "context": unseen_contexts}
+
+
+def fit_fcr(adata, schema, seed, **plan):
+    """FCR as it comes."""
+    fcr = pyro_fcr.FCR(adata, schema, seed=seed)
+    fcr.fit(seed=seed, progress=False, **plan)
+    return fcr
+
+
+# To add a model: a function of cells (split column included), schema, seed and fields of the
+# training plan that gives something fitted with `counterfactual`.
+MODELS = {"fcr": fit_fcr}
+
+
+def load(options):
+    """Cells with genes that occur, schema, and scenarios."""
+    if options.cells == "norman":
+        adata, context = pyro_fcr.datasets.norman_k562_combinations(), "cell_line"
+    elif options.cells == "gbm":
+        adata, context = pyro_fcr.datasets.gbm_panobinostat(), "patient"
+    else:
+        adata, context = ad.read_h5ad(options.cells), options.context
+    sc.pp.filter_genes(adata, min_cells=10)
+    schema = pyro_fcr.Schema(treatment_key="treatment", control="control", covariate_keys=context)
+    kind = options.scenario or ("treatment" if options.cells == "norman" else "pair")
+    return adata, schema, SCENARIOS[kind](adata.obs, schema)
+
+
+def predict(fcr, adata, schema, pair, *, seed):
+    """Counterfactuals of the context's control cells, five draws each as in the demo."""
+    control = (adata.obs[schema.treatment_key] == schema.control).to_numpy()
+    for key, level in zip(schema.covariate_keys, pair.context, strict=True):
+        control &= (adata.obs[key].astype(str) == level).to_numpy()
+    arms = (
+        fcr.counterfactual(adata[control], treatment=t, n_draws=5, seed=seed)
+        for t in (pair.treatment, schema.control)
+    )
+    return predicted_cells(*arms, expression=schema.expression)
+
+
+def judged(adata, schema, scenarios, models, *, seed, plan):
+    """Fit every model for one scenario after the other."""
+    for scenario in scenarios:
+        scenario.check(adata, schema)
+        cells = adata.copy()
+        cells.obs["split"] = scenario.labels
+        split = replace(schema, split_key="split")
+        predictions = {}
+        for name in models:
+            start = time.perf_counter()
+            fcr = MODELS[name](cells, split, seed, **plan)
+            predictions[name] = {
+                pair: predict(fcr, cells, split, pair, seed=seed) for pair in scenario.pairs
+            }
+            seconds = time.perf_counter() - start
+            print(f"seed {seed}, {name}, {scenario.name}: {seconds:.0f} s", file=sys.stderr)
+        yield scenario, predictions
+
+
+def run(options):
+    adata, schema, found = load(options)
+    scenarios = [s for s in found.made if not options.only or options.only in s.name]
+    plan = {} if options.epochs is None else {"max_epochs": options.epochs}
+    tables, heads = [], []
+    for seed in range(options.seeds):
+        given = judged(adata, schema, scenarios, options.models, seed=seed, plan=plan)
+        table = response_table(adata, schema, given)
+        tables.append(table.frame.assign(seed=seed))
+        measured = table.frame[["metric", "scale"]].drop_duplicates()
+        heads += [
+            headline(table, metric, model=name, scale=scale).assign(seed=seed)
+            for metric, scale in measured.itertuples(index=False)
+            for name in options.models
+        ]
+    return pd.concat(tables), pd.concat(heads), found.left_out
+
+
+def summary(pairs):
+    """Mean over pairs and seeds, one row per method and scale."""
+    keys = ["scenario", "scale", "role", "method"]
+    wide = pairs.pivot_table(index=keys, columns="metric", values="value", sort=False)
+    return wide[[name for name in SCORES if name in wide]].reset_index()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cells", help="gbm, norman, or an h5ad file with obs['treatment']")
+    parser.add_argument("--context", default="cell_type", help="covariate column of a file")
+    parser.add_argument("--scenario", choices=SCENARIOS, help="pair; for norman treatment")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
+    parser.add_argument("--epochs", type=int, help="at most; else as the training plan says")
+    parser.add_argument("--only", help="scenarios whose name contains this")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    pairs, heads, left_out = run(options)
+    print(summary(pairs).round(3).to_string(), file=sys.stderr)
+    print(heads.round(4).to_string(), file=sys.stderr)
+    report = {"headline": heads, "table": summary(pairs), "pairs": pairs}
+    report = {k: json.loads(v.round(5).to_json(orient="records")) for k, v in report.items()}
+    seconds = round(time.perf_counter() - start)
+    print(json.dumps({"cells": options.cells, "seconds": seconds, "left_out": left_out, **report}))
+
+
+if __name__ == "__main__":
+    main()
