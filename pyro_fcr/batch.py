@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,6 +59,24 @@ class Batch:
             self,
             values={k: v.to(device) for k, v in self.values.items()},
             codes={k: v.to(device) for k, v in self.codes.items()},
+        )
+
+    def take(self, rows: Tensor) -> Batch:
+        """Pick cells by position."""
+        return replace(
+            self,
+            values={k: v[rows] for k, v in self.values.items()},
+            codes={k: v[rows] for k, v in self.codes.items()},
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Batch]) -> Batch:
+        """Join batches of the same data set."""
+        first = parts[0]
+        return replace(
+            first,
+            values={k: torch.cat([part.values[k] for part in parts]) for k in first.values},
+            codes={k: torch.cat([part.codes[k] for part in parts]) for k in first.codes},
         )
 
     def stratum(self, sites: tuple[str, ...]) -> tuple[Tensor, int]:

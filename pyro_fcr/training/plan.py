@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+_STEPS_WORTH_ALIGNING = 2_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
@@ -36,6 +38,10 @@ class TrainingPlan:
     alternate
         ``"batch"``: discriminators are trained on every batch; ``"epoch"``: epochs of model and
         guide alternate with epochs of the discriminators.
+    align_at
+        Share of the training after which the latents are aligned with their priors, see
+        :mod:`pyro_fcr.training.alignment`; None never. Trainings of less than 2,000 steps are not
+        interrupted for it.
     seed
         Of initial noise, batches and draws. The global random state of the user is left alone.
     device
@@ -56,6 +62,7 @@ class TrainingPlan:
     adversary_lr: float = 1e-3
     adversary_steps: int = 1
     alternate: Literal["batch", "epoch"] = "batch"
+    align_at: float | None = 0.4
     seed: int = 0
     device: str = "auto"
     checkpoint_every: int = 10
@@ -75,6 +82,9 @@ class TrainingPlan:
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}, wanted {least} or more.")
 
+        if self.align_at is not None and not 0.0 <= self.align_at < 1.0:
+            raise ValueError(f"align_at is {self.align_at}, wanted a share from 0 to below 1.")
+
     def epochs(self, n_cells: int) -> int:
         """Give the number of epochs for so many training cells."""
         if self.max_epochs is not None:
@@ -84,6 +94,12 @@ class TrainingPlan:
     def steps_per_epoch(self, n_cells: int) -> int:
         """Give the number of whole batches in so many cells, at least 1."""
         return max(1, n_cells // self.batch_size)
+
+    def align_epoch(self, n_cells: int) -> int | None:
+        """Give the epoch before which the latents are aligned, for so many training cells."""
+        n_epochs = self.epochs(n_cells)
+        too_short = n_epochs * self.steps_per_epoch(n_cells) < _STEPS_WORTH_ALIGNING
+        return None if self.align_at is None or too_short else int(self.align_at * n_epochs)
 
     def patience_for(self, n_cells: int) -> int:
         """Give the patience in epochs for so many training cells."""

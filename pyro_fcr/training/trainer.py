@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from pyro_fcr.data import Cells, Split
 from pyro_fcr.modes import looking, seeded
 from pyro_fcr.objective import Objective
 from pyro_fcr.terms import Run
+from pyro_fcr.training.alignment import Aligned, align
 from pyro_fcr.training.batches import Batches
 from pyro_fcr.training.checkpoint import (
     CheckpointError,
@@ -30,6 +32,8 @@ from pyro_fcr.training.diagnosis import NonFiniteError, non_finite_error
 from pyro_fcr.training.interrupt import Interrupt
 from pyro_fcr.training.optimizer import GuardedOptimizer
 from pyro_fcr.training.plan import TrainingPlan
+
+logger = logging.getLogger(__name__)
 
 _VALIDATED_STEPS = 3
 _STEPS_BETWEEN_LOOKS = 100  # at the non-finite flag, which the host has to fetch
@@ -108,6 +112,8 @@ class Trainer:
         self.heldout = Batches(cells, split.heldout, **size) if len(split.heldout) else None
         self.n_epochs = plan.epochs(len(split.train))
         self.patience = plan.patience_for(len(split.train))
+        self.align_epoch = plan.align_epoch(len(split.train))
+        self.aligned: Aligned | None = None
         self.n_steps = self.n_epochs * len(self.train)
         self.epoch, self.batch_number, self.step = 0, 0, 0
         self.sums = torch.zeros(len(objective.terms) + 1, device=self.device)
@@ -135,6 +141,8 @@ class Trainer:
         try:
             with self._bar() as bar, self._interrupt:
                 while self.epoch < self.n_epochs and not self._out_of_patience():
+                    if self.epoch == self.align_epoch and self.batch_number == 0:
+                        self._align()
                     self._run_epoch()
                     bar.update()
                     bar.set_postfix_str(self._postfix())
@@ -165,6 +173,21 @@ class Trainer:
         self.epoch, self.batch_number = self.epoch + 1, 0
         if self.epoch % self.plan.checkpoint_every == 0:
             self._write_checkpoint()
+
+    def _align(self) -> None:
+        calm = pyro.validation_enabled(is_validate=False)
+        with seeded(self.plan.seed, device=self.device), calm:
+            self.aligned = align(
+                self.objective,
+                self.train,
+                teach_steps=max(1, self.n_steps // 10),
+                learning_rate=self.plan.learning_rate,
+                after_step=self._interrupt.raise_if_requested,
+            )
+        if self.aligned.obstacle:
+            logger.info("Latents are not aligned with their priors: %s.", self.aligned.obstacle)
+        else:
+            logger.info("Aligned: priors give %.2f nats per cell more.", self.aligned.gain)
 
     def _validated_step(self, batch: Batch) -> None:
         validate = self.step < _VALIDATED_STEPS
@@ -239,7 +262,8 @@ class Trainer:
             self.best = {"elbo": elbo, "epoch": self.epoch, "state": state}
 
     def _settled(self) -> bool:
-        return self.step >= self.objective.settled_after * self.n_steps
+        aligned = self.align_epoch is None or self.epoch >= self.align_epoch
+        return aligned and self.step >= self.objective.settled_after * self.n_steps
 
     def _out_of_patience(self) -> bool:
         return self.best["epoch"] >= 0 and self.epoch - 1 - self.best["epoch"] >= self.patience
@@ -254,7 +278,8 @@ class Trainer:
         self.objective.eval()
         history = pd.DataFrame(self.rows).rename_axis("epoch")
         best = self.best["epoch"] if self.best["state"] else self.epoch - 1
-        history.attrs.update(stopped=stopped, best_epoch=best)
+        gain = None if self.aligned is None else self.aligned.gain
+        history.attrs.update(stopped=stopped, best_epoch=best, alignment_gain=gain)
         return history
 
     def _write_checkpoint(self) -> None:

@@ -1,0 +1,224 @@
+import numpy as np
+import pytest
+import torch
+from conftest import SCHEMA, make_batch, make_programs, simulate
+from edits import EDITS
+from torch import nn
+
+from pyro_fcr.data import split_cells
+from pyro_fcr.nn import InteractionPrior, LinearPrior
+from pyro_fcr.objective import Objective
+from pyro_fcr.training import Batches, TrainingPlan, alignment, fit
+from pyro_fcr.training.flow import Flow
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few steps, and no training too short for an alignment."""
+    monkeypatch.setattr(alignment, "_FLOW_STEPS", 20)
+    monkeypatch.setattr("pyro_fcr.training.plan._STEPS_WORTH_ALIGNING", 0)
+
+
+def prepared(adata, schema=SCHEMA, build=None, *, extra=lambda model: ()):
+    cells = schema.register(adata).encode(adata)
+    batch = cells.batch(np.arange(16))
+    torch.manual_seed(0)
+    model, guide = make_programs(batch) if build is None else build(schema.register(adata))
+    objective = Objective.from_programs(model, guide, batch, extra=extra(model))
+    return objective, cells, Batches(cells, np.arange(len(cells)), batch_size=64, device=CPU)
+
+
+def align(objective, batches, **changes):
+    return alignment.align(
+        objective, batches, **{"teach_steps": 5, "learning_rate": 1e-3, **changes}
+    )
+
+
+def copy_of(objective):
+    return {name: value.clone() for name, value in objective.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_flow_knows_how_it_changes_volumes():
+    torch.manual_seed(0)
+    latents = torch.randn(50, 5).double() * torch.tensor([0.1, 1.0, 3.0, 1.0, 1.0]) + 2.0
+    flow = Flow(latents).double()
+    for parameter in flow.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    _, volume = flow(latents)
+    jacobian = torch.autograd.functional.jacobian(lambda z: flow(z[None])[0][0], latents[7])
+    assert volume.shape == (50,)
+    assert volume[7].item() == pytest.approx(torch.linalg.slogdet(jacobian)[1].item(), abs=1e-6)
+
+
+def test_flow_starts_as_a_rotation_of_standardised_latents():
+    latents = torch.randn(4_000, 6) * 5.0 + 3.0
+    mapped, _ = Flow(latents)(latents)
+    assert torch.allclose(mapped.T.cov(correction=0).diagonal(), torch.ones(6), atol=0.1)
+    assert not torch.allclose(mapped, (latents - latents.mean(0)) / latents.std(0), atol=0.5)
+
+
+class Known(nn.Module):
+    """Priors of three blocks, far enough apart to be told from one another."""
+
+    def __init__(self):
+        super().__init__()
+        self.z_x, self.z_t = LinearPrior(5, 1), LinearPrior(4, 1)
+        self.z_tx = InteractionPrior(4, 5, 2)
+
+
+def entangled(n=6_000):
+    """Latents of known priors, and what a rotation and a bend make of them."""
+    torch.manual_seed(3)
+    batch = make_batch(n, n_genes=5, n_x=5, n_t=4)
+    truth, x, t = Known(), batch["x"], batch["t"]
+    for parameter in truth.parameters():
+        nn.init.normal_(parameter, std=1.0)
+    with torch.no_grad():
+        priors = truth.z_x(x), truth.z_tx(t, x), truth.z_t(t)
+        latents = torch.cat([prior.sample() for prior in priors], dim=-1)
+    standard = (latents - latents.mean(0)) / latents.std(0)
+    rotated = standard @ torch.linalg.qr(torch.randn(4, 4))[0]
+    return batch, latents, 0.3 * rotated + torch.tanh(rotated)
+
+
+def within(values, batch):
+    """What is left of values without the means of their conditions, standardised."""
+    codes = batch.stratum(("x", "t"))[0]
+    left = values.clone()
+    for code in codes.unique():
+        left[codes == code] -= left[codes == code].mean(0)
+    return (left / left.std(0)).numpy()
+
+
+def test_maximum_likelihood_finds_the_blocks_again(monkeypatch):
+    monkeypatch.setattr(alignment, "_FLOW_STEPS", 400)
+    monkeypatch.setattr(alignment, "_FLOW_BATCH", 1_024)
+    batch, truth, mixed = entangled()
+    model, _ = make_programs(batch, n_x=1, n_tx=2, n_t=1)
+    sizes = {"z_x": 1, "z_tx": 2, "z_t": 1}
+    sample = alignment._Sample(batch.without("y"), mixed[None])
+    flow, gain = alignment._fit(model, sample, sizes, lambda: None)
+    assert gain > 0.3
+    found = within(flow(mixed)[0].detach(), batch)
+    correlation = np.abs(found.T @ within(truth, batch)) / len(found)
+    assert correlation[0, 0] > 0.9
+    assert correlation[3, 3] > 0.9
+    assert max(correlation[0, 1:].max(), correlation[3, :3].max()) < 0.25
+    mixed_correlation = np.abs(within(mixed, batch).T @ within(truth, batch)) / len(found)
+    assert mixed_correlation[0, 0] < 0.9  # or there was nothing to be found
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_every_graph_is_aligned_or_left_alone_with_a_reason(name, quick):
+    edit = EDITS[name]
+    objective, _, batches = prepared(edit.data(), edit.schema, edit.build, extra=edit.extra)
+    before = copy_of(objective)
+    result = align(objective, batches)
+    if name in ("g_bayesian", "g_map"):
+        assert result.obstacle == "log_dispersion is shared by all cells"
+    if result.obstacle:
+        assert_same(before, objective.state_dict())
+    else:
+        assert result.gain > 0
+        changed = {
+            n.split(".")[0] for n, v in objective.state_dict().items() if (v != before[n]).any()
+        }
+        assert {"model", "guide"} <= changed
+
+
+def test_most_graphs_can_be_aligned(quick, monkeypatch):
+    monkeypatch.setattr(alignment, "_FLOW_STEPS", 100)
+    objective, _, batches = prepared(simulate(400, n_genes=12))
+    assert align(objective, batches).obstacle == ""
+
+
+def test_teaching_makes_model_and_guide_agree_on_the_mapped_latents(quick):
+    objective, _, batches = prepared(simulate(600, n_genes=12))
+    sizes = {"z_x": 2, "z_tx": 2, "z_t": 2}
+    batch = batches.batch(torch.arange(600))
+    flow = Flow(alignment._draw(objective.guide, batch, sizes))
+    lesson = alignment._lesson(objective.guide, flow, sizes)
+    with torch.no_grad():
+        before = alignment._lesson_loss(objective, batch, lesson(batch)).item()
+        alignment_target = lesson(batch)["z_tx"]
+    with torch.enable_grad():
+        alignment._teach(objective, batches, lesson, (150, 3e-3), lambda: None)
+    with torch.no_grad():
+        after = alignment._lesson_loss(objective, batch, lesson(batch)).item()
+        learnt = objective.guide.z_tx(
+            objective.guide.features(batch["y"], batch["library"]), batch["t"], batch["x"]
+        ).mean
+    assert after < before - 1.0
+    correlation = np.corrcoef(learnt[:, 0], alignment_target[:, 0])[0, 1]
+    assert correlation > 0.3
+
+
+def test_what_ends_an_alignment_half_way_leaves_no_trace(quick):
+    objective, _, batches = prepared(simulate(400, n_genes=12))
+    for last_step in (3, 22):  # while the map is fitted, while it is taught
+        before, left = copy_of(objective), iter(range(last_step))
+
+        def stop(left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            align(objective, batches, after_step=stop)
+        assert_same(before, objective.state_dict())
+
+
+def test_a_map_that_gains_nothing_is_not_taken(quick, monkeypatch):
+    objective, _, batches = prepared(simulate(400, n_genes=12))
+    monkeypatch.setattr(alignment, "_FLOW_RATE", 0.0)  # stays a random rotation
+    monkeypatch.setattr(alignment, "_mean_density", lambda *args: float(len(args) == 3))
+    before = copy_of(objective)
+    assert "no map" in align(objective, batches).obstacle
+    assert_same(before, objective.state_dict())
+
+
+def test_training_aligns_once_and_resumes_across_it_exactly(quick, tmp_path):
+    adata = simulate(400, n_genes=12)
+    split = split_cells(adata.obs, SCHEMA, heldout_fraction=0.2)
+    plan = {"batch_size": 64, "progress": False, "align_at": 0.5, "max_epochs": 6}
+    states, gains = [], []
+    for name, path, every in (("whole", None, 10), ("again", tmp_path / "c.pt", 2)):
+        objective, cells, _ = prepared(adata)
+        settings = TrainingPlan(**plan, checkpoint_every=every)
+        if name == "again":
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(alignment, "_teach", _interrupt)
+                with pytest.warns(UserWarning, match="Interrupted"):
+                    fit(objective, cells, split=split, plan=settings, checkpoint=path)
+            objective, _, _ = prepared(adata)
+        history = fit(objective, cells, split=split, plan=settings, resume=path)
+        states.append(copy_of(objective))
+        gains.append(history.attrs["alignment_gain"])
+    assert gains[0] == gains[1] > 0
+    assert_same(*states)
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_parameters_from_before_the_alignment_are_not_kept(quick):
+    adata = simulate(400, n_genes=12)
+    split = split_cells(adata.obs, SCHEMA, heldout_fraction=0.2)
+    objective, cells, _ = prepared(adata)
+    plan = TrainingPlan(batch_size=64, progress=False, align_at=0.8, max_epochs=10)
+    history = fit(objective, cells, split=split, plan=plan)
+    assert history.attrs["best_epoch"] >= 8
+
+
+def test_short_trainings_are_not_interrupted_and_shares_are_checked():
+    assert TrainingPlan(max_epochs=10).align_epoch(2_000) is None
+    assert TrainingPlan(max_epochs=None).align_epoch(20_000) == int(0.4 * 103)
+    assert TrainingPlan(align_at=None).align_epoch(20_000) is None
+    with pytest.raises(ValueError, match="align_at is 1.5"):
+        TrainingPlan(align_at=1.5)
