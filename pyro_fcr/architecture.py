@@ -32,7 +32,8 @@ class Architecture:
     n_embedding
         Dimensions of the embeddings whose product the prior of z_tx is made of.
     n_hidden, n_layers, dropout
-        Hidden layers of the encoders; the decoder has one layer less, at least one.
+        Hidden layers of the encoders and of a joint decoder; an additive one has one layer less, at
+        least one.
     decoder
         ``"additive"``: the blocks' effects on log expression add up, that of z_tx is linear, and
         interactions are z_tx's alone;
@@ -85,7 +86,7 @@ class Architecture:
         decoder = _DECODERS[self.likelihood](
             blocks if self.decoder == "additive" else [sum(blocks)],
             genes,
-            n_layers=max(1, self.n_layers - 1),
+            n_layers=max(1, self.n_layers - 1) if self.decoder == "additive" else self.n_layers,
             linear=(1,) if self.decoder == "additive" else (),
             **layers,
         )

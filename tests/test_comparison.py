@@ -19,6 +19,7 @@ from pyro_fcr.comparison import (
     permute_dimensions,
 )
 from pyro_fcr.objective import Objective
+from pyro_fcr.training import TrainingPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore:z has 7 dimensions")  # fewer would be identifiable
 
@@ -38,6 +39,8 @@ PENALTIES = {
     "fcr_no_structure": PERMUTATION,
     "fcr_no_permutation": STRUCTURE,
     "fcr_no_penalties": set(),
+    "fcr_no_alignment": STRUCTURE | PERMUTATION,
+    "fcr_elbo": set(),
     "fcr_no_tx": STRUCTURE,
     "cvae": set(),
     "ivae": set(),
@@ -67,6 +70,16 @@ def fitted(request, cells):
         progress=False,
     )
     return COMPARISONS[request.param], fcr
+
+
+ALIGNED = {"fcr", "fcr_no_structure", "fcr_no_permutation", "fcr_no_penalties", "fcr_no_tx"}
+
+
+def test_fcr_is_aligned_and_plain_models_are_not(fitted):
+    comparison, _ = fitted
+    epoch = TrainingPlan(max_epochs=100, **comparison.plan).align_epoch(20_000)
+    assert (epoch == 40) == (comparison.name in ALIGNED)
+    assert epoch in (None, 40)
 
 
 def own_objective(comparison, fcr, batch):

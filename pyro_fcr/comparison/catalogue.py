@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from anndata import AnnData
@@ -48,6 +48,8 @@ class Comparison:
         Of loss terms, see :meth:`pyro_fcr.FCR.fit`.
     extra
         Makes the loss terms that the graph does not give, with fresh parameters.
+    plan
+        Fields of the training plan.
 
     Examples
     --------
@@ -61,6 +63,7 @@ class Comparison:
     blocks: Blocks
     weights: Mapping[str, Weight] = field(default_factory=dict)
     extra: Callable[[Architecture], tuple[Term, ...]] = _no_terms
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
     def latents(self, fcr: FCR, adata: AnnData | str | Path | None = None) -> dict[str, np.ndarray]:
         """Give the posterior means that stand for each block of FCR.
@@ -89,6 +92,7 @@ _OWN: Final[Blocks] = MappingProxyType({block: (block,) for block in ("z_x", "z_
 _TWO: Final[Blocks] = MappingProxyType({"z_x": ("z_x",), "z_t": ("z_t",), "z_tx": ("z_x", "z_t")})
 # The graph claims that z is independent of the labels; a plain conditional VAE does not enforce it.
 _PLAIN: Final = {"structure": 0.0}
+_NEVER_ALIGNED: Final = {"align_at": None}
 
 _ALL: Final = (
     Comparison(
@@ -113,10 +117,25 @@ _ALL: Final = (
     ),
     Comparison(
         name="fcr_no_penalties",
+        description="FCR without either kind of penalty.",
+        build=Architecture.build,
+        blocks=_OWN,
+        weights={"structure": 0.0, "permutation": 0.0},
+    ),
+    Comparison(
+        name="fcr_no_alignment",
+        description="FCR without the alignment of latents with their priors.",
+        build=Architecture.build,
+        blocks=_OWN,
+        plan=_NEVER_ALIGNED,
+    ),
+    Comparison(
+        name="fcr_elbo",
         description="The graph of FCR, trained by its evidence lower bound alone.",
         build=Architecture.build,
         blocks=_OWN,
         weights={"structure": 0.0, "permutation": 0.0},
+        plan=_NEVER_ALIGNED,
     ),
     Comparison(
         name="fcr_no_tx",
@@ -129,6 +148,7 @@ _ALL: Final = (
         description="Conditional VAE: one block z ~ N(0, I), labels enter the decoder.",
         build=build_cvae,
         blocks=_ONE,
+        plan=_NEVER_ALIGNED,
         weights=_PLAIN,
     ),
     Comparison(
@@ -136,12 +156,14 @@ _ALL: Final = (
         description="Identifiable VAE: one block with a prior given the labels, decoded alone.",
         build=build_ivae,
         blocks=_ONE,
+        plan=_NEVER_ALIGNED,
     ),
     Comparison(
         name="beta_vae",
         description="Conditional VAE with the KL divergence weighted by 4 (Higgins et al. 2017).",
         build=build_cvae,
         blocks=_ONE,
+        plan=_NEVER_ALIGNED,
         weights={**_PLAIN, "kl": 4.0},
     ),
     Comparison(
@@ -149,6 +171,7 @@ _ALL: Final = (
         description="Conditional VAE with a total-correlation penalty (Kim and Mnih 2018).",
         build=build_cvae,
         blocks=_ONE,
+        plan=_NEVER_ALIGNED,
         weights={**_PLAIN, "total_correlation": 10.0},
         extra=_of_z,
     ),

@@ -121,7 +121,7 @@ def fit_comparison(
     else:
         model, guide = build_comparison(name, registry, architecture=architecture, seed=seed)
         fcr = FCR(adata, schema, model=model, guide=guide)
-    fcr.fit(weights=comparison.weights, extra=extra, seed=seed, **fit)
+    fcr.fit(weights=comparison.weights, extra=extra, seed=seed, **{**comparison.plan, **fit})
     return fcr
 
 

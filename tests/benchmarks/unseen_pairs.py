@@ -22,24 +22,13 @@ import pandas as pd
 import scanpy as sc
 
 import pyro_fcr
+from pyro_fcr.comparison import COMPARISONS, fit_comparison
 from pyro_fcr.evaluation.predictions import predicted_cells
 from pyro_fcr.evaluation.responses_table import headline, response_table
 from pyro_fcr.evaluation.scenarios import unseen_contexts, unseen_pairs, unseen_treatments
 from pyro_fcr.evaluation.scoring import SCORES
 
 SCENARIOS = {"pair": unseen_pairs, "treatment": unseen_treatments, "context": unseen_contexts}
-
-
-def fit_fcr(adata, schema, seed, **plan):
-    """FCR as it comes."""
-    fcr = pyro_fcr.FCR(adata, schema, seed=seed)
-    fcr.fit(seed=seed, progress=False, **plan)
-    return fcr
-
-
-# To add a model: a function of cells (split column included), schema, seed and fields of the
-# training plan that gives something fitted with `counterfactual`.
-MODELS = {"fcr": fit_fcr}
 
 
 def load(options):
@@ -78,7 +67,7 @@ def judged(adata, schema, scenarios, models, *, seed, plan):
         predictions = {}
         for name in models:
             start = time.perf_counter()
-            fcr = MODELS[name](cells, split, seed, **plan)
+            fcr = fit_comparison(name, cells, split, seed=seed, progress=False, **plan)
             predictions[name] = {
                 pair: predict(fcr, cells, split, pair, seed=seed) for pair in scenario.pairs
             }
@@ -117,7 +106,7 @@ def main():
     parser.add_argument("cells", help="gbm, norman, or an h5ad file with obs['treatment']")
     parser.add_argument("--context", default="cell_type", help="covariate column of a file")
     parser.add_argument("--scenario", choices=SCENARIOS, help="pair; for norman treatment")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=COMPARISONS, default=["fcr"])
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
     parser.add_argument("--epochs", type=int, help="at most; else as the training plan says")
     parser.add_argument("--only", help="scenarios whose name contains this")
