@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pyro_fcr import datasets, plots
 from pyro_fcr.api import FCR
 from pyro_fcr.architecture import Architecture
+from pyro_fcr.assessment import Assessment, assess, label_blind_latents
 from pyro_fcr.batch import Batch
 from pyro_fcr.contract import ProgramError
 from pyro_fcr.data import Schema, SchemaError
@@ -36,7 +37,15 @@ from pyro_fcr.queries import (
 )
 from pyro_fcr.responses import QueryError
 from pyro_fcr.schedules import Ramp
-from pyro_fcr.simulation import InteractionDesign, simulate_interactions
+from pyro_fcr.simulation import (
+    EffectDesign,
+    FCRDesign,
+    InteractionDesign,
+    RandomInteractions,
+    simulate,
+    simulate_from_controls,
+    simulate_interactions,
+)
 from pyro_fcr.svi import FCRLoss
 from pyro_fcr.training import TrainingPlan
 
@@ -46,9 +55,12 @@ __all__ = [
     "AVERAGE",
     "FCR",
     "Architecture",
+    "Assessment",
     "Batch",
     "CrossFit",
+    "EffectDesign",
     "Effects",
+    "FCRDesign",
     "FCRLoss",
     "Guide",
     "InteractionDesign",
@@ -59,9 +71,11 @@ __all__ = [
     "ProgramError",
     "QueryError",
     "Ramp",
+    "RandomInteractions",
     "Schema",
     "SchemaError",
     "TrainingPlan",
+    "assess",
     "bootstrap",
     "cross_fit",
     "datasets",
@@ -69,9 +83,12 @@ __all__ = [
     "effects",
     "enrichment",
     "interval_coverage",
+    "label_blind_latents",
     "plots",
     "posterior_predictive",
     "rank_interactions",
+    "simulate",
+    "simulate_from_controls",
     "simulate_interactions",
     "to_arviz",
 ]

@@ -32,7 +32,7 @@ from pyro_fcr.programs import (
 from pyro_fcr.queries import Form, Query
 from pyro_fcr.queries.answers import Output
 from pyro_fcr.responses import posterior_means
-from pyro_fcr.saving import read_model, write_model
+from pyro_fcr.saving import Saved, find_split, name_split, read_model, write_model
 from pyro_fcr.schedules import Weight
 from pyro_fcr.terms import Term
 from pyro_fcr.training import Batches, TrainingPlan, evaluate, fit
@@ -116,6 +116,7 @@ class FCR:
         self.registry, self.architecture = registry, architecture
         self.history: pd.DataFrame | None = None
         self.split: Split | None = None
+        self._named_split: pd.Series | None = None
         self._graph: Graph | None = None
         model, guide = programs
         if (model is None) != (guide is None):
@@ -406,7 +407,7 @@ class FCR:
         return queries.counterfactual(self, query, source, hold=hold, library=library)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the model to a folder: ``model.json``, ``weights.pt``, ``history.csv``.
+        """Write the model to a folder.
 
         Parameters
         ----------
@@ -414,6 +415,11 @@ class FCR:
             The folder to be; with ``overwrite`` a model that stands there is replaced.
         overwrite
             Whether that may be.
+
+        Returns
+        -------
+        The folder, with ``model.json``, ``weights.pt`` and, of a fitted model, ``history.csv`` and
+        ``split.csv.gz`` (names of the training and held-out cells; no expression).
         """
         record = {
             "format": _FORMAT,
@@ -423,9 +429,8 @@ class FCR:
             "registry": self.registry.to_json_dict(),
         }
         weights = {"model": self.model.state_dict(), "guide": self.guide.state_dict()}
-        return write_model(
-            folder, record, weights=weights, history=self.history, overwrite=overwrite
-        )
+        saved = Saved(record, weights, self.history, self._split_by_name())
+        return write_model(folder, saved, overwrite=overwrite)
 
     @classmethod
     def load(
@@ -447,7 +452,8 @@ class FCR:
         model, guide
             Programs of the saved classes, if they were your own.
         """
-        record, weights, history = read_model(folder)
+        saved = read_model(folder)
+        record = saved.record
         if record["architecture"] is None and (model is None or guide is None):
             raise ValueError(
                 f"{folder} holds programs of your own, {record['programs']['model']} and "
@@ -458,13 +464,53 @@ class FCR:
         self._set_up(Registry.from_json_dict(record["registry"]), architecture, (model, guide), 0)
         # An autoguide has no parameters before its first run.
         check_programs(self.model, self.guide, example_batch(self.registry))
-        self.model.load_state_dict(weights["model"])
-        self.guide.load_state_dict(weights["guide"])
+        self.model.load_state_dict(saved.weights["model"])
+        self.guide.load_state_dict(saved.weights["guide"])
         self.model.eval()
         self.guide.eval()
         self.adata = None if adata is None else read_cells(adata)
-        self._own_cells, self.history = None, history
+        self._own_cells, self.history, self._named_split = None, saved.history, saved.split
         return self
+
+    def split_of(self, adata: AnnData | str | Path | None = None) -> Split:
+        """Find the cells of the last fit among given ones, by name.
+
+        Parameters
+        ----------
+        adata
+            The cells; None takes those of training.
+
+        Returns
+        -------
+        Positions of training and held-out cells in ``adata``; cells in neither were left out of the
+        fit, or came after it.
+
+        Raises
+        ------
+        ValueError
+            The model was never fitted or saved by an earlier version, or no training cell is among
+            the cells.
+        """
+        if self.split is not None and (adata is None or adata is self.adata):
+            return self.split
+        names, named = queries.source_cells(self, adata).obs_names, self._split_by_name()
+        if named is None:
+            raise ValueError(
+                "The model does not know which cells it was fitted to: it was never fitted, or "
+                "saved by an earlier version. Pass split=, or fit and save it again."
+            )
+        found = find_split(named, names)
+        if not len(found.train):
+            raise ValueError(
+                f"None of the {len(names)} cells, such as {names[0]!r}, has the name of a training "
+                f"cell, such as {named.index[0]!r}: give the cells of the fit under their names."
+            )
+        return found
+
+    def _split_by_name(self) -> pd.Series | None:
+        if self.split is None or self.adata is None:
+            return self._named_split
+        return name_split(self.split, self.adata.obs_names)
 
     def _cells(self, adata: AnnData | str | Path | None) -> Cells:
         if adata is not None and adata is not self.adata:

@@ -7,35 +7,85 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-_RECORD, _WEIGHTS, _HISTORY = "model.json", "weights.pt", "history.csv"
+from pyro_fcr.data import Split
+
+_RECORD, _WEIGHTS, _HISTORY, _SPLIT = "model.json", "weights.pt", "history.csv", "split.csv.gz"
+_TRAIN, _HELDOUT = "train", "held out"
 
 
-def write_model(
-    folder: str | Path,
-    record: Mapping[str, Any],
-    *,
-    weights: Mapping[str, Any],
-    history: pd.DataFrame | None,
-    overwrite: bool = False,
-) -> Path:
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """What a folder holds.
+
+    Parameters
+    ----------
+    record
+        What JSON can hold.
+    weights
+        State dicts, on the CPU.
+    history
+        One row per epoch, or None.
+    split
+        Training and held-out cells by name, see :func:`name_split`, or None.
+    """
+
+    record: Mapping[str, Any]
+    weights: Mapping[str, Any]
+    history: pd.DataFrame | None
+    split: pd.Series | None
+
+
+def name_split(split: Split, obs_names: pd.Index) -> pd.Series:
+    """Say of cells by name what they were in training: positions are lost with the data.
+
+    Parameters
+    ----------
+    split
+        Positions of the cells.
+    obs_names
+        Names of all cells, ``(n_cells,)``.
+
+    Returns
+    -------
+    ``"train"`` or ``"held out"`` by name; cells that were neither are not there.
+    """
+    names = np.asarray(obs_names, dtype=str)
+    groups = [np.unique(rows) for rows in (split.train, split.heldout)]  # refits may repeat cells
+    parts = np.repeat([_TRAIN, _HELDOUT], [len(rows) for rows in groups])
+    return pd.Series(parts, pd.Index(names[np.concatenate(groups)], name="cell"), name="part")
+
+
+def find_split(named: pd.Series, obs_names: pd.Index) -> Split:
+    """Find the cells of a split again, wherever they stand.
+
+    Parameters
+    ----------
+    named
+        From :func:`name_split`.
+    obs_names
+        Names of the cells at hand, each its own; some may be missing or new.
+    """
+    part = named.reindex(np.asarray(obs_names, dtype=str)).to_numpy()
+    return Split(*(np.flatnonzero(part == name).astype(np.int64) for name in (_TRAIN, _HELDOUT)))
+
+
+def write_model(folder: str | Path, saved: Saved, *, overwrite: bool = False) -> Path:
     """Write a model as a whole or not at all.
 
     Parameters
     ----------
     folder
         The folder to be.
-    record
-        What JSON can hold.
-    weights
-        State dicts.
-    history
-        One row per epoch, or None.
+    saved
+        What it is to hold.
     overwrite
         Whether a model that stands there may be replaced.
 
@@ -47,17 +97,18 @@ def write_model(
     folder = Path(folder)
     _check_free(folder, overwrite=overwrite)
     with _new_folder(folder) as temporary:
-        (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
-        torch.save(dict(weights), temporary / _WEIGHTS)
-        if history is not None:
-            history.to_csv(temporary / _HISTORY)
+        (temporary / _RECORD).write_text(json.dumps(saved.record, indent=1) + "\n")
+        torch.save(dict(saved.weights), temporary / _WEIGHTS)
+        if saved.history is not None:
+            saved.history.to_csv(temporary / _HISTORY)
+        if saved.split is not None:
+            # Without a time stamp: the same split gives the same bytes.
+            saved.split.to_csv(temporary / _SPLIT, compression={"method": "gzip", "mtime": 0})
     return folder
 
 
-def read_model(
-    folder: str | Path,
-) -> tuple[dict[str, Any], dict[str, Any], pd.DataFrame | None]:
-    """Read record, state dicts (on the CPU) and history of a model.
+def read_model(folder: str | Path) -> Saved:
+    """Read a model; folders of earlier versions have no split.
 
     Raises
     ------
@@ -69,10 +120,19 @@ def read_model(
         raise FileNotFoundError(
             f"{folder} holds no {_RECORD}: not a saved model. Give the folder that save() wrote."
         )
-    record = json.loads((folder / _RECORD).read_text())
-    weights = torch.load(folder / _WEIGHTS, map_location="cpu", weights_only=True)
-    path = folder / _HISTORY
-    return record, weights, pd.read_csv(path, index_col="epoch") if path.is_file() else None
+    history, split = folder / _HISTORY, folder / _SPLIT
+    return Saved(
+        record=json.loads((folder / _RECORD).read_text()),
+        weights=torch.load(folder / _WEIGHTS, map_location="cpu", weights_only=True),
+        history=pd.read_csv(history, index_col="epoch") if history.is_file() else None,
+        split=_read_split(split) if split.is_file() else None,
+    )
+
+
+def _read_split(path: Path) -> pd.Series:
+    # A cell may be called NA or 001.
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return table.set_index("cell")["part"]
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:

@@ -197,7 +197,8 @@ def test_doses_are_interpolated_and_extrapolation_is_marked():
 
 def test_saved_model_is_the_same_without_its_data(fitted, adata, tmp_path):
     folder = fitted.save(tmp_path / "model")
-    assert sorted(p.name for p in folder.iterdir()) == ["history.csv", "model.json", "weights.pt"]
+    files = ["history.csv", "model.json", "split.csv.gz", "weights.pt"]
+    assert sorted(p.name for p in folder.iterdir()) == files
     pyro.clear_param_store()
     loaded = FCR.load(folder)
     for mine, theirs in ((fitted.model, loaded.model), (fitted.guide, loaded.guide)):
@@ -214,6 +215,38 @@ def test_saved_model_is_the_same_without_its_data(fitted, adata, tmp_path):
     assert list(loaded.history["train/kl_z_x"]) == pytest.approx(
         list(fitted.history["train/kl_z_x"])
     )
+
+
+def test_a_saved_model_knows_its_cells_by_name(fitted, adata, tmp_path):
+    folder = fitted.save(tmp_path / "model")
+    shuffled = adata[np.random.default_rng(0).permutation(adata.n_obs)[: adata.n_obs - 100]].copy()
+    loaded = FCR.load(folder)
+    found = loaded.split_of(shuffled)
+    for mine, theirs in (
+        (fitted.split.train, found.train),
+        (fitted.split.heldout, found.heldout),
+    ):
+        present = set(adata.obs_names[mine]) & set(shuffled.obs_names)
+        assert set(shuffled.obs_names[theirs]) == present
+        assert len(present) > 0
+    again = FCR.load(loaded.save(tmp_path / "again"))
+    assert list(again.split_of(shuffled).train) == list(found.train)
+    assert fitted.split_of() is fitted.split
+    bytes_of = [(tmp_path / name / "split.csv.gz").read_bytes() for name in ("model", "again")]
+    assert bytes_of[0] == bytes_of[1]
+
+
+def test_cells_of_another_name_and_models_of_earlier_versions_are_refused(fitted, adata, tmp_path):
+    folder = fitted.save(tmp_path / "model")
+    renamed = adata.copy()
+    renamed.obs_names = [f"other{i}" for i in range(adata.n_obs)]
+    with pytest.raises(ValueError, match=r"None of the 1200 cells, such as 'other0'"):
+        FCR.load(folder).split_of(renamed)
+    (folder / "split.csv.gz").unlink()
+    earlier = FCR.load(folder)
+    assert earlier.get_latent_representation("z_x", adata[:5].copy()).shape[0] == 5
+    with pytest.raises(ValueError, match=r"saved by an earlier version. Pass split="):
+        earlier.split_of(adata)
 
 
 def test_saved_files_hold_no_pickled_code(fitted, tmp_path):

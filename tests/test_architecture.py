@@ -10,10 +10,10 @@ import pyro_fcr
 ROOT = Path(pyro_fcr.__file__).parent
 FLOORS = [
     {"cli"},
-    {"demo"},
+    {"demo", "science"},
     {"report"},
     {"plots"},
-    {"discovery", "comparison"},
+    {"discovery", "comparison", "assessment"},
     {"api"},
     {"saving", "export"},
     {"queries"},

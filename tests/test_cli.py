@@ -399,8 +399,8 @@ def test_bad_files_are_named(folder):
 
 def test_help_names_every_command():
     shown = run("--help").output
-    for command in ("demo", "fit", "inspect", "latents", "predict", "dose-response", "effects",
-                    "interactions", "plot"):  # fmt: skip
+    for command in ("demo", "fit", "inspect", "evaluate", "latents", "predict", "dose-response",
+                    "effects", "interactions", "plot"):  # fmt: skip
         assert command in shown
         assert run(command, "--help").exit_code == 0
     assert run("--version").output.strip() == f"pyro-fcr {__version__}"
@@ -432,6 +432,9 @@ def test_demo_writes_everything_it_promises(tmp_path):
     assert np.isfinite(predicted.X.data).all()
     report = (out / "report.html").read_text()
     assert "PW034 held out" in report
+    assert "Predicted responses: unseen pair" in report
+    assert 'id="clusters"' in report
+    assert 'id="nmi"' not in report
     again = run("demo", "--out", out)
     assert again.exit_code == 1
     assert "is there already" in again.output

@@ -14,7 +14,7 @@ from scipy import sparse
 from pyro_fcr.evaluation import (
     additive,
     baseline_deltas,
-    cluster_nmi,
+    cluster_agreement,
     components,
     condition_means,
     mean_log1p,
@@ -309,20 +309,29 @@ def blobs():
     return latents, pd.DataFrame({"x": x, "t": t, "xt": np.char.add(x, t)})
 
 
+def scores(table):
+    return table.set_index(["block", "label", "metric"])["value"]
+
+
 def test_clusters_agree_with_the_label_that_a_block_holds(blobs):
     latents, labels = blobs
-    nmi = cluster_nmi(latents, labels, resolution=0.1)
-    assert nmi["z_x"]["x"] == pytest.approx(1.0)
-    assert nmi["z_t"]["t"] == pytest.approx(1.0)
-    assert nmi["z_x"]["t"] < 0.05
-    assert nmi["z_t"]["x"] < 0.05
-    assert nmi["z_x"]["xt"] == pytest.approx(2 * np.log(3) / (np.log(3) + np.log(6)))
+    found = scores(cluster_agreement(latents, labels, resolution=0.1))
+    for metric in ("nmi", "ari"):
+        assert found["z_x", "x", metric] == pytest.approx(1.0)
+        assert found["z_t", "t", metric] == pytest.approx(1.0)
+        assert found["z_x", "t", metric] < 0.05
+        assert found["z_t", "x", metric] < 0.05
+    assert found["z_x", "xt", "nmi"] == pytest.approx(2 * np.log(3) / (np.log(3) + np.log(6)))
+    joined_by_x, joined_by_both, pairs = 3 * 60 * 59 / 2, 6 * 30 * 29 / 2, 180 * 179 / 2
+    chance = joined_by_x * joined_by_both / pairs
+    ari = (joined_by_both - chance) / ((joined_by_x + joined_by_both) / 2 - chance)
+    assert found["z_x", "xt", "ari"] == pytest.approx(ari)
 
 
 def test_clusters_repeat_and_are_those_of_scanpy(blobs):
     latents, labels = blobs
-    first = cluster_nmi(latents, labels, seed=3)
-    assert first == cluster_nmi(latents, dict(labels.items()), seed=3)
+    first = cluster_agreement(latents, labels, seed=3)
+    pd.testing.assert_frame_equal(first, cluster_agreement(latents, dict(labels.items()), seed=3))
 
     plain = ad.AnnData(latents["z_x"].astype(np.float32))
     sc.pp.neighbors(plain, use_rep="X", random_state=3)
@@ -332,13 +341,28 @@ def test_clusters_repeat_and_are_those_of_scanpy(blobs):
     filled = table > 0
     mutual = (table * np.log(table / np.outer(rows, columns), where=filled, out=table * 0)).sum()
     entropies = -(rows @ np.log(rows)) - columns @ np.log(columns)
-    assert first["z_x"]["x"] == pytest.approx(2 * mutual / entropies)
+    assert scores(first)["z_x", "x", "nmi"] == pytest.approx(2 * mutual / entropies)
+
+
+def test_clusters_of_many_cells_are_of_a_draw_of_them(blobs):
+    latents, labels = blobs
+    few = cluster_agreement(latents, labels, max_cells=60, seed=1)
+    rows = np.sort(np.random.default_rng(1).choice(180, 60, replace=False))
+    chosen = {block: latent[rows] for block, latent in latents.items()}
+    pd.testing.assert_frame_equal(few, cluster_agreement(chosen, labels.iloc[rows], seed=1))
 
 
 def test_clusters_need_one_label_per_cell(blobs):
     latents, labels = blobs
     with pytest.raises(ValueError, match=r"one row per cell.*'x': 179"):
-        cluster_nmi(latents, {"x": labels["x"][1:]})
+        cluster_agreement(latents, {"x": labels["x"][1:]})
+
+
+def test_neighbours_of_more_cells_than_scanpy_searches_exactly():
+    latent = np.random.default_rng(0).normal(size=(8200, 2))
+    latent[4100:] += 20
+    found = cluster_agreement({"z": latent}, {"half": np.arange(8200) // 4100}, resolution=0.001)
+    assert found["value"].min() > 0.99
 
 
 def test_umap_repeats_and_keeps_groups_apart(blobs):

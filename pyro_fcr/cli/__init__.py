@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pyro_fcr.cli import ask, discover, draw, train
+from pyro_fcr.cli import ask, benchmark, discover, draw, evaluate, simulate, train
 from pyro_fcr.cli.options import grouped
 
 app = typer.Typer(
@@ -37,12 +37,15 @@ for _command in (
     train.demo,
     train.fit,
     train.inspect,
+    evaluate.evaluate,
     ask.latents,
     ask.predict,
     ask.dose_response,
     discover.effects,
     discover.interactions,
     draw.plot,
+    simulate.simulate,
+    benchmark.benchmark_science,
 ):
     app.command()(grouped(_command))
 

@@ -12,7 +12,7 @@ from pyro_fcr.evaluation.baselines import (
     control_mean,
     treatment_mean_shift,
 )
-from pyro_fcr.evaluation.clustering import cluster_nmi, umap
+from pyro_fcr.evaluation.clustering import cluster_agreement, umap
 from pyro_fcr.evaluation.hsic import hsic_table
 from pyro_fcr.evaluation.identifiability import agreement_between_seeds, identifiability_table
 from pyro_fcr.evaluation.independence import IndependenceTest, independence_table, independence_test
@@ -60,7 +60,7 @@ __all__ = [
     "agreement_between_seeds",
     "baseline_deltas",
     "block_r2",
-    "cluster_nmi",
+    "cluster_agreement",
     "components",
     "condition_means",
     "control_mean",

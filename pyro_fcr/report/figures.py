@@ -74,7 +74,7 @@ def _umap_png(cells: AnnData, block: str, color: str) -> str:
 
 def loss_image(history: pd.DataFrame) -> str:
     """Loss by term, as a data address of an SVG image."""
-    return _svg(plots.loss_by_term(history)[0].figure)
+    return svg(plots.loss_by_term(history)[0].figure)
 
 
 def response_image(
@@ -86,17 +86,18 @@ def response_image(
         real,
         gene_names=gene_names,
     )
-    return _svg(axes[0].figure)
+    return svg(axes[0].figure)
 
 
 def coverage_image(coverage: Sequence[Mapping[str, Any]]) -> str:
     """Observed against nominal coverage by kind, as a data address of an SVG image."""
     figure = Figure(figsize=(3.4, 3.5), layout="constrained")
     plots.coverage(pd.DataFrame(list(coverage)), ax=figure.add_subplot())
-    return _svg(figure)
+    return svg(figure)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Give a figure as a data address of an SVG image; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     # A fixed salt and no date: the same results give the same file.
     with rc_context({"svg.hashsalt": "pyro_fcr"}):

@@ -2,17 +2,18 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
-from jinja2 import Environment, StrictUndefined
 
+from pyro_fcr.assessment import Assessment
 from pyro_fcr.files import atomic_write
 from pyro_fcr.report import figures, tables
+from pyro_fcr.report.evaluation import sections
+from pyro_fcr.report.template import named, render
 
 _NMI_LABELS = ("x", "t", "xt")
 
@@ -31,6 +32,7 @@ def write_report(  # noqa: PLR0913 - one argument per part of the page
     notes: Sequence[str],
     graph_svg: str | None = None,
     color_by: Sequence[str] = ("x", "t"),
+    assessment: Assessment | None = None,
 ) -> Path:
     """Write a run's results as one self-contained HTML file.
 
@@ -70,6 +72,8 @@ def write_report(  # noqa: PLR0913 - one argument per part of the page
         Drawing of the model's graph, a whole SVG document.
     color_by
         Columns of ``cells.obs`` that colour the UMAPs.
+    assessment
+        From :func:`pyro_fcr.assess`: its sections in place of the table of ``nmi``.
 
     Returns
     -------
@@ -83,13 +87,15 @@ def write_report(  # noqa: PLR0913 - one argument per part of the page
     path = Path(path)
     coverage = metrics.get("coverage") or []
     levels, covered = tables.coverage_table(coverage)
-    page = _template().render(
+    page = render(
+        "report.html.j2",
         title=title,
-        summary=_named(summary),
+        summary=named(summary),
         facts=tables.facts(metrics),
         graph=figures.svg_address(graph_svg) if graph_svg else None,
         loss=figures.loss_image(history),
         umaps=figures.umap_grid(cells, color_by),
+        evaluation=sections(assessment) if assessment is not None else None,
         nmi=tables.nmi_table(metrics.get("nmi") or {}, _NMI_LABELS),
         nmi_labels=_NMI_LABELS,
         heldout_pair=metrics.get("heldout_pair") or {},
@@ -105,20 +111,6 @@ def write_report(  # noqa: PLR0913 - one argument per part of the page
     with atomic_write(path) as draft:
         draft.write_text(page, encoding="utf-8")
     return path
-
-
-def _template() -> Any:
-    source = resources.files("pyro_fcr.report").joinpath("report.html.j2").read_text("utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source)
-
-
-def _named(sentences: Mapping[str, str] | Sequence[str]) -> list[tuple[str, str]]:
-    if isinstance(sentences, Mapping):
-        return [(str(name), str(text)) for name, text in sentences.items()]
-    return [("", str(text)) for text in sentences]
 
 
 def _scatter(

@@ -69,12 +69,12 @@ def facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name and value of the figures at the head of the page."""
     elbo = _number(metrics.get("heldout_elbo_per_cell"))
     return [
-        ("cells", _count(metrics.get("n_cells"))),
-        ("genes", _count(metrics.get("n_genes"))),
-        ("conditions", _count(metrics.get("n_conditions"))),
-        ("epochs", _count(metrics.get("epochs"))),
+        ("cells", count(metrics.get("n_cells"))),
+        ("genes", count(metrics.get("n_genes"))),
+        ("conditions", count(metrics.get("n_conditions"))),
+        ("epochs", count(metrics.get("epochs"))),
         ("fitting time", _duration(_number(metrics.get("seconds")))),
-        ("held-out ELBO per cell, nats", _fixed(elbo, 1)),
+        ("held-out ELBO per cell, nats", fixed(elbo, 1)),
     ]
 
 
@@ -85,7 +85,7 @@ def nmi_table(nmi: Mapping[str, Mapping[str, Any]], labels: Sequence[str]) -> li
             block,
             "",
             tuple(
-                Cell(_fixed(value, 2), share=min(max(value or 0.0, 0.0), 1.0))
+                Cell(fixed(value, 2), share=min(max(value or 0.0, 0.0), 1.0))
                 for value in (_number(scores.get(label)) for label in labels)
             ),
         )
@@ -124,13 +124,13 @@ def coverage_table(coverage: Sequence[Mapping[str, Any]]) -> tuple[list[str], li
     for kind in dict.fromkeys(entry["kind"] for entry in coverage):
         shares = [_number(found.get((kind, level), {}).get("observed")) for level in levels]
         n = next(entry["n"] for entry in coverage if entry["kind"] == kind)
-        cells = [*map(_percent, shares), _count(n)]
+        cells = [*map(_percent, shares), count(n)]
         rows.append(Row(kind, COVERAGE_ROWS.get(kind, ""), tuple(map(Cell, cells))))
     return [f"{100 * level:g} %" for level in levels], rows
 
 
 def _score(scores: Mapping[str, Any], column: str, best: Mapping[str, str | None]) -> Cell:
-    text = _fixed(_number(scores.get(column)), 3)
+    text = fixed(_number(scores.get(column)), 3)
     return Cell(text, best=text == best[column])
 
 
@@ -140,7 +140,7 @@ def _best(
     """Text of the best value, so that values that read the same are marked alike."""
     values = [_number(response[name].get(column)) for name in names]
     defined = [value for value in values if value is not None]
-    return _fixed(RESPONSE_COLUMNS[column][2](defined), 3) if defined else None
+    return fixed(RESPONSE_COLUMNS[column][2](defined), 3) if defined else None
 
 
 def _number(value: Any) -> float | None:
@@ -148,12 +148,20 @@ def _number(value: Any) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _count(value: float | None) -> str:
+def count(value: float | None) -> str:
+    """Write a whole number; a dash where there is none."""
     return DASH if value is None else f"{int(value):,}"
 
 
-def _fixed(value: float | None, digits: int) -> str:
-    return DASH if value is None else f"{value:.{digits}f}".replace("-", "−")
+def fixed(value: float | None, digits: int) -> str:
+    """Write a number with so many digits after the point; a dash where it is undefined."""
+    number = _number(value)
+    return DASH if number is None else f"{number:.{digits}f}".replace("-", "−")
+
+
+def p_value(value: float, smallest: float) -> str:
+    """Write a p-value; the smallest that a test can show is a bound."""
+    return f"≤ {smallest:.2g}" if value <= smallest * (1 + 1e-9) else f"{value:.2g}"
 
 
 def _percent(share: float | None) -> str:

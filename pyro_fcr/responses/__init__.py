@@ -3,6 +3,7 @@
 Batches go in, tensors and arrays come out; nothing here knows AnnData or training.
 """
 
+from pyro_fcr.responses.labels import LabelDistribution, label_blind_means, prior_moments
 from pyro_fcr.responses.responder import (
     QueryError,
     Responder,
@@ -19,6 +20,7 @@ from pyro_fcr.responses.responder import (
 )
 
 __all__ = [
+    "LabelDistribution",
     "QueryError",
     "Responder",
     "abduct",
@@ -27,8 +29,10 @@ __all__ = [
     "blocks_of",
     "check_held",
     "held_by_default",
+    "label_blind_means",
     "new_cells",
     "outcome",
     "posterior_means",
+    "prior_moments",
     "respond",
 ]

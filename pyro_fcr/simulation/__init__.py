@@ -2,5 +2,16 @@
 
 from pyro_fcr.simulation.factorized import LEAKS, FCRDesign, simulate
 from pyro_fcr.simulation.interactions import InteractionDesign, simulate_interactions
+from pyro_fcr.simulation.planted import RandomInteractions
+from pyro_fcr.simulation.thinning import EffectDesign, simulate_from_controls
 
-__all__ = ["LEAKS", "FCRDesign", "InteractionDesign", "simulate", "simulate_interactions"]
+__all__ = [
+    "LEAKS",
+    "EffectDesign",
+    "FCRDesign",
+    "InteractionDesign",
+    "RandomInteractions",
+    "simulate",
+    "simulate_from_controls",
+    "simulate_interactions",
+]

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from pyro_fcr.simulation._parts import Floats, centred, names, numbered, observations
+from pyro_fcr.simulation.planted import Interactions, Levels, RandomInteractions, tidy
 
 LEAKS = (("z_x", "t"), ("z_t", "x"), ("z_x", "z_tx"), ("z_t", "z_tx"))
 """The independences of the graph that a simulation can break: a block, and what leaks into it."""
@@ -63,6 +64,20 @@ class FCRDesign:
     leaks
         Dependences against the graph by (block, cause), see :data:`LEAKS`: the share of the block's
         variance within its own causes that the other variable makes.
+    interactions
+        Natural log fold changes of chosen genes in chosen pairs of treatment and context, as in
+        ``{("drug1", "line2"): {"gene3": 1.2}}``, added to what the latents make of a gene's mean
+        (of log1p expression, or of log rates); or :class:`RandomInteractions`, to be drawn.
+
+    Raises
+    ------
+    ValueError
+        A size, share or choice is impossible, or there is no such treatment, context or gene.
+
+    Examples
+    --------
+    >>> FCRDesign(interactions={("drug1", "line2"): {"gene3": 1.2}}, n_cells=500).n_tx
+    4
     """
 
     n_cells: int = 20_000
@@ -87,6 +102,7 @@ class FCRDesign:
     n_batches: int = 0
     batch_effect: float = 0.3
     leaks: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    interactions: Interactions | RandomInteractions = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if unknown := set(self.leaks) - set(LEAKS):
@@ -105,6 +121,13 @@ class FCRDesign:
         for name in ("n_cells", "n_x", "n_tx", "n_t", *least):
             if getattr(self, name) < least.get(name, 1):
                 raise ValueError(f"{name} is {getattr(self, name)}, wanted {least.get(name, 1)}")
+        self.levels.check(self.interactions)
+
+    @property
+    def levels(self) -> Levels:
+        """Names of the treatments (without the control), contexts and genes."""
+        treatments, contexts = names("drug", self.n_treatments - 1), names("line", self.n_contexts)
+        return Levels(treatments, contexts, names("gene", self.n_genes))
 
 
 @dataclass(frozen=True)
@@ -137,7 +160,8 @@ def simulate(design: FCRDesign | None = None, *, seed: int = 0) -> AnnData:
     ``"control"``), ``context`` and, with batches, ``batch``. ``obsm["z_x"]``, ``["z_tx"]``,
     ``["z_t"]``: the latents. ``layers["mean"]``: the mean without noise and library size, natural
     log rate or log1p expression. ``uns["truth"]``: mean and standard deviation of each prior per
-    condition, ``(n_treatments, n_contexts, n_latent)``, their level names, and the design.
+    condition, ``(n_treatments, n_contexts, n_latent)``, their level names, the design, and
+    ``interactions``: what was planted, columns of a table with a row per pair and gene.
 
     Examples
     --------
@@ -150,7 +174,8 @@ def simulate(design: FCRDesign | None = None, *, seed: int = 0) -> AnnData:
     t, x = _conditions(d, rng)
     latents = {site: prior.draw(t, x, rng) for site, prior in priors.items()}
     _plant_leaks(latents, priors, (t, x), d, rng)
-    mean = _mix(latents, d, rng)
+    planted = d.levels.draw(d.interactions, np.random.default_rng([seed, 1]))
+    mean = _mix(latents, d, rng) + d.levels.log_fold_changes(planted)[t, x]
     obs = observations(t, x)
     if d.n_batches:
         batch = rng.integers(d.n_batches, size=d.n_cells)
@@ -159,7 +184,7 @@ def simulate(design: FCRDesign | None = None, *, seed: int = 0) -> AnnData:
     adata = AnnData(_observe(mean, d, rng), obs=obs, obsm=latents)
     adata.var_names = names("gene", d.n_genes)
     adata.layers["mean"] = mean.astype(np.float32)
-    adata.uns["truth"] = _truth(priors, d, seed)
+    adata.uns["truth"] = {**_truth(priors, d, seed), "interactions": tidy(planted)}
     return adata
 
 
@@ -259,7 +284,7 @@ def _observe(
 
 
 def _truth(priors: Mapping[str, _Prior], d: FCRDesign, seed: int) -> dict[str, object]:
-    settings = {k: v for k, v in vars(d).items() if k != "leaks"}
+    settings = {k: v for k, v in vars(d).items() if k not in ("leaks", "interactions")}
     leaks = {f"{block}|{cause}": share for (block, cause), share in d.leaks.items()}
     return {
         **{f"{site}_mean": np.array(prior.mean) for site, prior in priors.items()},

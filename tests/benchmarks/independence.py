@@ -3,16 +3,18 @@
     python tests/benchmarks/independence.py --draws 200 --leaks 0 0.005 0.01 --out independence.json
 
 Each draw is a data set of its own: 6 x 6 conditions of unequal size and skewed, correlated, partly
-bimodal latents whose distribution differs between conditions. A leak is a share of the variance
-within strata of every direction of the left block that is replaced by a random function of the
-right side: of the label, or linear in the other block. ``rejected`` at leak 0 is the false positive
-rate. With causal-learn installed and ``--kci-draws``, its kernel test stands beside ours on few
-cells. Printed are a table and one JSON line.
+bimodal latents whose distribution differs between conditions. A leak is the share of the left
+block's variance within strata, on average over its directions, that is replaced by a random
+function of the right side: of the label, or linear in the other block. (The effect of two blocks is
+per direction of the narrower one: z_tx, of 4 directions, shows a leak of z_t, of 2, at twice its
+size.) ``rejected`` at leak 0 is the false positive rate, at other leaks the power; ``low`` and
+``high`` are its 95 % interval (Wilson) for the number of draws. With causal-learn installed and
+``--kci-draws``, its kernel test stands beside ours on few cells. Printed are a table and one JSON
+line. 200 draws of 3 leaks take 25 minutes on a busy core; ``--first-draw 200`` adds others.
 """
 
 import argparse
 import importlib.util
-import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -51,7 +53,7 @@ def skewed(rng, code, n_dims):
 
 
 def leaky(rng, block, right, stratum, share):
-    """Replace a share of each direction's variance within strata by a function of the right."""
+    """Replace a share of the block's variance within strata by a function of the right."""
     if right.ndim == 1:
         score = rng.normal(size=(right.max() + 1, block.shape[1]))[right]
     else:
@@ -90,9 +92,20 @@ def one(job, *, n_cells, n_permutations, tests):
     return rows
 
 
+def summary(table):
+    """Give the mean over draws, and how sure the rate of rejections is."""
+    groups = table.groupby(["cells", "test", "statement", "leak"])
+    found = groups[["effect", "rejected", "seconds"]].mean()
+    n, rate, z = groups.size(), found["rejected"], 1.96
+    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return found.assign(low=centre - half, high=centre + half, draws=n).round(4)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--first-draw", type=int, default=0, help="seed of the first of them")
     parser.add_argument("--cells", type=int, default=5_000)
     parser.add_argument("--leaks", type=float, nargs="+", default=[0.0, 0.005, 0.01])
     parser.add_argument("--permutations", type=int, default=200)
@@ -111,16 +124,15 @@ def main():
     with ProcessPoolExecutor(options.workers) as pool:
         for settings, n_draws, leaks in runs:
             work = partial(one, n_permutations=options.permutations, **settings)
-            jobs = product(range(n_draws), leaks)
+            jobs = product(range(options.first_draw, options.first_draw + n_draws), leaks)
             rows = [row for found in pool.map(work, jobs) for row in found]
             tables += [pd.DataFrame(rows).assign(cells=settings["n_cells"])] if rows else []
     table = pd.concat(tables)
     if options.out:
         table.to_json(options.out, orient="records", indent=1)
-    keys = ["cells", "test", "statement", "leak"]
-    summary = table.groupby(keys).agg("mean").round(4)
-    print(summary.to_string())
-    print(json.dumps(json.loads(summary.reset_index().to_json(orient="records"))))
+    shown = summary(table)
+    print(shown.to_string())
+    print(shown.reset_index().to_json(orient="records", force_ascii=False))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""FCR and the comparison models on simulated cells of known truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pyro_fcr.cli.files import check_free, plain_messages, write_table
+from pyro_fcr.cli.options import Out, Training
+
+if TYPE_CHECKING:
+    from pyro_fcr.science import Suite
+    from pyro_fcr.simulation import FCRDesign
+
+
+def benchmark_science(
+    *,
+    out: Out,
+    settings: Annotated[
+        list[str], typer.Option(help="Simulated settings, A or B; repeatable, or A,B.")
+    ] = ["A", "B"],  # noqa: B006
+    models: Annotated[
+        list[str], typer.Option(help="FCR and what it is held against; repeatable, or fcr,cvae.")
+    ] = ["fcr"],  # noqa: B006
+    seeds: Annotated[int, typer.Option(help="Number of seeds, of cells and fits.", min=1)] = 5,
+    first_seed: Annotated[int, typer.Option(help="The first of them.", min=0)] = 0,
+    cells: Annotated[int | None, typer.Option(help="Cells of a set; 20,000 if left out.")] = None,
+    training: Training,
+    conditions: Annotated[
+        bool,
+        typer.Option("--conditions", help="Vary the number of conditions around 2 n_tx + 1."),
+    ] = False,
+) -> None:
+    """Fit simulated cells of known latents over seeds; write scores, medians and a figure.
+
+    What is in the folder already is not done again: an interrupted run goes on.
+    """
+    with plain_messages():
+        from pyro_fcr.science import Suite
+
+        check_free(out, overwrite=True)
+        designs = _designs(_listed(settings), conditions=conditions)
+        suite = Suite(
+            settings=designs,
+            models=_listed(models),
+            seeds=range(first_seed, first_seed + seeds),
+            n_cells=cells,
+            fit=training.settings(),
+        )
+        _run(suite, out, name="conditions" if conditions else "science")
+
+
+def _run(suite: Suite, out: Path, *, name: str) -> None:
+    from pyro_fcr.science import headlines, run_suite, summary_table
+    from pyro_fcr.science.figure import draw_sweeps
+
+    record = run_suite(suite, out / f"{name}.json")
+    summary = summary_table(record)
+    write_table(summary, out / f"{name}.csv")
+    typer.echo("medians over seeds [floor, ceiling]")
+    typer.echo(headlines(summary).to_string())
+    if name == "conditions":
+        for path in draw_sweeps(record, out):
+            typer.echo(f"figure in {path}")
+
+
+def _designs(names: Sequence[str], *, conditions: bool) -> dict[str, FCRDesign]:
+    from pyro_fcr.data.errors import did_you_mean, listed
+    from pyro_fcr.science import SETTINGS, condition_sweep
+
+    for name in names:
+        if name not in SETTINGS:
+            hint = did_you_mean(name, SETTINGS)
+            raise ValueError(f"--settings {name!r}: there are {listed(SETTINGS)}.{hint}")
+    if not conditions:
+        return {name: SETTINGS[name] for name in names}
+    return {
+        key: design
+        for name in names
+        for key, design in condition_sweep(name, SETTINGS[name]).items()
+    }
+
+
+def _listed(values: Sequence[str]) -> list[str]:
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]

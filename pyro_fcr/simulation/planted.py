@@ -1,0 +1,138 @@
+"""Interactions that a simulation plants: chosen pairs of treatment and context, chosen genes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pyro_fcr.data.errors import did_you_mean, listed
+from pyro_fcr.simulation._parts import Floats
+
+Interactions: TypeAlias = Mapping[tuple[str, str], Mapping[str, float]]
+"""Natural log fold changes: ``{("drug1", "line2"): {"gene3": 1.2}}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomInteractions:
+    """Interactions on pairs and genes that the seed of the simulation draws.
+
+    Parameters
+    ----------
+    n_pairs
+        How many pairs of treatment and context interact.
+    n_genes
+        On how many genes each of them.
+    effect
+        How much there, up or down, natural log fold change.
+
+    Raises
+    ------
+    ValueError
+        A number is negative.
+
+    Examples
+    --------
+    >>> RandomInteractions(n_pairs=3, n_genes=10).effect
+    0.5
+    """
+
+    n_pairs: int = 6
+    n_genes: int = 20
+    effect: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("n_pairs", "n_genes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted 0 or more")
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Names that interactions can have: treatments without the control, contexts, genes."""
+
+    treatments: Sequence[str]
+    contexts: Sequence[str]
+    genes: Sequence[str]
+
+    def check(self, planted: Interactions | RandomInteractions) -> None:
+        """Refuse interactions of what there is not.
+
+        Raises
+        ------
+        ValueError
+            Names the first unknown name and the nearest known one, or says what is too many.
+        """
+        if isinstance(planted, RandomInteractions):
+            self._check_numbers(planted)
+            return
+        for (treatment, context), genes in planted.items():
+            self._check_name("treatment", treatment, self.treatments)
+            self._check_name("context", context, self.contexts)
+            self.check_changes(genes, place=f"interactions of {treatment!r} in {context!r}")
+
+    def check_changes(self, changes: Mapping[str, float], *, place: str) -> None:
+        """Refuse unknown genes, and log fold changes that are no numbers."""
+        known = set(self.genes)
+        for gene, change in changes.items():
+            if gene not in known:
+                self._check_name("gene", gene, self.genes)
+            if not np.isfinite(change):
+                raise ValueError(f"{place}: gene {gene!r} has {change}, wanted a finite number")
+
+    def check_treatments(self, treatments: Sequence[str]) -> None:
+        """Refuse unknown treatments."""
+        for treatment in treatments:
+            self._check_name("treatment", treatment, self.treatments)
+
+    def draw(
+        self, planted: Interactions | RandomInteractions, rng: np.random.Generator
+    ) -> Interactions:
+        """Give the interactions by name, drawn if need be."""
+        if not isinstance(planted, RandomInteractions):
+            return planted
+        pairs, genes = list(product(self.treatments, self.contexts)), np.asarray(self.genes, str)
+        found = {}
+        for pair in rng.permutation(len(pairs))[: planted.n_pairs]:
+            chosen = rng.choice(genes, planted.n_genes, replace=False).tolist()
+            changes = planted.effect * rng.choice([-1.0, 1.0], planted.n_genes)
+            found[pairs[pair]] = dict(zip(chosen, changes.tolist(), strict=True))
+        return found
+
+    def log_fold_changes(self, interactions: Interactions) -> Floats:
+        """Give ``(1 + n_treatments, n_contexts, n_genes)``, the control first and zero."""
+        positions = {
+            kind: {name: i for i, name in enumerate(getattr(self, kind))} for kind in vars(self)
+        }
+        changes = np.zeros((1 + len(self.treatments), len(self.contexts), len(self.genes)))
+        for (treatment, context), genes in interactions.items():
+            t, x = positions["treatments"][treatment] + 1, positions["contexts"][context]
+            changes[t, x, [positions["genes"][gene] for gene in genes]] = list(genes.values())
+        return changes
+
+    def _check_numbers(self, planted: RandomInteractions) -> None:
+        n_pairs = len(self.treatments) * len(self.contexts)
+        if planted.n_pairs > n_pairs or planted.n_genes > len(self.genes):
+            raise ValueError(
+                f"interactions: {planted.n_pairs} pairs of {n_pairs}, {planted.n_genes} genes of "
+                f"{len(self.genes)}: there are not so many"
+            )
+
+    def _check_name(self, kind: str, name: str, known: Sequence[str]) -> None:
+        if name not in known:
+            raise ValueError(
+                f"no {kind} {name!r} for an effect to be planted on; there are {listed(known)}."
+                f"{did_you_mean(str(name), known)}"
+            )
+
+
+def tidy(interactions: Interactions) -> dict[str, npt.NDArray[np.object_] | Floats]:
+    """Give columns with a row per pair and gene, as they can stand in ``uns``."""
+    rows = [(*pair, gene, c) for pair, genes in interactions.items() for gene, c in genes.items()]
+    names = ("treatment", "context", "gene")
+    columns = {name: np.array([row[i] for row in rows], object) for i, name in enumerate(names)}
+    return {**columns, "log_fold_change": np.array([row[3] for row in rows], float)}

@@ -1,0 +1,426 @@
+import copy
+import dataclasses
+import html
+import json
+import re
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SCHEMA, simulate
+from edits import EDITS
+from test_responses import DOSED, dosed
+from typer.testing import CliRunner
+
+import pyro_fcr
+from pyro_fcr import FCR, Schema
+from pyro_fcr.assessment import assess, label_blind_latents
+from pyro_fcr.assessment.encoding import label_distribution
+from pyro_fcr.assessment.latents import rank
+from pyro_fcr.assessment.responses import _Predictor, plan_judgement
+from pyro_fcr.cli import app
+from pyro_fcr.data import Split
+from pyro_fcr.evaluation import Pair
+from pyro_fcr.evaluation.prior_rank import prior_rank
+from pyro_fcr.report import write_evaluation
+
+FAST = {"n_permutations": 19, "n_draws": 10}
+TRUE = Schema(treatment_key="treatment", control="control", covariate_keys="context")
+
+
+def fit(adata, schema, **settings):
+    architecture = pyro_fcr.Architecture(
+        n_x=2, n_t=2, n_tx=2, n_hidden=16,
+        likelihood="nb" if schema.expression == "counts" else "normal",
+    )  # fmt: skip
+    fcr = FCR(adata, schema, architecture=architecture)
+    fcr.fit(max_epochs=2, batch_size=128, progress=False, **settings)
+    return fcr
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    """Cells whose latents are known, on a fit that held out a tenth of each condition."""
+    design = pyro_fcr.FCRDesign(
+        n_cells=900, n_genes=20, n_contexts=3, n_treatments=3, n_tx=2, likelihood="nb"
+    )
+    return fit(pyro_fcr.simulate(design, seed=1), TRUE, heldout_fraction=0.2)
+
+
+@pytest.fixture(scope="module")
+def found(simulated):
+    before = copy.deepcopy(simulated.model.state_dict())
+    obs, keys = simulated.adata.obs.copy(), set(simulated.adata.obsm)
+    result = assess(simulated, **FAST)
+    after = simulated.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    pd.testing.assert_frame_equal(simulated.adata.obs, obs)
+    assert set(simulated.adata.obsm) == keys
+    return result
+
+
+def left_out(rows, adata):
+    """The cells with a split column that keeps some from the fit."""
+    cells = adata.copy()
+    cells.obs["split"] = np.where(rows, "test", "train")
+    return cells
+
+
+@pytest.fixture(scope="module")
+def unseen():
+    """A fit that lacked two drugs in a context of three, and a drug in another."""
+    adata = simulate(900, n_genes=15, n_t=3)
+    line, drug = adata.obs["line"], adata.obs["drug"]
+    rows = (line == "line0") & drug.isin(["drug1", "drug2", "drug3"])
+    rows |= (line == "line1") & (drug == "drug1")
+    schema = dataclasses.replace(SCHEMA, split_key="split", min_cells=1)
+    return fit(left_out(rows, adata), schema)
+
+
+# label-blind latents
+
+
+def test_label_blind_latents_do_not_look_at_labels(simulated):
+    adata = simulated.adata
+    swapped = adata.copy()
+    swapped.obs = swapped.obs.iloc[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+    swapped.obs_names = adata.obs_names
+    one, two = label_blind_latents(simulated), label_blind_latents(simulated, swapped)
+    assert set(one) == {"z_x", "z_t", "z_tx"}
+    for block, latent in one.items():
+        np.testing.assert_array_equal(latent, two[block])
+        labelled = simulated.get_latent_representation(block, swapped)
+        assert np.abs(labelled - simulated.get_latent_representation(block)).max() > 1e-3
+        assert latent.std(axis=0).min() > 0
+
+
+def test_label_blind_latents_are_means_over_the_training_conditions(simulated):
+    adata = simulated.adata[:7].copy()
+    total, expected = simulated.adata.n_obs, 0.0
+    counts = simulated.adata.obs.groupby(["treatment", "context"], observed=True).size()
+    for (treatment, context), n_cells in counts.items():
+        adata.obs["treatment"], adata.obs["context"] = treatment, context
+        expected = expected + n_cells / total * simulated.get_latent_representation("z_tx", adata)
+    np.testing.assert_allclose(label_blind_latents(simulated, adata)["z_tx"], expected, atol=1e-5)
+
+
+def test_many_conditions_are_drawn_by_their_cells(simulated):
+    registry = simulated.registry
+    sizes = [100, *[1] * 8]
+    conditions = zip(registry.conditions, sizes, strict=True)
+    registry = dataclasses.replace(
+        registry, conditions=tuple(dataclasses.replace(c, n_cells=n) for c, n in conditions)
+    )
+    every = label_distribution(registry, n_labels=9, seed=0)
+    np.testing.assert_allclose(every.shares, np.array(sizes) / 108)
+    few = [label_distribution(registry, n_labels=4, seed=seed) for seed in range(50)]
+    for drawn in few:
+        assert len(drawn) <= 4
+        assert drawn.shares.sum() == pytest.approx(1.0)
+        assert {len(rows) for rows in drawn.values.values()} == {len(drawn)}
+    first = [
+        (d.values["t"] == 0).all(1) & (d.values["x"] == every.values["x"][0]).all(1) for d in few
+    ]
+    share = np.mean([d.shares[rows.numpy()].sum() for d, rows in zip(few, first, strict=True)])
+    assert share == pytest.approx(100 / 108, abs=0.05)
+    with pytest.raises(ValueError, match="n_labels is 0"):
+        label_blind_latents(simulated, n_labels=0)
+
+
+def test_a_guide_without_labels_is_blind_anyway():
+    edit = EDITS["j_blind"]
+    adata = edit.data()
+    model, guide = edit.build(edit.schema.register(adata))
+    fcr = FCR(adata, edit.schema, model=model, guide=guide)
+    for block, latent in label_blind_latents(fcr).items():
+        np.testing.assert_allclose(latent, fcr.get_latent_representation(block), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["b_batch", "c_donors"])
+def test_other_graphs_are_assessed_by_their_own_claims(name):
+    edit = EDITS[name]
+    adata = edit.data()
+    model, guide = edit.build(edit.schema.register(adata))
+    fcr = FCR(adata, edit.schema, model=model, guide=guide)
+    fcr.fit(max_epochs=1, batch_size=128, progress=False, heldout_fraction=0.3)
+    found = assess(fcr, **FAST)
+    claims = {str(claim) for claim in fcr.claims()}
+    untested = {each.split(", ")[0] for each in found.left_out}
+    assert set(found.independence["statement"]) | untested >= claims
+    assert set(fcr.graph.exogenous) < set(found.clustering["label"])
+    assert found.identifiability.empty
+
+
+# the whole assessment
+
+
+def test_clusters_are_of_equally_many_cells_with_and_without_labels(found, simulated):
+    table = found.clustering
+    kinds = table[["cells", "encoding"]].drop_duplicates().to_numpy().tolist()
+    assert kinds == [
+        [cells, encoding]
+        for cells in ("training", "held out")
+        for encoding in ("labelled", "label-blind")
+    ]
+    assert set(table["n_cells"]) == {len(simulated.split.heldout)}
+    assert len(table) == 4 * 3 * 3 * 2
+    assert set(table["label"]) == {"x", "t", "xt"}
+    wide = table.pivot_table("value", ["cells", "block", "label", "metric"], "encoding")
+    assert (wide["labelled"] != wide["label-blind"]).any()
+
+
+def test_independence_follows_the_claims_of_the_graph(found, simulated):
+    table = found.independence
+    claims = [str(claim) for claim in simulated.claims()]
+    assert table["statement"].tolist() == claims * 2
+    n_heldout = len(simulated.split.heldout)
+    assert set(table.loc[table["cells"] == "held out", "n_cells"]) == {n_heldout}
+    assert table["p_value"].between(1 / 20, 1).all()
+
+
+def test_rank_is_that_of_the_prior_at_the_training_conditions(simulated):
+    table, values = rank(simulated)
+    assert table["block"].tolist() == ["z_tx"]
+    row = table.iloc[0]
+    assert (row["n_needed"], row["rank_needed"], row["n_conditions"]) == (5, 4, 9)
+    assert row["n_distinct"] == simulated.registry.n_prior_conditions
+    prior = simulated.model.z_tx
+    with torch.no_grad():
+        t, x = torch.tensor([[0.0, 0], [1, 0], [0, 1]]), torch.eye(3)
+        normal = prior(t.repeat_interleave(3, 0), x.repeat(3, 1))
+    expected = prior_rank(normal.mean.numpy(), normal.stddev.numpy()).singular_values
+    np.testing.assert_allclose(values["value"], expected, rtol=1e-4)
+    assert values["number"].tolist() == [1, 2, 3, 4]
+
+
+def test_truth_is_judged_where_it_is_known(found, simulated):
+    table = found.identifiability.set_index(["metric", "block"])
+    assert {"r2_within", "mcc_within_pearson", "leak_within"} <= set(
+        found.identifiability["metric"]
+    )
+    adata = simulated.adata
+    condition = adata.obs["context"].astype(str) + adata.obs["treatment"].astype(str)
+    one = adata.obsm["z_x"], simulated.get_latent_representation("z_x")
+    for metric, given in (("mcc_pearson", None), ("mcc_within_pearson", condition)):
+        value = pyro_fcr.evaluation.mcc(*one, condition=given)
+        assert table.loc[(metric, "z_x"), "value"] == pytest.approx(value)
+
+
+def test_seen_pairs_are_called_so_and_judged_on_held_out_cells(found, simulated):
+    assert set(found.responses["scenario"]) == {"seen pairs"}
+    assert "condition_mean" in set(found.responses["method"])
+    plan = plan_judgement(simulated, simulated.adata, simulated.split)
+    (scenario,) = plan.scenarios
+    assert not (scenario.test & scenario.train).any()
+    assert set(np.flatnonzero(scenario.train)) == set(simulated.split.train)
+    assert set(np.flatnonzero(scenario.test)) == set(simulated.split.heldout)
+    assert len(scenario.pairs) == 6
+
+
+def test_headline_is_the_model_minus_the_best_baseline(found):
+    row = found.headline.query(
+        "metric == 'mse_delta' and scale == 'mean_log1p' and against == 'best on average'"
+    ).iloc[0]
+    part = found.responses.query("metric == 'mse_delta' and scale == 'mean_log1p'")
+    means = part.groupby("method")["value"].mean()
+    baselines = means.drop(["fcr", "split_half"])
+    assert row["baseline"] == baselines.idxmin()
+    assert row["gain"] == pytest.approx(baselines.min() - means["fcr"])
+    line = found.sentence("seen pairs", "mse_delta")
+    assert f"({row['baseline']}), mse_delta, seen pairs (6): {row['gain']:+.3f}" in line
+    with pytest.raises(ValueError, match="no 'mse_delta' of 'unseen pair'"):
+        found.sentence("unseen pair", "mse_delta")
+
+
+def test_conditions_that_the_fit_lacked_are_what_is_judged(unseen):
+    plan = plan_judgement(unseen, unseen.adata, unseen.split)
+    pairs = {
+        scenario.kind: {pair[0] + str(pair[1]) for pair in scenario.pairs}
+        for scenario in plan.scenarios
+    }
+    assert pairs == {
+        "unseen context": {f"drug{i}('line0',)" for i in (1, 2, 3)},
+        "unseen pair": {"drug1('line1',)"},
+    }
+    fitted = np.concatenate([unseen.split.train, unseen.split.heldout])
+    for scenario in plan.scenarios:
+        assert set(np.flatnonzero(scenario.train)) == set(fitted)
+        judged = [
+            f"{d}('{x}',)" in pairs[scenario.kind]
+            for d, x in unseen.adata.obs[["drug", "line"]].to_numpy()
+        ]
+        assert list(scenario.test) == judged
+    found = assess(unseen, **FAST)
+    assert set(found.responses["scenario"]) == {"unseen pair", "unseen context"}
+    assert "condition_mean" not in set(found.responses["method"])
+    assert found.facts["n_left_out"] == (unseen.adata.obs["split"] == "test").sum()
+    assert found.scenarios == list(dict.fromkeys(found.responses["scenario"]))
+
+
+def test_pairs_that_cannot_be_judged_are_named(unseen):
+    adata = unseen.adata
+    line, drug = adata.obs["line"], adata.obs["drug"]
+    test = (adata.obs["split"] == "test").to_numpy()
+    one = np.flatnonzero((line == "line1") & (drug == "drug1"))
+    foreign = adata[np.flatnonzero(test)[:6]].copy()
+    foreign.obs["drug"], foreign.obs["line"] = "drug9", "line2"
+    foreign.obs_names = [f"new{i}" for i in range(6)]
+    foreign.X = foreign.X + 1
+    cells = ad.concat([adata[np.delete(np.arange(adata.n_obs), one[1:])], foreign])
+    plan = plan_judgement(unseen, cells, unseen.split_of(cells))
+    assert plan.left_out["'drug1' in line1"] == "1 cell, wanted 2"
+    assert "'drug9'" in plan.left_out["'drug9' in line2"]
+    found = assess(unseen, cells, **FAST)  # cells of an unknown drug are no reason to give up
+    assert set(plan.left_out) <= set(found.left_out)
+
+
+def test_predictions_follow_the_doses_of_the_judged_cells():
+    fcr = fit(dosed(), DOSED, heldout_fraction=0.3)
+    (scenario,) = plan_judgement(fcr, fcr.adata, fcr.split).scenarios
+    predictor = _Predictor(fcr, fcr.adata, 0)
+    pair = Pair("drug1", ("line0",))
+    own = (fcr.adata.obs["drug"] == "drug1") & (fcr.adata.obs["line"] == "line0")
+    cells = fcr.adata.obs[own.to_numpy() & scenario.test]
+    targets = predictor._targets(cells, pair, 40)
+    assert len(cells) <= 20
+    assert {to["dose"] for _, to in targets} == set(cells["dose"])
+    assert len(targets) > 1
+    assert np.array_equal(np.sort(np.concatenate([rows for rows, _ in targets])), np.arange(40))
+    assert np.isfinite(predictor(pair, scenario).change["mean_log1p"]).all()
+
+
+def test_leaks_are_found_before_anything_is_measured(unseen, monkeypatch):
+    monkeypatch.delattr("pyro_fcr.assessment.measure.encode")
+    cells = unseen.adata.copy()
+    rows = np.flatnonzero(cells.obs["split"] == "test")[:2], unseen.split.train[:2]
+    matrix = cells.X.copy()
+    matrix[rows[0]] = matrix[rows[1]]
+    cells.X = matrix
+    with pytest.raises(ValueError, match="expression of a training cell"):
+        assess(unseen, cells, split=unseen.split, **FAST)
+
+
+def test_confounded_labels_leave_a_claim_open_and_no_more():
+    adata = simulate(300, n_genes=12)
+    keep = (adata.obs["line"] == "line0") == (adata.obs["drug"] == "drug1")
+    adata = adata[keep & (adata.obs["drug"] != "control")].copy()
+    schema = dataclasses.replace(SCHEMA, control=None, min_cells=1)
+    with pytest.warns(UserWarning, match="not identifiable"):
+        fcr = fit(adata, schema, heldout_fraction=0.5)
+    found = assess(fcr, **FAST)
+    for cells in ("training", "held out"):
+        assert "no stratum has two levels" in found.left_out[f"z_x ⟂ t | x, {cells} cells"]
+    assert set(found.independence["statement"]) == {
+        "z_t ⟂ x | t",
+        "z_x ⟂ z_tx | x",
+        "z_tx ⟂ z_t | t",
+    }
+    assert "no control" in found.left_out["responses"]
+    assert found.responses.empty
+    assert found.scenarios == []
+    assert "responses" not in found.tables
+
+
+def test_too_few_held_out_cells_are_said(simulated):
+    some = Split(simulated.split.train, simulated.split.heldout[:20])
+    found = assess(simulated, split=some, **FAST)
+    assert set(found.clustering["cells"]) == {"training"}
+    assert "20 cells" in found.left_out["held out cells"]
+
+
+def test_replicates_are_respected(simulated):
+    cells = simulated.adata.copy()
+    cells.obs["well"] = [f"w{i % 6}" for i in range(cells.n_obs)]
+    found = assess(simulated, cells, replicate_key="well", **FAST)
+    assert set(found.independence["permuted"]) == {"cells within replicates"}
+    with pytest.raises(pyro_fcr.SchemaError, match="'wells' is no column"):
+        assess(simulated, cells, replicate_key="wells", **FAST)
+
+
+def test_json_can_hold_it_all(found):
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    read = json.loads(text)
+    assert read["facts"]["n_cells"] == 900
+    assert len(read["responses"]) == len(found.responses)
+    assert set(read["seconds"]) == {
+        "encoding", "clustering", "independence", "identifiability", "responses",
+    }  # fmt: skip
+
+
+# the page and the command
+
+
+def test_page_shows_the_tables_and_loads_nothing(found, tmp_path):
+    left = dataclasses.replace(found, left_out={"<b>pair</b>": "a & b"})
+    page = write_evaluation(tmp_path / "e.html", left, title="A <b>fit</b>").read_text("utf-8")
+    assert "<b>" not in page
+    assert "&lt;b&gt;pair&lt;/b&gt;" in page
+    sources = re.findall(r'src="([^"]+)"', page)
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/svg") for source in sources)
+    assert not re.search(r"<script|<link|https?://", page)
+    assert html.escape(found.sentence("seen pairs")).replace("&#x27;", "&#39;") in page
+    tests = re.search(r'<table class="tests">.*?</table>', page, re.DOTALL)[0]
+    effects = [f"{value:.3f}".replace("-", "−") for value in found.independence["effect"]]
+    assert all(effect in tests for effect in effects)
+    again = write_evaluation(tmp_path / "f.html", left, title="A <b>fit</b>").read_bytes()
+    assert again == (tmp_path / "e.html").read_bytes()
+
+
+def test_page_without_anything_to_judge(found, tmp_path):
+    empty = {name: pd.DataFrame() for name in found.tables}
+    page = write_evaluation(
+        tmp_path / "e.html", dataclasses.replace(found, **empty, left_out={}), title="Nothing"
+    ).read_text("utf-8")
+    assert "<img" not in page
+    assert "<table" not in page
+
+
+def test_best_is_marked_by_the_metrics_own_direction(found, tmp_path):
+    page = write_evaluation(tmp_path / "e.html", found, title="t").read_text("utf-8")
+    table = re.search(r'<table class="response scores">.*?</table>', page, re.DOTALL)[0]
+    part = found.responses.query("scale == 'mean_log1p' and method != 'split_half'")
+    bold = re.findall(r'class="best">([^<]+)<', table)
+    errors = part[part["metric"] == "mse_delta"].groupby("method")["value"].mean()
+    assert f"{errors.min():.3f}" in bold
+    ceiling = re.search(r'<tr class="ceiling">.*?</tr>', table, re.DOTALL)[0]
+    assert "best" not in ceiling
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_evaluate_writes_page_json_and_tables(simulated, tmp_path):
+    model = simulated.save(tmp_path / "model")
+    simulated.adata.write_h5ad(tmp_path / "cells.h5ad")
+    out = tmp_path / "out"
+    arguments = ["evaluate", model, tmp_path / "cells.h5ad", "--out", out, "--seed", 3]
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "FCR minus best baseline" in result.output
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["facts"]["n_heldout"] == len(simulated.split.heldout)
+    assert found["facts"]["seed"] == 3
+    names = {"headline", "responses", "clustering", "independence", "prior_rank",
+             "singular_values", "identifiability"}  # fmt: skip
+    assert {path.stem for path in out.glob("*.csv")} == names
+    table = pd.read_csv(out / "clustering.csv")
+    assert table["value"].tolist() == pytest.approx([r["value"] for r in found["clustering"]])
+    again = assess(simulated, seed=3)
+    pd.testing.assert_frame_equal(again.clustering, table)
+    np.testing.assert_allclose(again.headline["gain"], [r["gain"] for r in found["headline"]])
+    assert "Evaluation of model" in (out / "evaluation.html").read_text()
+    assert "is there already. Pass --overwrite" in run(*arguments).output
+
+
+def test_evaluate_says_what_a_model_of_an_earlier_version_lacks(simulated, tmp_path):
+    model = simulated.save(tmp_path / "model")
+    (model / "split.csv.gz").unlink()
+    simulated.adata.write_h5ad(tmp_path / "cells.h5ad")
+    result = run("evaluate", model, tmp_path / "cells.h5ad", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "saved by an earlier version" in result.output
+    assert not (tmp_path / "out").exists()
