@@ -196,14 +196,19 @@ def test_training_aligns_once_and_resumes_across_it_exactly(quick, tmp_path):
                 with pytest.warns(UserWarning, match="Interrupted"):
                     fit(objective, cells, split=split, plan=settings, checkpoint=path)
             objective, _, _ = prepared(adata)
-        history = fit(objective, cells, split=split, plan=settings, resume=path)
+        files = {"checkpoint": path, "resume": path}
+        history = fit(objective, cells, split=split, plan=settings, **files)
         states.append(copy_of(objective))
         gains.append(history.attrs["alignment_gain"])
     assert gains[0] == gains[1] > 0
     assert_same(*states)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_fcr.training.trainer.align", _interrupt)  # it is behind us
+        history = fit(objective, cells, split=split, plan=settings, resume=path)
+    assert history.attrs["alignment_gain"] == gains[0]
 
 
-def _interrupt(*_):
+def _interrupt(*_, **__):
     raise KeyboardInterrupt
 
 

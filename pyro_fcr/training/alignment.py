@@ -143,7 +143,7 @@ def _encode(guide: nn.Module, batches: Batches, sizes: _Sizes) -> _Sample:
     """Draw latents of the training cells, or of some where there are many."""
     order = torch.randperm(len(batches.rows))[:_CELLS]
     cells, drawn = [], []
-    with looking(guide, seed=int(order[0]), device=batches.device):
+    with looking(guide, device=batches.device):
         for rows in batches.rows[order].split(_CHUNK):
             batch = batches.batch(rows)
             drawn.append(torch.stack([_draw(guide, batch, sizes) for _ in range(_DRAWS)]))

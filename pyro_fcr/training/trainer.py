@@ -70,7 +70,9 @@ def fit(
     -------
     One row per epoch: ``train/<term>`` and ``heldout/<term>`` (unweighted, nats per cell),
     ``heldout/elbo``, ``weight/<term>``, ``lr`` and ``seconds``. ``attrs["stopped"]`` says why
-    training ended, ``attrs["best_epoch"]`` whose parameters were kept.
+    training ended, ``attrs["best_epoch"]`` whose parameters were kept, ``attrs["alignment_gain"]``
+    the nats per cell by which alignment made the latents more probable under their priors, None
+    where there was none.
 
     Raises
     ------
@@ -142,6 +144,7 @@ class Trainer:
             with self._bar() as bar, self._interrupt:
                 while self.epoch < self.n_epochs and not self._out_of_patience():
                     if self.epoch == self.align_epoch and self.batch_number == 0:
+                        bar.set_postfix_str("aligning latents with their priors")
                         self._align()
                     self._run_epoch()
                     bar.update()
@@ -278,7 +281,7 @@ class Trainer:
         self.objective.eval()
         history = pd.DataFrame(self.rows).rename_axis("epoch")
         best = self.best["epoch"] if self.best["state"] else self.epoch - 1
-        gain = None if self.aligned is None else self.aligned.gain
+        gain = None if self.aligned is None or self.aligned.obstacle else self.aligned.gain
         history.attrs.update(stopped=stopped, best_epoch=best, alignment_gain=gain)
         return history
 
@@ -297,6 +300,7 @@ class Trainer:
             "sums": self.sums,
             "rows": self.rows,
             "best": self.best,
+            "aligned": None if self.aligned is None else list(self.aligned),
             "random": random_state(),
         }
 
@@ -316,6 +320,7 @@ class Trainer:
         self.epoch, self.batch_number, self.step, _ = state["position"]
         self.sums.copy_(state["sums"])
         self.rows, self.best = state["rows"], state["best"]
+        self.aligned = None if state["aligned"] is None else Aligned(*state["aligned"])
         set_random_state(state["random"])
 
 
