@@ -8,7 +8,7 @@ from torch import nn
 from pyro_fcr.data import split_cells
 from pyro_fcr.nn import InteractionPrior, LinearPrior
 from pyro_fcr.objective import Objective
-from pyro_fcr.training import Batches, TrainingPlan, alignment, fit
+from pyro_fcr.training import Batches, Trainer, TrainingPlan, alignment, fit
 from pyro_fcr.training.flow import Flow
 
 CPU = torch.device("cpu")
@@ -110,6 +110,12 @@ def test_maximum_likelihood_finds_the_blocks_again(monkeypatch):
     assert correlation[0, 0] > 0.9
     assert correlation[3, 3] > 0.9
     assert max(correlation[0, 1:].max(), correlation[3, :3].max()) < 0.25
+    with torch.no_grad():
+        latents = alignment._split(flow(mixed)[0], sizes)
+        priors = alignment._priors(model, sample.cells, latents)
+        for site, value in latents.items():  # no larger and no smaller than their priors say
+            standard = (value - priors[site].mean) / priors[site].stddev
+            assert standard.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.1)
     mixed_correlation = np.abs(within(mixed, batch).T @ within(truth, batch)) / len(found)
     assert mixed_correlation[0, 0] < 0.9  # or there was nothing to be found
 
@@ -175,7 +181,6 @@ def test_what_ends_an_alignment_half_way_leaves_no_trace(quick):
 
 def test_a_map_that_gains_nothing_is_not_taken(quick, monkeypatch):
     objective, _, batches = prepared(simulate(400, n_genes=12))
-    monkeypatch.setattr(alignment, "_FLOW_RATE", 0.0)  # stays a random rotation
     monkeypatch.setattr(alignment, "_mean_density", lambda *args: float(len(args) == 3))
     before = copy_of(objective)
     assert "no map" in align(objective, batches).obstacle
@@ -212,13 +217,32 @@ def _interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
-def test_parameters_from_before_the_alignment_are_not_kept(quick):
+def test_parameters_from_before_the_alignment_are_not_kept(quick, monkeypatch):
+    def worsen(objective, *_, **__):
+        with torch.no_grad():
+            objective.guide.z_x.head.bias.add_(3.0)
+        return alignment.Aligned(gain=1.0)
+
+    monkeypatch.setattr("pyro_fcr.training.trainer.align", worsen)
     adata = simulate(400, n_genes=12)
     split = split_cells(adata.obs, SCHEMA, heldout_fraction=0.2)
     objective, cells, _ = prepared(adata)
-    plan = TrainingPlan(batch_size=64, progress=False, align_at=0.8, max_epochs=10)
+    settings = {"batch_size": 64, "progress": False, "align_at": 0.8, "max_epochs": 10}
+    plan = TrainingPlan(**settings, learning_rate=0.0)  # nothing but the alignment changes
     history = fit(objective, cells, split=split, plan=plan)
-    assert history.attrs["best_epoch"] >= 8
+    assert history.attrs["best_epoch"] == 8
+    assert history["heldout/elbo"][8] < history["heldout/elbo"][7]
+
+
+def test_a_run_resumed_within_the_epoch_of_the_alignment_does_not_align_again(quick, monkeypatch):
+    adata = simulate(400, n_genes=12)
+    split = split_cells(adata.obs, SCHEMA, heldout_fraction=0.2)
+    objective, cells, _ = prepared(adata)
+    plan = TrainingPlan(batch_size=64, progress=False, align_at=0.5, max_epochs=4)
+    trainer = Trainer(objective, cells, split=split, plan=plan)
+    trainer.epoch, trainer.batch_number, trainer.step = 2, 1, 2 * len(trainer.train) + 1
+    monkeypatch.setattr("pyro_fcr.training.trainer.align", _interrupt)
+    assert trainer.run().attrs["stopped"] == "all epochs done"
 
 
 def test_short_trainings_are_not_interrupted_and_shares_are_checked():
