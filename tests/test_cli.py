@@ -5,11 +5,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from cli_helpers import run, succeed
 from conftest import simulate
-from typer.testing import CliRunner
 
 from pyro_fcr import __version__
-from pyro_fcr.cli import app
 
 SCHEMA = ["--treatment-key", "drug", "--control", "control", "--covariate-key", "line"]
 
@@ -22,16 +21,6 @@ def folder(tmp_path_factory):
                  "--max-epochs", 2, "--seed", 1)  # fmt: skip
     assert result.exit_code == 0, result.output
     return folder
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def succeed(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def fail(*arguments, out):

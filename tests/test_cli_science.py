@@ -6,24 +6,13 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
+from cli_helpers import run, succeed
 
 from pyro_fcr import datasets
-from pyro_fcr.cli import app
 from pyro_fcr.science import suite
 from pyro_fcr.simulation import EffectDesign, FCRDesign, simulate, simulate_from_controls
 
 SMALL = ["--cells", 300, "--genes", 30, "--contexts", 2, "--treatments", 3]
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def succeed(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def fail(*arguments):
