@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pyro_fcr.counts import CountSummary
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -25,6 +27,8 @@ class Batch:
         For each exogenous site how many strata there are in the whole data set.
     n_total
         Cells in one pass over the data, which is what a latent shared by all cells is spread over.
+    counts
+        Sums over the counts ``y`` of these cells that count likelihoods can use, if prepared.
 
     Examples
     --------
@@ -38,6 +42,7 @@ class Batch:
     codes: Mapping[str, Tensor]
     n_levels: Mapping[str, int]
     n_total: int
+    counts: CountSummary | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         return self.values[name]
@@ -51,7 +56,8 @@ class Batch:
 
     def without(self, *names: str) -> Batch:
         """Leave out sites, for instance the expression that is to be predicted."""
-        return replace(self, values={k: v for k, v in self.values.items() if k not in names})
+        kept = {k: v for k, v in self.values.items() if k not in names}
+        return replace(self, values=kept, counts=self.counts if "y" in kept else None)
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy every tensor to a device."""
@@ -59,6 +65,7 @@ class Batch:
             self,
             values={k: v.to(device) for k, v in self.values.items()},
             codes={k: v.to(device) for k, v in self.codes.items()},
+            counts=None if self.counts is None else self.counts.to(device),
         )
 
     def take(self, rows: Tensor) -> Batch:
@@ -67,6 +74,7 @@ class Batch:
             self,
             values={k: v[rows] for k, v in self.values.items()},
             codes={k: v[rows] for k, v in self.codes.items()},
+            counts=None,
         )
 
     @classmethod
@@ -77,6 +85,7 @@ class Batch:
             first,
             values={k: torch.cat([part.values[k] for part in parts]) for k in first.values},
             codes={k: torch.cat([part.codes[k] for part in parts]) for k in first.codes},
+            counts=None,
         )
 
     def stratum(self, sites: tuple[str, ...]) -> tuple[Tensor, int]:

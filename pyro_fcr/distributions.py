@@ -6,13 +6,20 @@ variance = mean + mean**2 / theta.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from pyro_fcr.counts import TAIL_BOUND, CountSummary, Tails
 
 _SHIFT = 8  # Stirling's series with two terms is exact in float32 from here on
+_FAR = 0.01
+_SMALL = 0.03  # below, two terms of x - (1 - exp(-x)) in x are exact to 1e-4
 
 
 class Exogenous(TorchDistribution):
@@ -48,11 +55,12 @@ class Exogenous(TorchDistribution):
         return self.value
 
 
-def log_rising_factorial(base: Tensor, count: Tensor) -> Tensor:
-    """``lgamma(base + count) - lgamma(base)`` without their cancellation in float32.
+def log_rising_ratio(base: Tensor, count: Tensor) -> Tensor:
+    """``lgamma(base + count) - lgamma(base) - count log(base)`` without cancellation in float32.
 
-    Both arguments are shifted by 8 through the recurrence of the gamma function, where the
-    difference of Stirling's series is taken term by term.
+    For whole counts this is the sum of ``log(1 + k / base)`` over ``k < count``. Both arguments
+    are shifted by 8 through the recurrence of the gamma function, where the difference of
+    Stirling's series is taken term by term.
 
     Parameters
     ----------
@@ -63,13 +71,17 @@ def log_rising_factorial(base: Tensor, count: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> log_rising_factorial(torch.tensor(2.0), torch.tensor(3.0)).exp().round()  # 2 * 3 * 4
-    tensor(24.)
+    >>> log_rising_ratio(torch.tensor(2.0), torch.tensor(3.0)).exp()  # 1 * 3/2 * 2
+    tensor(3.0000)
     """
     low, high = base + _SHIFT, base + count + _SHIFT
-    series = (low - 0.5) * torch.log1p(count / low) + count * (torch.log(high) - 1.0)
-    series = series + _stirling_tail(high) - _stirling_tail(low)
-    return series - _log_shift_ratio(base, count)
+    series = (low - 0.5) * torch.log1p(count / low)
+    series = series + count * (torch.log1p((count + _SHIFT) / base) - 1.0)
+    series = series + _stirling_tail(high) - _stirling_tail(low) - _log_shift_ratio(base, count)
+    # Far above the count, two terms of log(1 + k / base) leave a gradient that rounding would take.
+    pairs = count * (count - 1.0) / base
+    expansion = pairs * (0.5 - (2.0 * count - 1.0) / (12.0 * base))
+    return torch.where(count < _FAR * base, expansion, series)
 
 
 def _stirling_tail(z: Tensor) -> Tensor:
@@ -108,15 +120,13 @@ class NegativeBinomial(TorchDistribution):
     def __init__(
         self, log_mean: Tensor, log_dispersion: Tensor, *, validate_args: bool | None = None
     ) -> None:
+        self._own_log_dispersion = log_dispersion
         self.log_mean, self.log_dispersion = torch.broadcast_tensors(log_mean, log_dispersion)
         super().__init__(self.log_mean.shape, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):  # noqa: D102
-        return NegativeBinomial(
-            self.log_mean.expand(batch_shape),
-            self.log_dispersion.expand(batch_shape),
-            validate_args=False,
-        )
+        log_mean = self.log_mean.expand(batch_shape)
+        return NegativeBinomial(log_mean, self._own_log_dispersion, validate_args=False)
 
     @property
     def mean(self) -> Tensor:  # noqa: D102
@@ -134,22 +144,92 @@ class NegativeBinomial(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
         if self._validate_args:
             self._validate_sample(value)
-        theta = self.log_dispersion.exp()
-        log_ratio = self.log_mean - self.log_dispersion
-        log1p_ratio = F.softplus(log_ratio)  # log(1 + mean / theta), exact for theta -> infinity
-        return value * (log_ratio - log1p_ratio) - theta * log1p_ratio + _count_term(value, theta)
+        return self._log_prob(value, _count_term(value, self.log_dispersion.exp()))
+
+    def log_prob_sum(self, value: Tensor, counts: CountSummary) -> Tensor | None:
+        """Give the log-probability of all cells and genes together.
+
+        Parameters
+        ----------
+        value
+            Counts, ``(n_cells, n_genes)``.
+        counts
+            Sums over the same counts, prepared once.
+
+        Returns
+        -------
+        A scalar; None where the dispersion is not one per gene, for which there is no short cut.
+        """
+        log_dispersion = self._own_log_dispersion
+        if value.dim() != 2 or log_dispersion.shape != value.shape[1:]:
+            return None
+        if self._validate_args:
+            self._validate_sample(value)
+        if counts.tails is None:
+            rising = log_rising_ratio(self.log_dispersion.exp(), value).sum()
+        else:
+            rising = _rising_of_tails(log_dispersion.exp(), counts.tails)
+        return self._log_prob(value, 0.0).sum() + rising - counts.log_factorial
+
+    def _log_prob(self, value: Tensor, count_term: Tensor | float) -> Tensor:
+        """Give the log-probability, of which the part that is 0 at zero counts is known."""
+        terms: Any = _MeanTerms.apply
+        return terms(self.log_mean, self._own_log_dispersion, value) + count_term
+
+
+class _MeanTerms(torch.autograd.Function):
+    """``y log(mean) - (y + theta) log(1 + mean / theta)``, ``y log(theta)`` left out.
+
+    Its gradient by the dispersion is written out: ``theta`` times a difference that vanishes for
+    large theta, where automatic differentiation in float32 is left with rounding errors.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(log_mean: Tensor, log_dispersion: Tensor, value: Tensor) -> Tensor:
+        log1p_ratio = F.softplus(log_mean - log_dispersion)
+        return value * log_mean - (value + log_dispersion.exp()) * log1p_ratio
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        log_mean, log_dispersion, value = ctx.saved_tensors
+        log_ratio, theta = log_mean - log_dispersion, log_dispersion.exp()
+        share, log1p_ratio = torch.sigmoid(log_ratio), F.softplus(log_ratio)
+        series = log1p_ratio.square() * (0.5 - log1p_ratio / 6.0)
+        difference = torch.where(log1p_ratio < _SMALL, series, log1p_ratio - share)
+        of_mean = grad * (value - (value + theta) * share)
+        of_dispersion = grad * (value * share - theta * difference)
+        return (
+            of_mean.sum_to_size(log_mean.shape),
+            of_dispersion.sum_to_size(log_dispersion.shape),
+            None,
+        )
 
 
 def _count_term(value: Tensor, theta: Tensor) -> Tensor:
-    """``lgamma(y + theta) - lgamma(theta) - lgamma(y + 1)``, which is 0 wherever y is 0."""
+    """``lgamma(y + theta) - lgamma(theta) - y log(theta) - lgamma(y + 1)``, 0 wherever y is 0."""
     value, theta = torch.broadcast_tensors(value, theta)
-    if value.is_cuda:
-        return log_rising_factorial(theta, value) - torch.lgamma(value + 1.0)
+    if value.is_cuda or get_proxy_mode() is not None:  # a shape that depends on data costs more
+        return log_rising_ratio(theta, value) - torch.lgamma(value + 1.0)
     value, flat_theta = torch.atleast_1d(value, theta)
     at = value.nonzero(as_tuple=True)
     counts = value[at]
-    term = log_rising_factorial(flat_theta[at], counts) - torch.lgamma(counts + 1.0)
+    term = log_rising_ratio(flat_theta[at], counts) - torch.lgamma(counts + 1.0)
     return torch.zeros_like(flat_theta).index_put(at, term).reshape(theta.shape)
+
+
+def _rising_of_tails(theta: Tensor, tails: Tails) -> Tensor:
+    """Sum ``lgamma(y + theta) - lgamma(theta) - y log(theta)`` over cells and genes."""
+    k = torch.arange(1, TAIL_BOUND, device=theta.device, dtype=theta.dtype)
+    tabulated = (tails.exceeding * torch.log1p(k / theta.unsqueeze(-1))).sum()
+    theta, excess = theta[tails.high_gene], tails.high_excess
+    high = log_rising_ratio(theta + TAIL_BOUND, excess) + excess * torch.log1p(TAIL_BOUND / theta)
+    return tabulated + high.sum()
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
@@ -179,7 +259,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     def expand(self, batch_shape, _instance=None):  # noqa: D102
         return ZeroInflatedNegativeBinomial(
             self.log_mean.expand(batch_shape),
-            self.log_dispersion.expand(batch_shape),
+            self._own_log_dispersion,
             self.dropout_logit.expand(batch_shape),
             validate_args=False,
         )
@@ -199,7 +279,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
             counts = NegativeBinomial(self.log_mean, self.log_dispersion).sample(sample_shape)
             return counts * torch.bernoulli(torch.sigmoid(-self.dropout_logit).expand_as(counts))
 
-    def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
-        kept = super().log_prob(value) - F.softplus(self.dropout_logit)
+    def _log_prob(self, value: Tensor, count_term: Tensor | float) -> Tensor:
+        kept = super()._log_prob(value, count_term) - F.softplus(self.dropout_logit)
         lost = -F.softplus(-self.dropout_logit)
         return torch.where(value == 0, torch.logaddexp(kept, lost), kept)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from itertools import islice
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,19 @@ def join(*parents: Tensor) -> Tensor:
     """Concatenate features of tensors whose leading dimensions broadcast."""
     shape = torch.broadcast_shapes(*(p.shape[:-1] for p in parents))
     return torch.cat([p.expand(*shape, p.shape[-1]) for p in parents], dim=-1)
+
+
+def linear_of_parts(layer: nn.Linear, *inputs: Tensor) -> Tensor:
+    """Apply a linear layer to inputs side by side, without the copy that joining them would be.
+
+    The copy of the expression for each of three encoders was a fifth of the time of their first
+    layers; leading dimensions broadcast.
+    """
+    weights = layer.weight.split([each.shape[-1] for each in inputs], dim=-1)
+    h = F.linear(inputs[0], weights[0], layer.bias)
+    for each, weight in zip(inputs[1:], weights[1:], strict=True):
+        h = h + F.linear(each, weight)
+    return h
 
 
 def mlp(n_in: int, n_hidden: int, n_layers: int, *, dropout: float = 0.0) -> nn.Sequential:
@@ -155,7 +169,10 @@ class Encoder(nn.Module):
 
     def forward(self, *inputs: Tensor) -> TorchDistribution:
         """Give q(z | inputs): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
-        loc, raw_scale = self.head(self.hidden(join(*inputs))).chunk(2, dim=-1)
+        h = linear_of_parts(cast(nn.Linear, self.hidden[0]), *inputs)
+        for layer in islice(self.hidden, 1, None):
+            h = layer(h)
+        loc, raw_scale = self.head(h).chunk(2, dim=-1)
         return Normal(loc, F.softplus(raw_scale) + 1e-4).to_event(1)
 
 

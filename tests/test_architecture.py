@@ -33,10 +33,12 @@ FLOORS = [
     {"datasets", "simulation"},
     {"data"},
     {"batch", "modes", "files"},
+    {"counts"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_ANNDATA = {
-    "batch", "modes", "distributions", "nn", "graph", "model", "guide", "architecture", "penalties",
+    "counts", "batch", "modes", "distributions", "nn", "graph", "model", "guide", "architecture",
+    "penalties",
     "schedules", "terms", "contract", "objective", "svi", "responses",
 }  # fmt: skip
 

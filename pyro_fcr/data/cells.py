@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.data.io import Matrix
+from pyro_fcr.data.summaries import Summaries
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +21,7 @@ class Cells:
     ----------
     expression
         Counts or log1p values, shape (n_cells, n_genes), CSR or dense. Any number type:
-        `batch` widens to float32, so counts may be narrowed to uint8 or uint16.
+        `batch` widens to float32; counts are held in the narrowest unsigned type that fits.
     library
         Size factor of the likelihood, shape (n_cells, 1), float32: total count over
         `genes`, or 1 for log1p.
@@ -97,7 +98,11 @@ class Cells:
         return self.levels[name].index_select(0, self.codes[name])
 
     def batch(
-        self, index: npt.ArrayLike | Tensor, *, device: torch.device | str | None = None
+        self,
+        index: npt.ArrayLike | Tensor,
+        *,
+        device: torch.device | str | None = None,
+        summaries: Summaries | None = None,
     ) -> Batch:
         """Gather cells as dense tensors.
 
@@ -107,6 +112,8 @@ class Cells:
             Positions of the cells, one-dimensional whole numbers.
         device
             Where the tensors go; None leaves them on the CPU.
+        summaries
+            Sums over counts to go with the batch, of the same expression.
 
         Returns
         -------
@@ -125,13 +132,18 @@ class Cells:
         codes = {name: _take(code, rows) for name, code in self.codes.items()}
         values = {name: _take(self.levels[name], code.numpy()) for name, code in codes.items()}
         values["library"] = _take(self.library, rows)
-        values["y"] = _dense(self.expression, rows)
+        picked = self.expression[rows]
+        values["y"] = torch.from_numpy(
+            picked if isinstance(picked, np.ndarray) else picked.toarray()
+        )
+        counts = None if summaries is None else summaries.summary(rows, picked)
         return Batch(
             # Counts travel in their own, narrower type and are widened where they are used.
             values={name: each.to(device).to(torch.float32) for name, each in values.items()},
             codes={name: self.strata[name][code].to(device) for name, code in codes.items()},
             n_levels=self.n_levels,
             n_total=self.n_total,
+            counts=None if counts is None else counts.to(device or "cpu"),
         )
 
 
@@ -149,11 +161,6 @@ def _positions(index: npt.ArrayLike | Tensor) -> npt.NDArray[np.int64]:
 def _take(table: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
     # Gathering in torch wakes its thread pool, which costs more than these few rows.
     return torch.from_numpy(table.numpy().take(rows, axis=0))
-
-
-def _dense(expression: Matrix, rows: npt.NDArray[np.int64]) -> Tensor:
-    picked = expression[rows]
-    return torch.from_numpy(picked if isinstance(picked, np.ndarray) else picked.toarray())
 
 
 def _arrays(expression: Matrix) -> tuple[npt.NDArray, ...]:

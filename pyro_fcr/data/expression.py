@@ -36,6 +36,13 @@ def read_expression(adata: AnnData, genes: Sequence[str], schema: Schema) -> Mat
     return matrix
 
 
+def narrowed(matrix: Matrix) -> Matrix:
+    """Return counts in the narrowest unsigned type that holds the largest, zeros not touched."""
+    values = matrix if isinstance(matrix, np.ndarray) else matrix.data
+    kind = np.min_scalar_type(int(values.max(initial=0)))
+    return matrix.astype(kind)
+
+
 def library_sizes(matrix: Matrix) -> npt.NDArray[np.float64]:
     """Return the total count of each cell, shape (n_cells,), added up in float64."""
     return np.asarray(matrix.sum(axis=1, dtype=np.float64)).reshape(-1)

@@ -355,8 +355,9 @@ class Registry:
 
     def _cells(self, adata: AnnData, sites: encoding.Sites) -> Cells:
         matrix = expression.read_expression(adata, self.genes, self.schema)
+        counts = self.schema.expression == "counts"
         return Cells(
-            expression=matrix,
+            expression=expression.narrowed(matrix) if counts else matrix,
             library=expression.library_column(matrix, self.schema),
             levels={name: site.levels for name, site in sites.items()},
             codes={name: site.codes for name, site in sites.items()},

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Cells
+from pyro_fcr.data.summaries import Summaries
 
 
 class Batches:
@@ -33,6 +34,11 @@ class Batches:
     ) -> None:
         self.cells, self.rows = cells, torch.as_tensor(rows, dtype=torch.long)
         self.batch_size, self.device = batch_size, device
+        self._summaries = None
+        if np.issubdtype(cells.expression.dtype, np.unsignedinteger):
+            self._summaries = Summaries(
+                cells.expression, rows, batch_size=batch_size, tails=device.type == "cpu"
+            )
 
     def __len__(self) -> int:
         return max(1, len(self.rows) // self.batch_size)
@@ -58,4 +64,5 @@ class Batches:
 
     def batch(self, rows: Tensor) -> Batch:
         """Give some cells as a batch; a pass over the data is all cells of this object."""
-        return replace(self.cells.batch(rows, device=self.device), n_total=len(self.rows))
+        batch = self.cells.batch(rows, device=self.device, summaries=self._summaries)
+        return replace(batch, n_total=len(self.rows))

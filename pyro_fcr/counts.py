@@ -1,0 +1,89 @@
+"""What a count likelihood needs of a batch's counts beyond the counts themselves, prepared once.
+
+Most entries of a count matrix are 0, 1 or 2. With one dispersion per gene the costly part of the
+negative binomial, ``lgamma(theta + y) - lgamma(theta)``, is the sum of ``log(theta + k)`` over
+``k < y``, so that over the cells of a batch it only depends on how many of them exceed each k.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+TAIL_BOUND = 32
+"""Counts up to here are tabulated; the part of a count beyond it is listed."""
+
+
+class Tails(NamedTuple):
+    """How many entries of each gene exceed each count.
+
+    Parameters
+    ----------
+    exceeding
+        Cells with more than k counts of a gene, for k = 1, 2, ... :data:`TAIL_BOUND` - 1,
+        ``(n_genes, TAIL_BOUND - 1)``.
+    high_gene, high_excess
+        Gene of each count above :data:`TAIL_BOUND`, and by how much it is above, ``(n_high,)``
+        each. Filled up with excess 0, so that all batches of a training have one length.
+    """
+
+    exceeding: Tensor
+    high_gene: Tensor
+    high_excess: Tensor
+
+
+class CountSummary(NamedTuple):
+    """The counts of a batch, summed over its cells as far as likelihoods can use that.
+
+    Parameters
+    ----------
+    log_factorial
+        Sum of ``lgamma(y + 1)`` over cells and genes, a scalar.
+    tails
+        The counts by gene; None where likelihoods are better evaluated entry by entry (on a GPU).
+    """
+
+    log_factorial: Tensor
+    tails: Tails | None = None
+
+    def to(self, device: torch.device | str) -> CountSummary:
+        """Copy every tensor to a device."""
+        tails = None if self.tails is None else Tails(*(each.to(device) for each in self.tails))
+        return CountSummary(self.log_factorial.to(device), tails)
+
+
+def tabulate_tails(gene: npt.NDArray, count: npt.NDArray, *, n_genes: int, n_high: int) -> Tails:
+    """Tabulate how many entries of each gene exceed each count.
+
+    Parameters
+    ----------
+    gene, count
+        Gene and value of the entries that are not zero, ``(n_entries,)`` each.
+    n_genes
+        Number of genes.
+    n_high
+        For how many counts above :data:`TAIL_BOUND` there shall be room at least.
+
+    Examples
+    --------
+    >>> tails = tabulate_tails(np.array([0, 0, 1]), np.array([1, 3, 40]), n_genes=2, n_high=1)
+    >>> tails.exceeding[:, :3]  # more than 1, 2 and 3 counts
+    tensor([[1., 1., 0.],
+            [1., 1., 1.]])
+    >>> tails.high_gene, tails.high_excess
+    (tensor([1]), tensor([8.]))
+    """
+    above_one = count > 1
+    gene, count = gene[above_one], count[above_one].astype(np.int64)
+    place = gene.astype(np.int64) * (TAIL_BOUND - 1) + np.minimum(count, TAIL_BOUND) - 2
+    table = np.bincount(place, minlength=n_genes * (TAIL_BOUND - 1)).reshape(n_genes, -1)
+    exceeding = table[:, ::-1].cumsum(axis=1)[:, ::-1].astype(np.float32)
+    high = np.flatnonzero(count > TAIL_BOUND)
+    n_high = max(n_high, len(high))
+    high_gene, high_excess = np.zeros(n_high, np.int64), np.zeros(n_high, np.float32)
+    high_gene[: len(high)], high_excess[: len(high)] = gene[high], count[high] - TAIL_BOUND
+    return Tails(*(torch.from_numpy(each) for each in (exceeding, high_gene, high_excess)))
