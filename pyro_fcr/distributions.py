@@ -74,18 +74,21 @@ def log_rising_ratio(base: Tensor, count: Tensor) -> Tensor:
     >>> log_rising_ratio(torch.tensor(2.0), torch.tensor(3.0)).exp()  # 1 * 3/2 * 2
     tensor(3.0000)
     """
-    low, high = base + _SHIFT, base + count + _SHIFT
-    series = (low - 0.5) * torch.log1p(count / low)
-    series = series + count * (torch.log1p((count + _SHIFT) / base) - 1.0)
-    series = series + _stirling_tail(high) - _stirling_tail(low) - _log_shift_ratio(base, count)
+    low = base + _SHIFT
+    shifted = _log_rising_ratio_of_large(low, count)
+    second_term = (low.pow(-3) - (low + count).pow(-3)) / 360.0
+    unshift = count * torch.log1p(_SHIFT / base) - _log_shift_ratio(base, count)
+    series = shifted + second_term + unshift
     # Far above the count, two terms of log(1 + k / base) leave a gradient that rounding would take.
     pairs = count * (count - 1.0) / base
     expansion = pairs * (0.5 - (2.0 * count - 1.0) / (12.0 * base))
     return torch.where(count < _FAR * base, expansion, series)
 
 
-def _stirling_tail(z: Tensor) -> Tensor:
-    return (1.0 / 12.0 - 1.0 / (360.0 * z.square())) / z
+def _log_rising_ratio_of_large(base: Tensor, count: Tensor) -> Tensor:
+    """``log_rising_ratio`` for a large base: from 32 on, one term of Stirling's tail is enough."""
+    high = base + count
+    return (high - 0.5) * torch.log1p(count / base) - count * (1.0 + 1.0 / (12.0 * base * high))
 
 
 def _log_shift_ratio(base: Tensor, count: Tensor) -> Tensor:
@@ -228,8 +231,8 @@ def _rising_of_tails(theta: Tensor, tails: Tails) -> Tensor:
     k = torch.arange(1, TAIL_BOUND, device=theta.device, dtype=theta.dtype)
     tabulated = (tails.exceeding * torch.log1p(k / theta.unsqueeze(-1))).sum()
     theta, excess = theta[tails.high_gene], tails.high_excess
-    high = log_rising_ratio(theta + TAIL_BOUND, excess) + excess * torch.log1p(TAIL_BOUND / theta)
-    return tabulated + high.sum()
+    high = _log_rising_ratio_of_large(theta + TAIL_BOUND, excess)
+    return tabulated + (high + excess * torch.log1p(TAIL_BOUND / theta)).sum()
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):

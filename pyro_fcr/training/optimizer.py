@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -56,8 +56,25 @@ class GuardedOptimizer:
         """
         self.torch.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
-        bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
+        self._guarded_step(loss, number)
+
+    def apply(self, gradients: Sequence[Tensor | None], loss: Tensor, *, number: int) -> None:
+        """Step along gradients that were taken elsewhere, unless something was not finite.
+
+        Parameters
+        ----------
+        gradients
+            One for each parameter, None where it is not used.
+        loss, number
+            As in :meth:`step`.
+        """
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self._guarded_step(loss, number)
+
+    def _guarded_step(self, loss: Tensor, number: int) -> None:
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip, foreach=True)
+        bad = ~torch.isfinite(loss.detach() + norm)
         self._bad_step.masked_fill_(bad & (self._found_inf == 0), number)
         self._found_inf.copy_(torch.maximum(self._found_inf, bad.to(self._found_inf.dtype)))
         self.torch.step()

@@ -18,7 +18,6 @@ from pyro_fcr.batch import Batch
 from pyro_fcr.data import Cells, Split
 from pyro_fcr.modes import looking, seeded
 from pyro_fcr.objective import Objective
-from pyro_fcr.terms import Run
 from pyro_fcr.training.alignment import Aligned, align
 from pyro_fcr.training.batches import Batches
 from pyro_fcr.training.checkpoint import (
@@ -29,6 +28,7 @@ from pyro_fcr.training.checkpoint import (
     write_checkpoint,
 )
 from pyro_fcr.training.diagnosis import NonFiniteError, non_finite_error
+from pyro_fcr.training.engines import EagerEngine, Engine, TracedEngine, traced_or_none
 from pyro_fcr.training.interrupt import Interrupt
 from pyro_fcr.training.optimizer import GuardedOptimizer
 from pyro_fcr.training.plan import TrainingPlan
@@ -136,6 +136,9 @@ class Trainer:
             GuardedOptimizer(adversary, learning_rate=plan.adversary_lr) if adversary else None
         )
         self.scheduler = _scheduler(self.main.torch, plan, self.n_steps, self.patience)
+        self.level = plan.engine_for(self.n_steps)
+        self.eager = EagerEngine(self.objective, self.main, self.adversary, plan)
+        self.traced: TracedEngine | None = None
 
     def run(self) -> pd.DataFrame:
         """Train until an end is reached; keep the best state whatever the end is."""
@@ -203,34 +206,24 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         self.objective.set_progress(self.step / self.n_steps)
-        if self._is_adversary_epoch():
-            with torch.no_grad():
-                losses = self.objective(batch)
-        else:
-            losses = self.objective(batch)
-            self.main.step(losses.total, number=self.step)
-        adversary = self._step_adversary(losses.run)
-        self.sums += torch.stack([*losses.terms.values(), adversary]).detach()
+        engine = self._engine(batch)
+        terms, adversary = engine.step(batch, number=self.step, epoch=self.epoch)
+        self.sums += torch.cat([terms, adversary.reshape(1)])
         self.step, self.batch_number = self.step + 1, self.batch_number + 1
         if self.plan.lr_schedule == "cosine":
             self.scheduler.step()
         if self.step % _STEPS_BETWEEN_LOOKS == 0:
             self._raise_if_bad()
 
-    def _is_adversary_epoch(self) -> bool:
-        alternating = self.plan.alternate == "epoch" and self.adversary is not None
-        return alternating and self.epoch % 2 == 1
-
-    def _step_adversary(self, run: Run) -> torch.Tensor:
-        last = torch.zeros((), device=self.device)
-        if self.adversary is None or (self.plan.alternate == "epoch" and self.epoch % 2 == 0):
-            return last
-        for _ in range(self.plan.adversary_steps):
-            loss = self.objective.adversary_loss(run)
-            if loss is not None:
-                self.adversary.step(loss, number=self.step)
-                last = loss
-        return last
+    def _engine(self, batch: Batch) -> Engine:
+        """Give the engine of this step; the first steps are eager, with their checks on."""
+        if self.step < _VALIDATED_STEPS or self.level == "eager":
+            return self.eager
+        if self.traced is None:
+            parts = (self.objective, self.main, self.adversary, self.plan)
+            self.traced = traced_or_none(*parts, batch=batch)
+            self.level = "eager" if self.traced is None else self.level
+        return self.traced or self.eager
 
     def _raise_if_bad(self) -> None:
         for optimizer in (self.main, self.adversary):

@@ -1,0 +1,187 @@
+"""How a step is taken: through Python every time, or as a graph that was traced once.
+
+The programs know nothing of it. Every level gives the numbers of eager mode; before a traced step
+is used it is held against eager mode under the same noise, and left where it differs.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from pyro_fcr.batch import Batch
+from pyro_fcr.modes import seeded
+from pyro_fcr.objective import Objective
+from pyro_fcr.terms import Run
+from pyro_fcr.training.optimizer import GuardedOptimizer
+from pyro_fcr.training.plan import TrainingPlan
+from pyro_fcr.training.tracing import Gradients, NotTraceableError, TracedStep
+
+logger = logging.getLogger(__name__)
+
+_LOSS_TOLERANCE, _GRADIENT_TOLERANCE = 1e-4, 1e-2  # relative
+
+
+class Engine(ABC):
+    """Takes the steps of both optimisers on a batch.
+
+    Parameters
+    ----------
+    objective
+        The loss.
+    main, adversary
+        The optimisers of the programs and of the discriminators, if any.
+    plan
+        How to train.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        main: GuardedOptimizer,
+        adversary: GuardedOptimizer | None,
+        plan: TrainingPlan,
+    ) -> None:
+        self.objective, self.main, self.adversary, self.plan = objective, main, adversary, plan
+
+    @abstractmethod
+    def step(self, batch: Batch, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Take step ``number``; give all terms of the loss, ``(n_terms,)``, and the adversaries'.
+
+        Both are on the device, nothing waits for them.
+        """
+
+
+class EagerEngine(Engine):
+    """Runs the programs at every step: errors point at the line that made them."""
+
+    def step(self, batch: Batch, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Take a step."""
+        only_adversary = self._alternates() and epoch % 2 == 1
+        with torch.set_grad_enabled(not only_adversary):
+            losses = self.objective(batch)
+        if not only_adversary:
+            self.main.step(losses.total, number=number)
+        adversary = self._step_adversary(losses.run, number=number, epoch=epoch)
+        return torch.stack(list(losses.terms.values())).detach(), adversary.detach()
+
+    def _alternates(self) -> bool:
+        return self.plan.alternate == "epoch" and self.adversary is not None
+
+    def _step_adversary(self, run: Run, *, number: int, epoch: int) -> Tensor:
+        last = torch.zeros((), device=run.batch["library"].device)
+        if self.adversary is None or (self._alternates() and epoch % 2 == 0):
+            return last
+        for _ in range(self.plan.adversary_steps):
+            loss = self.objective.adversary_loss(run)
+            if loss is not None:
+                self.adversary.step(loss, number=number)
+                last = loss
+        return last
+
+
+class TracedEngine(Engine):
+    """Runs the compiled graph of the step; see :mod:`pyro_fcr.training.tracing`.
+
+    Parameters
+    ----------
+    objective, main, adversary, plan
+        As in :class:`Engine`.
+    batch
+        Cells of the shape of all batches to come.
+
+    Raises
+    ------
+    NotTraceableError
+        The step cannot be traced, or does not give what eager mode gives.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        main: GuardedOptimizer,
+        adversary: GuardedOptimizer | None,
+        plan: TrainingPlan,
+        *,
+        batch: Batch,
+    ) -> None:
+        super().__init__(objective, main, adversary, plan)
+        if adversary is not None and (plan.alternate == "epoch" or plan.adversary_steps > 1):
+            raise NotTraceableError("it takes other than one step of the discriminators per batch")
+        self.traced = TracedStep(objective, batch).compiled()
+        self._compare(batch)
+
+    def step(self, batch: Batch, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Take a step."""
+        found = self.traced(batch)
+        self.main.apply(found.main, found.total, number=number)
+        if self.adversary is not None:
+            self.adversary.apply(found.adversary, found.adversary_total, number=number)
+        return found.terms, found.adversary_total
+
+    def _compare(self, batch: Batch) -> None:
+        device = batch["library"].device
+        with seeded(self.plan.seed, device=device):
+            traced = self.traced(batch)
+        with seeded(self.plan.seed, device=device):
+            eager = eager_gradients(self.objective, batch)
+        if difference := _difference(traced, eager):
+            raise NotTraceableError(f"under the same noise {difference}")
+
+
+def eager_gradients(objective: Objective, batch: Batch) -> Gradients:
+    """Evaluate losses and gradients without a graph and without touching ``.grad``."""
+    losses = objective(batch)
+    adversary = objective.adversary_loss(losses.run)
+    return Gradients(
+        losses.total.detach(),
+        torch.stack(list(losses.terms.values())).detach(),
+        _gradients_by(losses.total, objective.main_parameters()),
+        losses.total.new_zeros(()) if adversary is None else adversary.detach(),
+        [] if adversary is None else _gradients_by(adversary, objective.adversary_parameters()),
+    )
+
+
+def _gradients_by(loss: Tensor, parameters: list) -> list[Tensor | None]:
+    return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+
+
+def _difference(traced: Gradients, eager: Gradients) -> str:
+    for name in ("total", "adversary_total"):
+        loss, expected = (float(getattr(each, name)) for each in (traced, eager))
+        if not abs(loss - expected) <= _LOSS_TOLERANCE * max(1.0, abs(expected)):
+            return f"{name} is {loss:.6g}, eager mode gives {expected:.6g}"
+    for name in ("main", "adversary"):
+        mine, theirs = (_flat(getattr(each, name)) for each in (traced, eager))
+        if mine.shape != theirs.shape:
+            return f"the {name} gradient has other parameters than in eager mode"
+        distance = float((mine - theirs).norm() / theirs.norm().clamp(min=1e-12))
+        if len(mine) and not distance <= _GRADIENT_TOLERANCE:
+            return f"the {name} gradient is {distance:.2g} of its length away from eager mode's"
+    return ""
+
+
+def _flat(gradients: list[Tensor | None]) -> Tensor:
+    return torch.cat([g.flatten() for g in gradients if g is not None] or [torch.zeros(0)])
+
+
+def traced_or_none(
+    objective: Objective,
+    main: GuardedOptimizer,
+    adversary: GuardedOptimizer | None,
+    plan: TrainingPlan,
+    *,
+    batch: Batch,
+) -> TracedEngine | None:
+    """Build a traced engine; where that is not possible, say why in a line."""
+    try:
+        return TracedEngine(objective, main, adversary, plan, batch=batch)
+    except NotTraceableError as error:
+        reason = str(error)
+    except Exception as error:  # a compiler that is not there, a handler that tracing cannot run
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    logger.warning("Training goes on in eager mode, the step cannot be compiled: %s.", reason)
+    return None

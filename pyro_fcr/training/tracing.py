@@ -1,0 +1,163 @@
+"""One step of a Pyro program as a plain graph of tensor operations.
+
+Plates, messengers and distributions are Python; the numbers they lead to are not. Running loss and
+gradient once under proxy tensors leaves only the tensor operations, which a compiler fuses. What a
+graph cannot hold is refused by name: a number read from the device, a shape that depends on data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.distributions import Distribution
+from torch.func import functional_call
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_map_only
+
+from pyro_fcr.batch import Batch
+from pyro_fcr.objective import Objective
+
+State = Mapping[str, Tensor]
+
+
+class Gradients(NamedTuple):
+    """What a training step needs of a batch.
+
+    Parameters
+    ----------
+    total, adversary_total
+        The two losses, scalars; that of the adversaries is 0 without adversaries.
+    terms
+        Each term of the loss, ``(n_terms,)``.
+    main, adversary
+        Gradients of the losses by the parameters of either optimiser, in their order; None where a
+        parameter is not used.
+    """
+
+    total: Tensor
+    terms: Tensor
+    main: list[Tensor | None]
+    adversary_total: Tensor
+    adversary: list[Tensor | None]
+
+
+class NotTraceableError(RuntimeError):
+    """A program does what a graph of tensor operations cannot hold; the message says what."""
+
+
+class _BothLosses(nn.Module):
+    """The loss and that of its adversaries, of one run of the programs."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        losses = self.objective(batch)
+        terms = torch.stack(list(losses.terms.values()))
+        return losses.total, terms, self.objective.adversary_loss(losses.run)
+
+
+class TracedStep:
+    """Losses and gradients of an objective as a graph, for batches of one shape.
+
+    Parameters
+    ----------
+    objective
+        The loss. Its parameters and buffers stay its own: they are read at each call.
+    batch
+        Cells like those to come.
+
+    Raises
+    ------
+    NotTraceableError
+        The programs read numbers from the device, or have shapes that depend on data.
+
+    Examples
+    --------
+    ``TracedStep(objective, batch).compiled()(batch)`` gives :class:`Gradients`.
+    """
+
+    def __init__(self, objective: Objective, batch: Batch) -> None:
+        self._both = _BothLosses(objective)
+        adversarial = {id(p) for p in objective.adversary_parameters()}
+        named = dict(self._both.named_parameters())
+        self._parameters: State = named
+        self._main = [name for name, p in named.items() if id(p) not in adversarial]
+        self._adversary = [name for name, p in named.items() if id(p) in adversarial]
+        self._batch = batch
+        self._function: Callable = self._trace()
+
+    def __call__(self, batch: Batch) -> Gradients:
+        """Evaluate the graph; noise is drawn anew from torch's own generators."""
+        with torch.no_grad():
+            return Gradients(*self._function(*self._inputs(batch)))
+
+    def compiled(self) -> TracedStep:
+        """Have the graph compiled at its first call, with the noise that eager mode draws."""
+        compiled = torch.compile(
+            self._function, dynamic=False, fullgraph=True, options={"fallback_random": True}
+        )
+        self._function = _keeping_validation(compiled)
+        return self
+
+    def _inputs(self, batch: Batch) -> tuple[State, State, dict[str, Any]]:
+        return self._parameters, dict(self._both.named_buffers()), _tensors(batch)
+
+    def _trace(self) -> GraphModule:
+        def evaluate(parameters: State, buffers: State, tensors: dict[str, Any]) -> Gradients:
+            return self._evaluate(parameters, buffers, tensors)
+
+        # Tensors without values: what asks for a value raises, and nothing is computed.
+        without_values = FakeTensorMode(allow_non_fake_inputs=True)
+        inputs = tree_map_only(Tensor, without_values.from_tensor, self._inputs(self._batch))
+        try:
+            with pyro.validation_enabled(is_validate=False), without_values:
+                return make_fx(evaluate)(*inputs)
+        except DataDependentOutputException as error:
+            raise NotTraceableError(f"it reads a number from the device ({error})") from error
+        except DynamicOutputShapeException as error:
+            raise NotTraceableError(f"it has a shape that depends on data ({error})") from error
+
+    def _evaluate(self, parameters: State, buffers: State, tensors: dict[str, Any]) -> Gradients:
+        leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+        batch = replace(self._batch, **tensors)
+        total, terms, adversary = functional_call(self._both, {**leaves, **buffers}, (batch,))
+        main = _gradients(total, [leaves[name] for name in self._main])
+        theirs = _gradients(adversary, [leaves[name] for name in self._adversary])
+        adversary = torch.zeros_like(total) if adversary is None else adversary
+        return Gradients(total.detach(), terms.detach(), main, adversary.detach(), theirs)
+
+
+def _tensors(batch: Batch) -> dict[str, Any]:
+    return {"values": dict(batch.values), "codes": dict(batch.codes), "counts": batch.counts}
+
+
+def _gradients(loss: Tensor | None, leaves: list[Tensor]) -> list[Tensor | None]:
+    if loss is None:
+        return []
+    return list(torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True))
+
+
+def _keeping_validation(function: Callable) -> Callable:
+    """Compilation switches the validation of all distributions off; have it as it was."""
+
+    def call(*inputs: Any) -> Any:
+        before = Distribution._validate_args
+        try:
+            return function(*inputs)
+        finally:
+            Distribution.set_default_validate_args(before)
+
+    return call

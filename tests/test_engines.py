@@ -1,0 +1,253 @@
+"""Traced steps give eager mode's numbers; what cannot be traced is named and stays eager."""
+
+import logging
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from conftest import SCHEMA, make_programs
+from edits import EDITS
+from pyro.poutine import runtime
+from torch.distributions import Distribution
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_fcr.data import split_cells
+from pyro_fcr.modes import seeded
+from pyro_fcr.objective import Objective
+from pyro_fcr.terms import Extra
+from pyro_fcr.training import Trainer, TrainingPlan, fit
+from pyro_fcr.training.batches import Batches
+from pyro_fcr.training.engines import eager_gradients
+from pyro_fcr.training.tracing import NotTraceableError, TracedStep
+
+NEEDS_COMPILER = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"
+)
+NO_PENALTIES = {"structure": 0.0, "permutation": 0.0}
+# What a graph of tensor operations cannot hold, and why.
+NOT_TRACEABLE = {"f_flow": "depends on data"}  # a spline looks its knots up
+
+
+@pytest.fixture(scope="module")
+def cells(adata):
+    return SCHEMA.register(adata).encode(adata)
+
+
+@pytest.fixture(scope="module")
+def split(adata):
+    return split_cells(adata.obs, SCHEMA, heldout_fraction=0.2)
+
+
+def first_batch(cells, size=64):
+    return Batches(cells, np.arange(len(cells)), batch_size=size, device=torch.device("cpu")).batch(
+        torch.arange(size)
+    )
+
+
+def fresh(cells, *, weights=None, extra=(), **sizes):
+    torch.manual_seed(0)
+    batch = first_batch(cells, 32)
+    programs = make_programs(batch, **sizes)
+    objective = Objective.from_programs(*programs, batch, weights=weights, extra=extra)
+    objective.set_progress(1.0)
+    return objective
+
+
+def both(objective, batch, *, seed=5):
+    step = TracedStep(objective, batch)
+    with pyro.validation_enabled(is_validate=False):
+        with seeded(seed):
+            eager = eager_gradients(objective, batch)
+        with seeded(seed):
+            traced = step(batch)
+    return traced, eager
+
+
+def assert_agree(traced, eager):
+    for mine, theirs in zip(traced, eager, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_every_graph_can_be_traced_and_gives_the_same_numbers(edit):
+    case = EDITS[edit]
+    adata = case.data()
+    registry = case.schema.register(adata)
+    batch = first_batch(registry.encode(adata))
+    torch.manual_seed(0)
+    model, guide = case.build(registry)
+    objective = Objective.from_programs(model, guide, batch, extra=case.extra(model))
+    objective.set_progress(1.0)
+    if edit in NOT_TRACEABLE:
+        with pytest.raises(NotTraceableError, match=NOT_TRACEABLE[edit]):
+            TracedStep(objective, batch)
+        return
+    assert_agree(*both(objective, batch))
+
+
+def test_parameters_weights_and_batches_are_read_at_each_call(cells):
+    objective, batch = fresh(cells, weights=NO_PENALTIES), first_batch(cells)
+    step = TracedStep(objective, batch)
+    other = replace(first_batch(cells), values={**batch.values, "y": batch["y"].flip(0)})
+    with seeded(1):
+        before = step(batch).total
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter.add_(0.01)
+    objective.current_weights.fill_(0.5)
+    for cells_of_step in (batch, other):
+        with seeded(1):
+            traced = step(cells_of_step)
+        with seeded(1):
+            eager = eager_gradients(objective, cells_of_step)
+        torch.testing.assert_close(traced.total, eager.total)
+    assert traced.total != before
+
+
+def test_noise_is_fresh_at_each_call_and_follows_the_seed(cells):
+    objective, batch = fresh(cells), first_batch(cells)
+    step = TracedStep(objective, batch)
+    with seeded(1):
+        first, second = step(batch).total, step(batch).total
+    with seeded(1):
+        again = step(batch).total
+    assert first == again
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda run: torch.tensor(run.value("z_x").mean().item()), "reads a number"),
+        (lambda run: run.value("z_x")[run.value("z_x") > 0].mean(), "depends on data"),
+    ],
+)
+def test_what_a_graph_cannot_hold_is_named(cells, function, reason):
+    objective = fresh(cells, extra=[Extra("mine", function)])
+    with pytest.raises(NotTraceableError, match=reason):
+        TracedStep(objective, first_batch(cells))
+
+
+def plan(**changes):
+    settings = {"max_epochs": 3, "batch_size": 128, "progress": False, "device": "cpu"}
+    return TrainingPlan(**{**settings, **changes})
+
+
+@NEEDS_COMPILER
+def test_compiled_training_is_eager_training(cells, split, caplog, monkeypatch):
+    results, before, taken = {}, Distribution._validate_args, []
+
+    def noted(self, batch):
+        taken.append(len(batch))
+        return evaluate(self, batch)
+
+    evaluate = TracedStep.__call__
+    monkeypatch.setattr(TracedStep, "__call__", noted)
+    for engine in ("eager", "trace"):
+        objective = fresh(cells)
+        history = fit(objective, cells, split=split, plan=plan(engine=engine))
+        assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+        results[engine] = history.drop(columns="seconds"), objective.state_dict()
+    (eager, eager_state), (traced, traced_state) = results["eager"], results["trace"]
+    np.testing.assert_allclose(traced, eager, rtol=1e-3, atol=1e-4)
+    assert list(traced_state) == list(eager_state)
+    assert Distribution._validate_args == before
+    n_steps = 3 * (len(split.train) // 128)
+    assert taken == [128] * (n_steps - 3 + 1)  # the first three are eager, one is a comparison
+
+
+def fitted_with(cells, split, caplog, plan_of, **objective):
+    with caplog.at_level(logging.WARNING, logger="pyro_fcr"):
+        history = fit(fresh(cells, **objective), cells, split=split, plan=plan_of)
+    return history, [record.message for record in caplog.records]
+
+
+def test_training_goes_on_eagerly_and_says_why(cells, split, caplog):
+    term = Extra("mine", lambda run: torch.tensor(run.value("z_x").mean().item()))
+    history, messages = fitted_with(cells, split, caplog, plan(engine="trace"), extra=[term])
+    assert len(history) == 3
+    assert len(messages) == 1
+    assert "reads a number from the device" in messages[0]
+
+
+def test_several_steps_of_the_discriminators_are_eager(cells, split, caplog):
+    asked = plan(engine="trace", adversary_steps=2)
+    assert "one step of the discriminators" in fitted_with(cells, split, caplog, asked)[1][0]
+
+
+@pytest.mark.parametrize("field", ["total", "main"])
+def test_a_step_that_differs_from_eager_mode_is_not_taken(cells, split, caplog, monkeypatch, field):
+    def wrong(self, batch):
+        found = eager_gradients(self._both.objective, batch)
+        if field == "total":
+            return found._replace(total=found.total * 1.01)
+        return found._replace(main=[None if g is None else g * 1.1 for g in found.main])
+
+    monkeypatch.setattr(TracedStep, "compiled", lambda self: self)
+    monkeypatch.setattr(TracedStep, "__call__", wrong)
+    _, messages = fitted_with(cells, split, caplog, plan(engine="trace"))
+    assert "under the same noise" in messages[0]
+
+
+def test_short_trainings_stay_eager():
+    assert plan().engine_for(100) == "eager"
+    assert plan().engine_for(8_000) == "trace"
+    assert plan(engine="eager").engine_for(8_000) == "eager"
+    with pytest.raises(ValueError, match="engine is 'jit', wanted auto or eager or trace"):
+        plan(engine="jit")
+
+
+VIEWS = (
+    "view", "_unsafe_view", "t", "transpose", "permute", "expand", "detach", "slice", "select",
+    "unsqueeze", "squeeze", "alias", "as_strided", "split", "split_with_sizes", "unbind",
+    "lift_fresh", "profiler::_record_function_enter_new", "profiler::_record_function_exit",
+)  # fmt: skip
+
+
+class Counter(TorchDispatchMode):
+    """Counts operations on tensors that do work, and those that read one on the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels, self.reads = 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().removeprefix("aten::").split(".")[0]
+        self.kernels += name not in VIEWS
+        self.reads += [name] if name in ("_local_scalar_dense", "equal", "is_nonzero") else []
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def messages(monkeypatch):
+    sent = []
+
+    def counted(message):
+        sent.append(message["name"])
+        return apply_stack(message)
+
+    apply_stack = runtime.apply_stack
+    monkeypatch.setattr(runtime, "apply_stack", counted)
+    monkeypatch.setattr(pyro.primitives, "apply_stack", counted, raising=False)
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("weights", "kernels"), [(NO_PENALTIES, 440), ({}, 960)], ids=["elbo", "all terms"]
+)
+def test_a_lean_step(cells, split, weights, kernels, messages):
+    objective = fresh(cells, weights=weights)
+    trainer = Trainer(objective, cells, split=split, plan=plan(engine="eager"))
+    batches = iter(trainer.train.shuffled(0, 0))
+    with pyro.validation_enabled(is_validate=False):
+        trainer._step(next(batches))
+        batch = next(batches)
+        messages.clear()
+        with Counter() as counter:
+            trainer._step(batch)
+    assert counter.reads == []
+    assert 9 <= len(messages) <= 12
+    assert 100 < counter.kernels <= kernels
