@@ -14,8 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-TAIL_BOUND = 32
+TAIL_BOUND = 16
 """Counts up to here are tabulated; the part of a count beyond it is listed."""
+
+TAIL_COUNTS = torch.arange(TAIL_BOUND - 1, 0, -1)
+"""The counts that are tabulated, downwards: 15, 14, ... 1."""
 
 
 class Tails(NamedTuple):
@@ -24,7 +27,7 @@ class Tails(NamedTuple):
     Parameters
     ----------
     exceeding
-        Cells with more than k counts of a gene, for k = 1, 2, ... :data:`TAIL_BOUND` - 1,
+        Cells with more than k counts of a gene, for k of :data:`TAIL_COUNTS`,
         ``(n_genes, TAIL_BOUND - 1)``.
     high_gene, high_excess
         Gene of each count above :data:`TAIL_BOUND`, and by how much it is above, ``(n_high,)``
@@ -71,17 +74,17 @@ def tabulate_tails(gene: npt.NDArray, count: npt.NDArray, *, n_genes: int, n_hig
     Examples
     --------
     >>> tails = tabulate_tails(np.array([0, 0, 1]), np.array([1, 3, 40]), n_genes=2, n_high=1)
-    >>> tails.exceeding[:, :3]  # more than 1, 2 and 3 counts
-    tensor([[1., 1., 0.],
+    >>> tails.exceeding[:, -3:]  # more than 3, 2 and 1 counts
+    tensor([[0., 1., 1.],
             [1., 1., 1.]])
     >>> tails.high_gene, tails.high_excess
-    (tensor([1]), tensor([8.]))
+    (tensor([1]), tensor([24.]))
     """
     above_one = count > 1
     gene, count = gene[above_one], count[above_one].astype(np.int64)
-    place = gene.astype(np.int64) * (TAIL_BOUND - 1) + np.minimum(count, TAIL_BOUND) - 2
+    place = (gene + 1) * np.int64(TAIL_BOUND - 1) - (np.minimum(count, TAIL_BOUND) - 1)
     table = np.bincount(place, minlength=n_genes * (TAIL_BOUND - 1)).reshape(n_genes, -1)
-    exceeding = table[:, ::-1].cumsum(axis=1)[:, ::-1].astype(np.float32)
+    exceeding = table.cumsum(axis=1, dtype=np.float32)
     high = np.flatnonzero(count > TAIL_BOUND)
     n_high = max(n_high, len(high))
     high_gene, high_excess = np.zeros(n_high, np.int64), np.zeros(n_high, np.float32)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from pyro_fcr.counts import TAIL_BOUND, CountSummary, Tails
+from pyro_fcr.counts import TAIL_BOUND, TAIL_COUNTS, CountSummary, Tails
 
 _SHIFT = 8  # Stirling's series with two terms is exact in float32 from here on
 _FAR = 0.01
@@ -86,7 +86,7 @@ def log_rising_ratio(base: Tensor, count: Tensor) -> Tensor:
 
 
 def _log_rising_ratio_of_large(base: Tensor, count: Tensor) -> Tensor:
-    """``log_rising_ratio`` for a large base: from 32 on, one term of Stirling's tail is enough."""
+    """``log_rising_ratio`` for a large base: from 16 on, one term of Stirling's tail is enough."""
     high = base + count
     return (high - 0.5) * torch.log1p(count / base) - count * (1.0 + 1.0 / (12.0 * base * high))
 
@@ -177,7 +177,8 @@ class NegativeBinomial(TorchDistribution):
     def _log_prob(self, value: Tensor, count_term: Tensor | float) -> Tensor:
         """Give the log-probability, of which the part that is 0 at zero counts is known."""
         terms: Any = _MeanTerms.apply
-        return terms(self.log_mean, self._own_log_dispersion, value) + count_term
+        mean_terms, _ = terms(self.log_mean, self._own_log_dispersion, value)
+        return mean_terms + count_term
 
 
 class _MeanTerms(torch.autograd.Function):
@@ -190,19 +191,19 @@ class _MeanTerms(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(log_mean: Tensor, log_dispersion: Tensor, value: Tensor) -> Tensor:
+    def forward(log_mean: Tensor, log_dispersion: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         log1p_ratio = F.softplus(log_mean - log_dispersion)
-        return value * log_mean - (value + log_dispersion.exp()) * log1p_ratio
+        return value * log_mean - (value + log_dispersion.exp()) * log1p_ratio, log1p_ratio
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        log_mean, log_dispersion, value = ctx.saved_tensors
-        log_ratio, theta = log_mean - log_dispersion, log_dispersion.exp()
-        share, log1p_ratio = torch.sigmoid(log_ratio), F.softplus(log_ratio)
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+        log_mean, log_dispersion, value, log1p_ratio = ctx.saved_tensors
+        share, theta = torch.sigmoid(log_mean - log_dispersion), log_dispersion.exp()
         series = log1p_ratio.square() * (0.5 - log1p_ratio / 6.0)
         difference = torch.where(log1p_ratio < _SMALL, series, log1p_ratio - share)
         of_mean = grad * (value - (value + theta) * share)
@@ -228,7 +229,7 @@ def _count_term(value: Tensor, theta: Tensor) -> Tensor:
 
 def _rising_of_tails(theta: Tensor, tails: Tails) -> Tensor:
     """Sum ``lgamma(y + theta) - lgamma(theta) - y log(theta)`` over cells and genes."""
-    k = torch.arange(1, TAIL_BOUND, device=theta.device, dtype=theta.dtype)
+    k = TAIL_COUNTS.to(theta)
     tabulated = (tails.exceeding * torch.log1p(k / theta.unsqueeze(-1))).sum()
     theta, excess = theta[tails.high_gene], tails.high_excess
     high = _log_rising_ratio_of_large(theta + TAIL_BOUND, excess)

@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_fcr import Architecture
 from pyro_fcr.batch import Batch
-from pyro_fcr.counts import TAIL_BOUND
+from pyro_fcr.counts import TAIL_BOUND, TAIL_COUNTS
 from pyro_fcr.data.summaries import Summaries
 from pyro_fcr.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 from pyro_fcr.terms import Reconstruction, Run
@@ -48,7 +48,7 @@ def test_tables_hold_the_counts(kind):
     y = counts()
     rows = np.array([3, 5, 11, 0, 1])
     made = summary(y, rows, kind=kind)
-    k = np.arange(1, TAIL_BOUND)
+    k = TAIL_COUNTS.numpy()
     expected = (y[rows][:, :, None] > k).sum(axis=0)
     np.testing.assert_array_equal(made.tails.exceeding, expected)
     high = {(2, 300 - TAIL_BOUND), (6, 1)}

@@ -1,4 +1,6 @@
+import re
 import signal
+import threading
 import warnings
 from dataclasses import replace
 
@@ -20,6 +22,7 @@ from pyro_fcr.training import (
     TrainingPlan,
     fit,
 )
+from pyro_fcr.training.batches import prefetched
 
 
 @pytest.fixture(scope="module")
@@ -340,3 +343,38 @@ def test_a_training_step_reads_nothing_from_the_device(cells, split):
     with _HostReads() as reads:
         trainer._raise_if_bad()
     assert reads.seen != []  # the counter does see a read
+
+
+def test_the_next_batch_is_prepared_while_one_is_worked_on():
+    prepared, ready = [], threading.Event()
+
+    def batches():
+        for number in range(1, 4):
+            prepared.append(number)
+            if number == 2:
+                ready.set()
+            yield number
+
+    given = prefetched(batches())
+    assert next(given) == 1
+    assert ready.wait(timeout=10)
+    assert list(given) == [2, 3]
+    assert prepared == [1, 2, 3]
+
+
+def test_what_goes_wrong_with_a_batch_ahead_is_raised():
+    def batches():
+        yield 1
+        raise OSError("gone")
+
+    given = prefetched(batches())
+    assert next(given) == 1
+    with pytest.raises(OSError, match="gone"):
+        next(given)
+
+
+def test_memory_is_told_before_training(cells, split, caplog):
+    with caplog.at_level("INFO", logger="pyro_fcr.training"):
+        fit(fresh(cells), cells, split=split, plan=plan(max_epochs=1))
+    assert f"{len(split.train)} cells in batches of 128, 7 steps (eager)" in caplog.text
+    assert re.search(r"take \d+ MB", caplog.text)

@@ -133,9 +133,9 @@ class Cells:
         values = {name: _take(self.levels[name], code.numpy()) for name, code in codes.items()}
         values["library"] = _take(self.library, rows)
         picked = self.expression[rows]
-        values["y"] = torch.from_numpy(
-            picked if isinstance(picked, np.ndarray) else picked.toarray()
-        )
+        y = picked if isinstance(picked, np.ndarray) else picked.toarray()
+        on_cpu = device is None or torch.device(device).type == "cpu"
+        values["y"] = torch.from_numpy(y.astype(np.float32) if on_cpu else y)
         counts = None if summaries is None else summaries.summary(rows, picked)
         return Batch(
             # Counts travel in their own, narrower type and are widened where they are used.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,15 @@ from torch import Tensor
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Cells
 from pyro_fcr.data.summaries import Summaries
+
+
+def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield batches, each next one being prepared in a thread while the last is worked on."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        upcoming = thread.submit(next, batches, None)
+        while (batch := upcoming.result()) is not None:
+            upcoming = thread.submit(next, batches, None)
+            yield batch
 
 
 class Batches:
@@ -56,6 +66,12 @@ class Batches:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.rows), generator=generator)
         return list(self.rows[order].split(self.batch_size)[: len(self)])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the cells and of one batch of them, in bytes."""
+        per_cell = self.cells.n_genes + sum(each.shape[1] for each in self.cells.levels.values())
+        return self.cells.nbytes + 4 * per_cell * self.batch_size
 
     def in_order(self) -> Iterator[Batch]:
         """Yield all cells in their own order."""

@@ -19,7 +19,7 @@ from pyro_fcr.data import Cells, Split
 from pyro_fcr.modes import looking, seeded
 from pyro_fcr.objective import Objective
 from pyro_fcr.training.alignment import Aligned, align
-from pyro_fcr.training.batches import Batches
+from pyro_fcr.training.batches import Batches, prefetched
 from pyro_fcr.training.checkpoint import (
     CheckpointError,
     random_state,
@@ -143,6 +143,14 @@ class Trainer:
     def run(self) -> pd.DataFrame:
         """Train until an end is reached; keep the best state whatever the end is."""
         stopped = "all epochs done"
+        logger.info(
+            "%d cells in batches of %d, %d steps (%s); cells and a batch take %.0f MB.",
+            len(self.train.rows),
+            self.plan.batch_size,
+            self.n_steps,
+            self.level,
+            self.train.nbytes / 1e6,
+        )
         try:
             with self._bar() as bar, self._interrupt:
                 while self.epoch < self.n_epochs and not self._out_of_patience():
@@ -169,7 +177,8 @@ class Trainer:
     def _run_epoch(self) -> None:
         start = time.perf_counter()
         self.objective.train()
-        for batch in self.train.shuffled(self.plan.seed, self.epoch, start=self.batch_number):
+        batches = self.train.shuffled(self.plan.seed, self.epoch, start=self.batch_number)
+        for batch in prefetched(batches):
             self._between_steps = False
             self._validated_step(batch)
             self._between_steps = True
