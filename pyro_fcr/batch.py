@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +77,14 @@ class Batch:
             codes={k: v[rows] for k, v in self.codes.items()},
             counts=None,
         )
+
+    def tensors(self) -> dict[str, Any]:
+        """Give all tensors, in nested dictionaries and tuples."""
+        return {"values": dict(self.values), "codes": dict(self.codes), "counts": self.counts}
+
+    def with_tensors(self, tensors: Mapping[str, Any]) -> Batch:
+        """Put other tensors into the places of :meth:`tensors`."""
+        return replace(self, **tensors)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Batch]) -> Batch:

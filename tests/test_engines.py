@@ -20,12 +20,14 @@ from pyro_fcr.objective import Objective
 from pyro_fcr.terms import Extra
 from pyro_fcr.training import Trainer, TrainingPlan, fit
 from pyro_fcr.training.batches import Batches
-from pyro_fcr.training.engines import eager_gradients
+from pyro_fcr.training.engines import GraphEngine, TracedEngine, eager_gradients
+from pyro_fcr.training.resident import ResidentCells
 from pyro_fcr.training.tracing import NotTraceableError, TracedStep
 
 NEEDS_COMPILER = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"
 )
+CPU = torch.device("cpu")
 NO_PENALTIES = {"structure": 0.0, "permutation": 0.0}
 # What a graph of tensor operations cannot hold, and why.
 NOT_TRACEABLE = {"f_flow": "depends on data"}  # a spline looks its knots up
@@ -42,7 +44,7 @@ def split(adata):
 
 
 def first_batch(cells, size=64):
-    return Batches(cells, np.arange(len(cells)), batch_size=size, device=torch.device("cpu")).batch(
+    return Batches(cells, np.arange(len(cells)), batch_size=size, device=CPU).batch(
         torch.arange(size)
     )
 
@@ -193,11 +195,75 @@ def test_a_step_that_differs_from_eager_mode_is_not_taken(cells, split, caplog, 
 
 
 def test_short_trainings_stay_eager():
-    assert plan().engine_for(100) == "eager"
-    assert plan().engine_for(8_000) == "trace"
-    assert plan(engine="eager").engine_for(8_000) == "eager"
-    with pytest.raises(ValueError, match="engine is 'jit', wanted auto or eager or trace"):
+    assert plan().engine_for(100, CPU) == "eager"
+    assert plan().engine_for(8_000, CPU) == "trace"
+    assert plan(engine="eager").engine_for(8_000, CPU) == "eager"
+    assert plan(engine="graph").engine_for(10, CPU) == "trace"
+    assert plan(engine="graph").engine_for(10, torch.device("cuda")) == "graph"
+    with pytest.raises(ValueError, match="engine is 'jit', wanted auto or eager or trace or graph"):
         plan(engine="jit")
+
+
+def test_a_step_from_fixed_places_is_the_traced_step(cells, split, monkeypatch):
+    monkeypatch.setattr(TracedStep, "compiled", lambda self: self)
+    found = []
+    for kind in (TracedEngine, GraphEngine):
+        trainer = Trainer(fresh(cells), cells, split=split, plan=plan(engine="eager"))
+        batches = list(trainer.train.shuffled(0, 0))[:3]
+        parts = (trainer.objective, trainer.main, trainer.adversary, trainer.plan)
+        with seeded(3), pyro.validation_enabled(is_validate=False):
+            engine = kind(*parts, batch=batches[0])
+            for number, batch in enumerate(batches):
+                terms, adversary = engine.step(batch, number=number, epoch=0)
+        found.append([terms, adversary, *trainer.objective.state_dict().values()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_the_number_of_a_bad_step_is_found_in_its_fixed_place(cells, split, monkeypatch):
+    monkeypatch.setattr(TracedStep, "compiled", lambda self: self)
+    trainer = Trainer(fresh(cells), cells, split=split, plan=plan(engine="eager"))
+    good, bad = list(trainer.train.shuffled(0, 0))[:2]
+    parts = (trainer.objective, trainer.main, trainer.adversary, trainer.plan)
+    with pyro.validation_enabled(is_validate=False):
+        engine = GraphEngine(*parts, batch=good)
+        engine.step(good, number=7, epoch=0)
+        assert trainer.main.bad_step() is None
+        bad = replace(bad, values={**bad.values, "library": bad["library"] * torch.nan})
+        for number in (8, 9):
+            engine.step(bad, number=number, epoch=0)
+    assert trainer.main.bad_step() == 8
+
+
+@pytest.mark.parametrize("largest", [200, 300, 40_000])
+def test_resident_counts_give_the_same_batches(cells, largest):
+    counts = np.minimum(cells.expression, 100).astype(np.uint16)
+    counts[5, 3] = largest
+    cells = replace(cells, expression=counts)
+    rows = torch.tensor([5, 2, 900])
+    resident, gathered = ResidentCells(cells, CPU).batch(rows), cells.batch(rows)
+    assert resident["y"].dtype == torch.float32
+    for name, value in gathered.values.items():
+        assert torch.equal(resident[name], value), name
+    for name, value in gathered.codes.items():
+        assert torch.equal(resident.codes[name], value), name
+    expected = torch.lgamma(gathered["y"].double() + 1.0).sum()
+    assert resident.counts.log_factorial.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert (
+        ResidentCells(cells, CPU)._all["y"].dtype
+        == {200: torch.uint8, 300: torch.int16, 40_000: torch.int32}[largest]
+    )
+
+
+def test_the_loss_of_resident_counts_is_that_of_gathered_ones(cells):
+    objective, rows = fresh(cells), torch.arange(64)
+    gathered = eager_gradients_of(objective, first_batch(cells))
+    resident = eager_gradients_of(objective, ResidentCells(cells, CPU).batch(rows))
+    assert_agree(resident, gathered)
+
+
+def eager_gradients_of(objective, batch):
+    with seeded(2), pyro.validation_enabled(is_validate=False):
+        return eager_gradients(objective, batch)
 
 
 VIEWS = (

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Cells
 from pyro_fcr.data.summaries import Summaries
+from pyro_fcr.training.resident import ResidentCells, fits
 
 
 def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -44,11 +45,14 @@ class Batches:
     ) -> None:
         self.cells, self.rows = cells, torch.as_tensor(rows, dtype=torch.long)
         self.batch_size, self.device = batch_size, device
-        self._summaries = None
-        if np.issubdtype(cells.expression.dtype, np.unsignedinteger):
-            self._summaries = Summaries(
-                cells.expression, rows, batch_size=batch_size, tails=device.type == "cpu"
-            )
+        self._summaries, self._resident = None, None
+        if np.issubdtype(cells.expression.dtype, np.unsignedinteger):  # counts
+            if device.type == "cuda" and fits(cells, device):
+                self._resident = ResidentCells(cells, device)
+            else:
+                self._summaries = Summaries(
+                    cells.expression, rows, batch_size=batch_size, tails=device.type == "cpu"
+                )
 
     def __len__(self) -> int:
         return max(1, len(self.rows) // self.batch_size)
@@ -80,5 +84,8 @@ class Batches:
 
     def batch(self, rows: Tensor) -> Batch:
         """Give some cells as a batch; a pass over the data is all cells of this object."""
-        batch = self.cells.batch(rows, device=self.device, summaries=self._summaries)
+        if self._resident is not None:
+            batch = self._resident.batch(rows.to(self.device))
+        else:
+            batch = self.cells.batch(rows, device=self.device, summaries=self._summaries)
         return replace(batch, n_total=len(self.rows))

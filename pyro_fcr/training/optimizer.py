@@ -23,6 +23,9 @@ class GuardedOptimizer:
         Of AdamW.
     gradient_clip
         Largest norm of the gradient.
+    recorded
+        Whether steps are to be recorded in a CUDA graph, which asks for a learning rate and a
+        count of steps on the device.
     """
 
     def __init__(
@@ -32,13 +35,18 @@ class GuardedOptimizer:
         learning_rate: float,
         weight_decay: float = 0.0,
         gradient_clip: float = float("inf"),
+        recorded: bool = False,
     ) -> None:
         self.parameters = list(parameters)
         self.gradient_clip = gradient_clip
-        self.torch = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, weight_decay=weight_decay, fused=True
-        )
         device = self.parameters[0].device
+        self.torch = torch.optim.AdamW(
+            self.parameters,
+            lr=torch.tensor(learning_rate, device=device) if recorded else learning_rate,
+            weight_decay=weight_decay,
+            fused=True,
+            capturable=recorded,
+        )
         self._found_inf = torch.zeros((), device=device)
         self._bad_step = torch.full((), -1, device=device)
         # The hooks of torch.amp.GradScaler: a fused step is skipped where found_inf is 1.
@@ -58,7 +66,9 @@ class GuardedOptimizer:
         loss.backward()
         self._guarded_step(loss, number)
 
-    def apply(self, gradients: Sequence[Tensor | None], loss: Tensor, *, number: int) -> None:
+    def apply(
+        self, gradients: Sequence[Tensor | None], loss: Tensor, *, number: int | Tensor
+    ) -> None:
         """Step along gradients that were taken elsewhere, unless something was not finite.
 
         Parameters
@@ -72,7 +82,7 @@ class GuardedOptimizer:
             parameter.grad = gradient
         self._guarded_step(loss, number)
 
-    def _guarded_step(self, loss: Tensor, number: int) -> None:
+    def _guarded_step(self, loss: Tensor, number: int | Tensor) -> None:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip, foreach=True)
         bad = ~torch.isfinite(loss.detach() + norm)
         self._bad_step.masked_fill_(bad & (self._found_inf == 0), number)

@@ -45,8 +45,9 @@ class TrainingPlan:
         interrupted for it.
     engine
         How steps are taken: ``"eager"`` runs the programs in Python every time; ``"trace"`` runs
-        them once, and has what they compute compiled (10 to 60 s, and a C++ compiler); ``"auto"``
-        traces from 4,000 steps on. All give the same numbers; what cannot be traced stays eager.
+        them once, and has what they compute compiled (10 to 60 s, and a C++ compiler); ``"graph"``
+        replays such a step from one CUDA graph (on the CPU it is ``"trace"``); ``"auto"`` traces
+        from 4,000 steps on. All give the same numbers; what cannot be traced stays eager.
     seed
         Of initial noise, batches and draws. The global random state of the user is left alone.
     device
@@ -68,7 +69,7 @@ class TrainingPlan:
     adversary_steps: int = 1
     alternate: Literal["batch", "epoch"] = "batch"
     align_at: float | None = 0.4
-    engine: Literal["auto", "eager", "trace"] = "auto"
+    engine: Literal["auto", "eager", "trace", "graph"] = "auto"
     seed: int = 0
     device: str = "auto"
     checkpoint_every: int = 10
@@ -78,7 +79,7 @@ class TrainingPlan:
         choices = {
             "lr_schedule": ("cosine", "plateau", "constant"),
             "alternate": ("batch", "epoch"),
-            "engine": ("auto", "eager", "trace"),
+            "engine": ("auto", "eager", "trace", "graph"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -108,11 +109,11 @@ class TrainingPlan:
         too_short = n_epochs * self.steps_per_epoch(n_cells) < _STEPS_WORTH_ALIGNING
         return None if self.align_at is None or too_short else int(self.align_at * n_epochs)
 
-    def engine_for(self, n_steps: int) -> Literal["eager", "trace"]:
-        """Give the engine for so many steps."""
+    def engine_for(self, n_steps: int, device: torch.device) -> Literal["eager", "trace", "graph"]:
+        """Give the engine for so many steps on a device."""
         if self.engine == "auto":
             return "trace" if n_steps >= _STEPS_WORTH_TRACING else "eager"
-        return self.engine
+        return "trace" if self.engine == "graph" and device.type != "cuda" else self.engine
 
     def patience_for(self, n_cells: int) -> int:
         """Give the patience in epochs for so many training cells."""

@@ -8,7 +8,6 @@ graph cannot hold is refused by name: a number read from the device, a shape tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyro
@@ -113,7 +112,7 @@ class TracedStep:
         return self
 
     def _inputs(self, batch: Batch) -> tuple[State, State, dict[str, Any]]:
-        return self._parameters, dict(self._both.named_buffers()), _tensors(batch)
+        return self._parameters, dict(self._both.named_buffers()), batch.tensors()
 
     def _trace(self) -> GraphModule:
         def evaluate(parameters: State, buffers: State, tensors: dict[str, Any]) -> Gradients:
@@ -132,16 +131,12 @@ class TracedStep:
 
     def _evaluate(self, parameters: State, buffers: State, tensors: dict[str, Any]) -> Gradients:
         leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-        batch = replace(self._batch, **tensors)
+        batch = self._batch.with_tensors(tensors)
         total, terms, adversary = functional_call(self._both, {**leaves, **buffers}, (batch,))
         main = _gradients(total, [leaves[name] for name in self._main])
         theirs = _gradients(adversary, [leaves[name] for name in self._adversary])
         adversary = torch.zeros_like(total) if adversary is None else adversary
         return Gradients(total.detach(), terms.detach(), main, adversary.detach(), theirs)
-
-
-def _tensors(batch: Batch) -> dict[str, Any]:
-    return {"values": dict(batch.values), "codes": dict(batch.codes), "counts": batch.counts}
 
 
 def _gradients(loss: Tensor | None, leaves: list[Tensor]) -> list[Tensor | None]:

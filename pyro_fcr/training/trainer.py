@@ -28,7 +28,7 @@ from pyro_fcr.training.checkpoint import (
     write_checkpoint,
 )
 from pyro_fcr.training.diagnosis import NonFiniteError, non_finite_error
-from pyro_fcr.training.engines import EagerEngine, Engine, TracedEngine, traced_or_none
+from pyro_fcr.training.engines import EagerEngine, Engine, TracedEngine, compiled_or_none
 from pyro_fcr.training.interrupt import Interrupt
 from pyro_fcr.training.optimizer import GuardedOptimizer
 from pyro_fcr.training.plan import TrainingPlan
@@ -126,17 +126,21 @@ class Trainer:
 
     def _build_optimizers(self) -> None:
         plan, adversary = self.plan, self.objective.adversary_parameters()
+        self.level = plan.engine_for(self.n_steps, self.device)
+        recorded = self.level == "graph"
         self.main = GuardedOptimizer(
             self.objective.main_parameters(),
             learning_rate=plan.learning_rate,
             weight_decay=plan.weight_decay,
             gradient_clip=plan.gradient_clip,
+            recorded=recorded,
         )
         self.adversary = (
-            GuardedOptimizer(adversary, learning_rate=plan.adversary_lr) if adversary else None
+            GuardedOptimizer(adversary, learning_rate=plan.adversary_lr, recorded=recorded)
+            if adversary
+            else None
         )
         self.scheduler = _scheduler(self.main.torch, plan, self.n_steps, self.patience)
-        self.level = plan.engine_for(self.n_steps)
         self.eager = EagerEngine(self.objective, self.main, self.adversary, plan)
         self.traced: TracedEngine | None = None
 
@@ -230,7 +234,7 @@ class Trainer:
             return self.eager
         if self.traced is None:
             parts = (self.objective, self.main, self.adversary, self.plan)
-            self.traced = traced_or_none(*parts, batch=batch)
+            self.traced = compiled_or_none(self.level, *parts, batch=batch)
             self.level = "eager" if self.traced is None else self.level
         return self.traced or self.eager
 
@@ -252,7 +256,7 @@ class Trainer:
         weights = zip(self.objective.terms, self.objective.current_weights.tolist(), strict=True)
         row = {f"train/{name}": value for name, value in means.items()}
         row |= {f"weight/{name}": value for name, value in weights}
-        row |= {"lr": self.main.torch.param_groups[0]["lr"], "seconds": seconds}
+        row |= {"lr": float(self.main.torch.param_groups[0]["lr"]), "seconds": seconds}
         if self.heldout is not None:
             heldout = evaluate(self.objective, self.heldout, seed=self.plan.seed)
             row |= {f"heldout/{name}": value for name, value in heldout.items()}
