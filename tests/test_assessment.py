@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cli_helpers import run
 from conftest import SCHEMA, simulate
 from edits import EDITS
 from test_responses import DOSED, dosed
-from typer.testing import CliRunner
 
 import pyro_fcr
 from pyro_fcr import FCR, Schema
@@ -20,7 +20,6 @@ from pyro_fcr.assessment import assess, label_blind_latents
 from pyro_fcr.assessment.encoding import label_distribution
 from pyro_fcr.assessment.latents import rank
 from pyro_fcr.assessment.responses import _Predictor, plan_judgement
-from pyro_fcr.cli import app
 from pyro_fcr.data import Split
 from pyro_fcr.evaluation import Pair
 from pyro_fcr.evaluation.prior_rank import prior_rank
@@ -387,10 +386,6 @@ def test_best_is_marked_by_the_metrics_own_direction(found, tmp_path):
     assert f"{errors.min():.3f}" in bold
     ceiling = re.search(r'<tr class="ceiling">.*?</tr>', table, re.DOTALL)[0]
     assert "best" not in ceiling
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def test_evaluate_writes_page_json_and_tables(simulated, tmp_path):

@@ -378,3 +378,13 @@ def test_memory_is_told_before_training(cells, split, caplog):
         fit(fresh(cells), cells, split=split, plan=plan(max_epochs=1))
     assert f"{len(split.train)} cells in batches of 128, 7 steps (eager)" in caplog.text
     assert re.search(r"take \d+ MB", caplog.text)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(cells, split, tmp_path):
+    path = tmp_path / "c.pt"
+    fit(fresh(cells), cells, split=split, plan=plan(max_epochs=1), checkpoint=path)
+    state = torch.load(path, weights_only=True)
+    del state["plan"]["align_at"], state["aligned"]
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"earlier version, which did not have align_at"):
+        fit(fresh(cells), cells, split=split, plan=plan(max_epochs=1), resume=path)

@@ -93,6 +93,7 @@ class Training:
     batch_size: Annotated[int, typer.Option(help="Cells per step.")] = 256
     learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 3e-3
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto"
+    engine: Annotated[str, typer.Option(help="auto, eager, trace or graph (CUDA).")] = "auto"
 
     def settings(self) -> dict[str, Any]:
         """Give the fields of the plan.

@@ -6,6 +6,7 @@ and arrays; no figure knows a model.
 """
 
 from pyro_fcr.plots.checks import coverage, ppc, ppc_counts
+from pyro_fcr.plots.conditions import mcc_by_conditions
 from pyro_fcr.plots.doses import dose_response
 from pyro_fcr.plots.effects import effect_paths, interaction_ranking
 from pyro_fcr.plots.heatmaps import effect_heatmap
@@ -22,6 +23,7 @@ __all__ = [
     "interaction_ranking",
     "latent_umap",
     "loss_by_term",
+    "mcc_by_conditions",
     "ppc",
     "ppc_counts",
     "response_panel",

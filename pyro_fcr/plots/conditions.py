@@ -39,7 +39,7 @@ def mcc_by_conditions(
 
     Examples
     --------
-    >>> from pyro_fcr.plots.conditions import mcc_by_conditions
+    >>> from pyro_fcr.plots import mcc_by_conditions
     >>> scores = pd.DataFrame({"n_conditions": [5, 9, 13], "value": [0.6, 0.7, 0.8]})
     >>> ax = mcc_by_conditions(scores.assign(floor=0.6, ceiling=1.0), n_latent=4)
     >>> ax.get_xlabel()

@@ -11,7 +11,7 @@ import torch
 from pyro_fcr.files import atomic_write
 from pyro_fcr.training.plan import TrainingPlan
 
-_FREE = {"device", "progress", "checkpoint_every", "max_epochs", "patience"}
+_FREE = {"device", "progress", "checkpoint_every", "max_epochs", "patience", "engine"}
 
 
 class CheckpointError(ValueError):
@@ -43,12 +43,18 @@ def read_checkpoint(path: str | Path, plan: TrainingPlan) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        There is no such file, or a setting differs that changes what is trained.
+        There is no such file, a setting differs that changes what is trained, or an earlier version
+        wrote it that did not have one.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"There is no checkpoint {path}. Leave out resume= to start anew.")
     state = torch.load(path, map_location="cpu", weights_only=True)
     theirs, ours = state["plan"], asdict(plan)
+    if unknown := sorted(ours.keys() - theirs.keys() - _FREE):
+        raise CheckpointError(
+            f"{path} was written by an earlier version, which did not have {', '.join(unknown)}. "
+            "Resume with that version, or start anew without resume=."
+        )
     for name in theirs.keys() - _FREE:
         if theirs[name] != ours[name]:
             raise CheckpointError(

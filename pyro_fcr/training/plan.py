@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 _STEPS_WORTH_ALIGNING = 2_000
-_STEPS_WORTH_TRACING = 4_000
+_STEPS_WORTH_TRACING = 6_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class TrainingPlan:
         How steps are taken: ``"eager"`` runs the programs in Python every time; ``"trace"`` runs
         them once, and has what they compute compiled (10 to 60 s, and a C++ compiler); ``"graph"``
         replays such a step from one CUDA graph (on the CPU it is ``"trace"``); ``"auto"`` traces
-        from 4,000 steps on. All give the same numbers; what cannot be traced stays eager.
+        from 6,000 steps on. All give the same numbers; what cannot be traced stays eager.
     seed
         Of initial noise, batches and draws. The global random state of the user is left alone.
     device
