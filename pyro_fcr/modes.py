@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import pyro
 import torch
@@ -49,6 +50,30 @@ def looking(
         finally:
             for module, mode in zip(modules, modes, strict=True):
                 module.train(mode)
+
+
+@contextmanager
+def in_precision(
+    precision: Literal["float32", "tf32", "bf16"], device: torch.device
+) -> Iterator[None]:
+    """Let matrix products be less exact, and everything else be as it was.
+
+    Parameters
+    ----------
+    precision
+        ``"tf32"``: products of float32 with 10 bits on GPUs that can; ``"bf16"``: products in
+        bfloat16, where torch's autocast deems it safe; ``"float32"`` changes nothing.
+    device
+        Where they are computed.
+    """
+    before = torch.get_float32_matmul_precision()
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
+    try:
+        with bf16:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

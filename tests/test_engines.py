@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_fcr.data import split_cells
-from pyro_fcr.modes import seeded
+from pyro_fcr.modes import in_precision, seeded
 from pyro_fcr.objective import Objective
 from pyro_fcr.terms import Extra
 from pyro_fcr.training import Trainer, TrainingPlan, fit
@@ -317,3 +317,27 @@ def test_a_lean_step(cells, split, weights, kernels, messages):
     assert counter.reads == []
     assert 9 <= len(messages) <= 12
     assert 100 < counter.kernels <= kernels
+
+
+def test_products_in_bfloat16_are_near_those_in_float32(cells):
+    objective, batch = fresh(cells), first_batch(cells)
+    exact = eager_gradients_of(objective, batch)
+    with in_precision("bf16", CPU):
+        near = eager_gradients_of(objective, batch)
+    assert near.total != exact.total
+    torch.testing.assert_close(near.total, exact.total, rtol=1e-3, atol=0)
+    one, other = (torch.cat([g.flatten() for g in each.main]) for each in (near, exact))
+    assert (one - other).norm() < 0.02 * other.norm()
+
+
+def test_precision_is_the_trainings_own(cells, split):
+    before, elbos = torch.get_float32_matmul_precision(), {}
+    for precision in ("float32", "tf32", "bf16"):
+        objective = fresh(cells)
+        history = fit(objective, cells, split=split, plan=plan(precision=precision))
+        elbos[precision] = history["heldout/elbo"].iloc[-1]
+        assert {p.dtype for p in objective.parameters()} == {torch.float32}
+        assert torch.get_float32_matmul_precision() == before
+        assert not torch.is_autocast_enabled("cpu")
+    assert elbos["bf16"] == pytest.approx(elbos["float32"], rel=1e-2)
+    assert elbos["bf16"] != elbos["float32"]

@@ -48,6 +48,10 @@ class TrainingPlan:
         them once, and has what they compute compiled (10 to 60 s, and a C++ compiler); ``"graph"``
         replays such a step from one CUDA graph (on the CPU it is ``"trace"``); ``"auto"`` traces
         from 6,000 steps on. All give the same numbers; what cannot be traced stays eager.
+    precision
+        Of matrix products in training: ``"float32"``, ``"tf32"`` (CUDA) or ``"bf16"``. One step of
+        2,000 genes in bfloat16 has the loss to 4e-5 and the gradient to 0.5 % of its length.
+        Parameters, likelihoods and held-out cells stay in float32.
     seed
         Of initial noise, batches and draws. The global random state of the user is left alone.
     device
@@ -70,6 +74,7 @@ class TrainingPlan:
     alternate: Literal["batch", "epoch"] = "batch"
     align_at: float | None = 0.4
     engine: Literal["auto", "eager", "trace", "graph"] = "auto"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
     seed: int = 0
     device: str = "auto"
     checkpoint_every: int = 10
@@ -80,6 +85,7 @@ class TrainingPlan:
             "lr_schedule": ("cosine", "plateau", "constant"),
             "alternate": ("batch", "epoch"),
             "engine": ("auto", "eager", "trace", "graph"),
+            "precision": ("float32", "tf32", "bf16"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Cells, Split
-from pyro_fcr.modes import looking, seeded
+from pyro_fcr.modes import in_precision, looking, seeded
 from pyro_fcr.objective import Objective
 from pyro_fcr.training.alignment import Aligned, align
 from pyro_fcr.training.batches import Batches, prefetched
@@ -211,7 +211,8 @@ class Trainer:
     def _validated_step(self, batch: Batch) -> None:
         validate = self.step < _VALIDATED_STEPS
         try:
-            with pyro.validation_enabled(validate):
+            in_plan = in_precision(self.plan.precision, self.device)
+            with pyro.validation_enabled(validate), in_plan:
                 self._step(batch)
         except ValueError as error:
             found = self._diagnose(self.step)
