@@ -1,13 +1,15 @@
 # The two commands a newcomer needs; both set up .venv where it is missing.
 #   make demo   train on bundled real cells and write demo/report.html
 #   make test   lint, type-check and run all tests
+# and for who works on speed:
+#   make bench  ratios of steps, loader, sizes and imports, about 15 minutes
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pyro-fcr demo --out $(OUT)
@@ -19,6 +21,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	for name in step_speed loader scaling import_time; do \
+	  $(BIN)/python tests/benchmarks/$$name.py || exit 1; \
+	done
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -17,6 +17,7 @@ from torch import Tensor
 TAIL_BOUND = 16
 """Counts up to here are tabulated; the part of a count beyond it is listed."""
 
+_CUMULATED = np.triu(np.ones((TAIL_BOUND - 1, TAIL_BOUND - 1), np.float32))
 TAIL_COUNTS = torch.arange(TAIL_BOUND - 1, 0, -1)
 """The counts that are tabulated, downwards: 15, 14, ... 1."""
 
@@ -80,11 +81,12 @@ def tabulate_tails(gene: npt.NDArray, count: npt.NDArray, *, n_genes: int, n_hig
     >>> tails.high_gene, tails.high_excess
     (tensor([1]), tensor([24.]))
     """
-    above_one = count > 1
-    gene, count = gene[above_one], count[above_one].astype(np.int64)
-    place = (gene + 1) * np.int64(TAIL_BOUND - 1) - (np.minimum(count, TAIL_BOUND) - 1)
-    table = np.bincount(place, minlength=n_genes * (TAIL_BOUND - 1)).reshape(n_genes, -1)
-    exceeding = table.cumsum(axis=1, dtype=np.float32)
+    n_counts = TAIL_BOUND - 1
+    above_one = np.flatnonzero(count > 1)
+    gene, count = gene[above_one], count[above_one].astype(np.int32)
+    place = (gene + 1) * n_counts - (np.minimum(count, TAIL_BOUND) - 1)
+    table = np.bincount(place, minlength=n_genes * n_counts).reshape(n_genes, n_counts)
+    exceeding = table.astype(np.float32) @ _CUMULATED
     high = np.flatnonzero(count > TAIL_BOUND)
     n_high = max(n_high, len(high))
     high_gene, high_excess = np.zeros(n_high, np.int64), np.zeros(n_high, np.float32)
