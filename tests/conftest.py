@@ -17,7 +17,7 @@ import torch
 
 from pyro_fcr.architecture import Architecture
 from pyro_fcr.batch import Batch
-from pyro_fcr.data import Schema
+from pyro_fcr.data import Schema, split_cells
 
 
 def pytest_addoption(parser):
@@ -70,6 +70,16 @@ def adata():
 @pytest.fixture(scope="session")
 def schema():
     return SCHEMA
+
+
+@pytest.fixture(scope="module")
+def cells(adata):
+    return SCHEMA.register(adata).encode(adata)
+
+
+@pytest.fixture(scope="module")
+def split(adata):
+    return split_cells(adata.obs, SCHEMA, heldout_fraction=0.2)
 
 
 def make_batch(n=24, *, n_genes=10, n_x=3, n_t=2, device="cpu"):

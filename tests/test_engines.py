@@ -8,21 +8,20 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from conftest import SCHEMA, make_programs
+from conftest import make_programs
 from edits import EDITS
 from pyro.poutine import runtime
 from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_fcr.data import split_cells
 from pyro_fcr.modes import in_precision, seeded
 from pyro_fcr.objective import Objective
 from pyro_fcr.terms import Extra
 from pyro_fcr.training import Trainer, TrainingPlan, fit
 from pyro_fcr.training.batches import Batches
-from pyro_fcr.training.engines import GraphEngine, TracedEngine, eager_gradients
+from pyro_fcr.training.engines import GraphEngine, TracedEngine
 from pyro_fcr.training.resident import ResidentCells
-from pyro_fcr.training.tracing import NotTraceableError, TracedStep
+from pyro_fcr.training.tracing import NotTraceableError, TracedStep, eager_gradients
 
 NEEDS_COMPILER = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"
@@ -31,16 +30,6 @@ CPU = torch.device("cpu")
 NO_PENALTIES = {"structure": 0.0, "permutation": 0.0}
 # What a graph of tensor operations cannot hold, and why.
 NOT_TRACEABLE = {"f_flow": "depends on data"}  # a spline looks its knots up
-
-
-@pytest.fixture(scope="module")
-def cells(adata):
-    return SCHEMA.register(adata).encode(adata)
-
-
-@pytest.fixture(scope="module")
-def split(adata):
-    return split_cells(adata.obs, SCHEMA, heldout_fraction=0.2)
 
 
 def first_batch(cells, size=64):

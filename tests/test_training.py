@@ -25,16 +25,6 @@ from pyro_fcr.training import (
 from pyro_fcr.training.batches import prefetched
 
 
-@pytest.fixture(scope="module")
-def cells(adata):
-    return SCHEMA.register(adata).encode(adata)
-
-
-@pytest.fixture(scope="module")
-def split(adata):
-    return split_cells(adata.obs, SCHEMA, heldout_fraction=0.2)
-
-
 def fresh(cells, *, seed=0, **weights):
     torch.manual_seed(seed)
     batch = cells.batch(np.arange(32))

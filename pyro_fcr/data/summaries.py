@@ -31,7 +31,7 @@ class Summaries:
         self, expression: Matrix, rows: npt.NDArray[np.int64], *, batch_size: int, tails: bool
     ) -> None:
         self.tails = tails
-        self._log_factorial = _sum_per_cell(expression, lambda y: gammaln(y + np.float64(1.0)))
+        self._log_factorial = log_factorials(expression)
         high = _sum_per_cell(expression, lambda y: y > TAIL_BOUND)[rows]
         # Batches of the same shape all the time: room for the cells with the most high counts.
         self._n_high = int(np.sort(high)[::-1][:batch_size].sum())
@@ -45,6 +45,11 @@ class Summaries:
         gene, count = _entries(counts)
         tails = tabulate_tails(gene, count, n_genes=counts.shape[1], n_high=self._n_high)
         return CountSummary(log_factorial, tails)
+
+
+def log_factorials(expression: Matrix) -> npt.NDArray[np.float64]:
+    """Return the sum of `lgamma(y + 1)` over the genes of each cell, shape (n_cells,)."""
+    return _sum_per_cell(expression, lambda y: gammaln(y + np.float64(1.0)))
 
 
 def _sum_per_cell(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import InitVar, dataclass
 from typing import Literal
 
 import torch
@@ -21,13 +22,14 @@ from pyro_fcr.objective import Objective
 from pyro_fcr.terms import Run
 from pyro_fcr.training.optimizer import GuardedOptimizer
 from pyro_fcr.training.plan import TrainingPlan
-from pyro_fcr.training.tracing import Gradients, NotTraceableError, TracedStep
+from pyro_fcr.training.tracing import Gradients, NotTraceableError, TracedStep, eager_gradients
 
 logger = logging.getLogger(__name__)
 
 _LOSS_TOLERANCE, _GRADIENT_TOLERANCE = 1e-4, 1e-2  # relative
 
 
+@dataclass(eq=False)
 class Engine(ABC):
     """Takes the steps of both optimisers on a batch.
 
@@ -41,14 +43,10 @@ class Engine(ABC):
         How to train.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        main: GuardedOptimizer,
-        adversary: GuardedOptimizer | None,
-        plan: TrainingPlan,
-    ) -> None:
-        self.objective, self.main, self.adversary, self.plan = objective, main, adversary, plan
+    objective: Objective
+    main: GuardedOptimizer
+    adversary: GuardedOptimizer | None
+    plan: TrainingPlan
 
     @abstractmethod
     def step(self, batch: Batch, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
@@ -58,6 +56,7 @@ class Engine(ABC):
         """
 
 
+@dataclass(eq=False)
 class EagerEngine(Engine):
     """Runs the programs at every step: errors point at the line that made them."""
 
@@ -86,6 +85,7 @@ class EagerEngine(Engine):
         return last
 
 
+@dataclass(eq=False)
 class TracedEngine(Engine):
     """Runs the compiled graph of the step; see :mod:`pyro_fcr.training.tracing`.
 
@@ -102,19 +102,13 @@ class TracedEngine(Engine):
         The step cannot be traced, or does not give what eager mode gives.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        main: GuardedOptimizer,
-        adversary: GuardedOptimizer | None,
-        plan: TrainingPlan,
-        *,
-        batch: Batch,
-    ) -> None:
-        super().__init__(objective, main, adversary, plan)
-        if adversary is not None and (plan.alternate == "epoch" or plan.adversary_steps > 1):
+    batch: InitVar[Batch]
+
+    def __post_init__(self, batch: Batch) -> None:
+        several = self.plan.alternate == "epoch" or self.plan.adversary_steps > 1
+        if self.adversary is not None and several:
             raise NotTraceableError("it takes other than one step of the discriminators per batch")
-        self.traced = TracedStep(objective, batch).compiled()
+        self.traced = TracedStep(self.objective, batch).compiled()
         self._compare(batch)
 
     def step(self, batch: Batch, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
@@ -138,6 +132,7 @@ class TracedEngine(Engine):
             raise NotTraceableError(f"under the same noise {difference}")
 
 
+@dataclass(eq=False)
 class GraphEngine(TracedEngine):
     """Replays a whole step, optimisers included, from one CUDA graph.
 
@@ -152,16 +147,8 @@ class GraphEngine(TracedEngine):
         nothing to record and the same step is taken from the same places.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        main: GuardedOptimizer,
-        adversary: GuardedOptimizer | None,
-        plan: TrainingPlan,
-        *,
-        batch: Batch,
-    ) -> None:
-        super().__init__(objective, main, adversary, plan, batch=batch)
+    def __post_init__(self, batch: Batch) -> None:
+        super().__post_init__(batch)
         device = batch["library"].device
         self._number = torch.zeros((), dtype=torch.long, device=device)
         self._place = batch.with_tensors(tree_map(torch.clone, batch.tensors()))
@@ -186,23 +173,6 @@ class GraphEngine(TracedEngine):
         return graph.replay
 
 
-def eager_gradients(objective: Objective, batch: Batch) -> Gradients:
-    """Evaluate losses and gradients without a graph and without touching ``.grad``."""
-    losses = objective(batch)
-    adversary = objective.adversary_loss(losses.run)
-    return Gradients(
-        losses.total.detach(),
-        torch.stack(list(losses.terms.values())).detach(),
-        _gradients_by(losses.total, objective.main_parameters()),
-        losses.total.new_zeros(()) if adversary is None else adversary.detach(),
-        [] if adversary is None else _gradients_by(adversary, objective.adversary_parameters()),
-    )
-
-
-def _gradients_by(loss: Tensor, parameters: list) -> list[Tensor | None]:
-    return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
-
-
 def _difference(traced: Gradients, eager: Gradients) -> str:
     for name in ("total", "adversary_total"):
         loss, expected = (float(getattr(each, name)) for each in (traced, eager))
@@ -223,18 +193,12 @@ def _flat(gradients: list[Tensor | None]) -> Tensor:
 
 
 def compiled_or_none(
-    level: Literal["trace", "graph"],
-    objective: Objective,
-    main: GuardedOptimizer,
-    adversary: GuardedOptimizer | None,
-    plan: TrainingPlan,
-    *,
-    batch: Batch,
+    level: Literal["trace", "graph"], eager: EagerEngine, batch: Batch
 ) -> TracedEngine | None:
-    """Build the engine of a level; where that is not possible, say why in a line."""
+    """Build the engine that is to follow an eager one; where it cannot, say why in a line."""
     kind = GraphEngine if level == "graph" else TracedEngine
     try:
-        return kind(objective, main, adversary, plan, batch=batch)
+        return kind(eager.objective, eager.main, eager.adversary, eager.plan, batch=batch)
     except NotTraceableError as error:
         reason = str(error)
     except Exception as error:  # a compiler that is not there, a handler that tracing cannot run

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_fcr.batch import Batch
 from pyro_fcr.counts import CountSummary
 from pyro_fcr.data import Cells
+from pyro_fcr.data.summaries import log_factorials
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _CELLS_AT_ONCE = 4_096
@@ -34,8 +35,8 @@ class ResidentCells:
             for start in range(0, len(cells), _CELLS_AT_ONCE)
         ]
         self._all = Batch.concatenate(parts).to(device)
-        per_cell = [torch.lgamma(part["y"].double() + 1.0).sum(dim=1) for part in parts]
-        self._log_factorial = torch.cat(per_cell).float().to(device)
+        per_cell = torch.from_numpy(log_factorials(cells.expression))
+        self._log_factorial = per_cell.float().to(device)
 
     def batch(self, rows: Tensor) -> Batch:
         """Gather cells, ``(n,)`` positions on the device; nothing waits for it."""

@@ -7,7 +7,7 @@ graph cannot hold is refused by name: a number read from the device, a shape tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -132,14 +132,33 @@ class TracedStep:
     def _evaluate(self, parameters: State, buffers: State, tensors: dict[str, Any]) -> Gradients:
         leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
         batch = self._batch.with_tensors(tensors)
-        total, terms, adversary = functional_call(self._both, {**leaves, **buffers}, (batch,))
-        main = _gradients(total, [leaves[name] for name in self._main])
-        theirs = _gradients(adversary, [leaves[name] for name in self._adversary])
-        adversary = torch.zeros_like(total) if adversary is None else adversary
-        return Gradients(total.detach(), terms.detach(), main, adversary.detach(), theirs)
+        losses = functional_call(self._both, {**leaves, **buffers}, (batch,))
+        main, adversary = (
+            [leaves[name] for name in names] for names in (self._main, self._adversary)
+        )
+        return _differentiated(losses, main, adversary)
 
 
-def _gradients(loss: Tensor | None, leaves: list[Tensor]) -> list[Tensor | None]:
+def eager_gradients(objective: Objective, batch: Batch) -> Gradients:
+    """Evaluate losses and gradients without a graph and without touching ``.grad``."""
+    parameters = objective.main_parameters(), objective.adversary_parameters()
+    return _differentiated(_BothLosses(objective)(batch), *parameters)
+
+
+def _differentiated(
+    losses: tuple[Tensor, Tensor, Tensor | None],
+    main: Sequence[Tensor],
+    adversary: Sequence[Tensor],
+) -> Gradients:
+    total, terms, adversary_total = losses
+    gradients = _gradients(total, main), _gradients(adversary_total, adversary)
+    adversary_total = torch.zeros_like(total) if adversary_total is None else adversary_total
+    return Gradients(
+        total.detach(), terms.detach(), gradients[0], adversary_total.detach(), gradients[1]
+    )
+
+
+def _gradients(loss: Tensor | None, leaves: Sequence[Tensor]) -> list[Tensor | None]:
     if loss is None:
         return []
     return list(torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True))

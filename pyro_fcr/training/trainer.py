@@ -234,8 +234,7 @@ class Trainer:
         if self.step < _VALIDATED_STEPS or self.level == "eager":
             return self.eager
         if self.traced is None:
-            parts = (self.objective, self.main, self.adversary, self.plan)
-            self.traced = compiled_or_none(self.level, *parts, batch=batch)
+            self.traced = compiled_or_none(self.level, self.eager, batch)
             self.level = "eager" if self.traced is None else self.level
         return self.traced or self.eager
 
