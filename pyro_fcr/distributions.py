@@ -19,7 +19,6 @@ from pyro_fcr.counts import TAIL_BOUND, TAIL_COUNTS, CountSummary, Tails
 
 _SHIFT = 8  # Stirling's series with two terms is exact in float32 from here on
 _FAR = 0.01
-_SMALL = 0.03  # below, two terms of x - (1 - exp(-x)) in x are exact to 1e-4
 
 
 class Exogenous(TorchDistribution):
@@ -203,9 +202,14 @@ class _MeanTerms(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
         log_mean, log_dispersion, value, log1p_ratio = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is itself differentiated
+            log1p_ratio = F.softplus(log_mean - log_dispersion)
         share, theta = torch.sigmoid(log_mean - log_dispersion), log_dispersion.exp()
-        series = log1p_ratio.square() * (0.5 - log1p_ratio / 6.0)
-        difference = torch.where(log1p_ratio < _SMALL, series, log1p_ratio - share)
+        # Rounding errors of the difference are cut off by two and three terms of its series.
+        squared = log1p_ratio.square()
+        below = squared * (0.5 - log1p_ratio / 6.0)
+        above = torch.addcmul(below, squared, squared, value=1.0 / 24.0)
+        difference = torch.clamp(log1p_ratio - share, below, above)
         of_mean = grad * (value - (value + theta) * share)
         of_dispersion = grad * (value * share - theta * difference)
         return (

@@ -45,6 +45,28 @@ def test_dispersion_gradient_in_float32(theta):
     assert gradients[0] == pytest.approx(gradients[1], rel=5e-3, abs=1e-6)
 
 
+def test_second_derivatives_are_those_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    log_mean = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    log_theta = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
+    counts = torch.tensor([[0.0, 1.0, 40.0]]).double().expand(5, 3)
+
+    def mine(log_mean, log_theta):
+        return NegativeBinomial(log_mean, log_theta).log_prob(counts).sum()
+
+    def reference(log_mean, log_theta):
+        family = torch.distributions.NegativeBinomial(
+            log_theta.exp().expand(5, 3), logits=log_mean - log_theta
+        )
+        return family.log_prob(counts).sum()
+
+    hessians = [
+        torch.autograd.functional.hessian(function, (log_mean, log_theta))
+        for function in (mine, reference)
+    ]
+    torch.testing.assert_close(*hessians, rtol=1e-5, atol=1e-6)
+
+
 def test_rising_factorial_is_the_product():
     base, count = torch.tensor([0.5, 3.0, 100.0]), torch.tensor([4.0, 0.0, 2.0])
     product = torch.tensor([1.0 * 3.0 * 5.0 * 7.0, 1.0, 1.01])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,7 @@ class Cells:
         """Number of genes."""
         return int(self.expression.shape[1])
 
-    @property
+    @cached_property
     def n_levels(self) -> dict[str, int]:
         """Number of strata of each site."""
         return {name: int(strata.max()) + 1 for name, strata in self.strata.items()}
@@ -140,7 +141,10 @@ class Cells:
         return Batch(
             # Counts travel in their own, narrower type and are widened where they are used.
             values={name: each.to(device).to(torch.float32) for name, each in values.items()},
-            codes={name: self.strata[name][code].to(device) for name, code in codes.items()},
+            codes={
+                name: _take(self.strata[name], code.numpy()).to(device)
+                for name, code in codes.items()
+            },
             n_levels=self.n_levels,
             n_total=self.n_total,
             counts=None if counts is None else counts.to(device or "cpu"),
