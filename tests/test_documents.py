@@ -2,8 +2,11 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +52,24 @@ def test_notebooks_run(path, tmp_path):
     client.execute()
 
 
-def test_every_public_name_is_documented():
-    for name in pyro_fcr.__all__:
-        documented = getattr(pyro_fcr, name).__doc__
-        assert documented, name
-        assert len(documented) > 40, name
+@pytest.mark.parametrize("package", ["pyro_fcr", "pyro_fcr.evaluation"])
+def test_every_public_name_is_documented(package):
+    package = importlib.import_module(package)
+    for name in package.__all__:
+        value = getattr(package, name)
+        if callable(value) or inspect.ismodule(value):
+            assert value.__doc__, name
+            assert len(value.__doc__) > 40, name
+
+
+@pytest.mark.parametrize(
+    ("statement", "unread"),
+    [
+        ("import pyro_fcr.cli", {"torch", "pyro", "anndata", "scanpy"}),
+        ("import pyro_fcr; pyro_fcr.FCR", {"scanpy", "sklearn", "matplotlib", "arviz"}),
+    ],
+)
+def test_imports_read_what_they_need(statement, unread):
+    code = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert unread & set(done.stdout.split()) == set()

@@ -25,7 +25,7 @@ import pandas as pd
 PYTHON = sys.executable
 COMMANDS = {
     "dependencies": [PYTHON, "-c", "import torch, pyro, anndata"],
-    "pyro_fcr": [PYTHON, "-c", "import pyro_fcr"],
+    "pyro_fcr": [PYTHON, "-c", "import pyro_fcr; pyro_fcr.FCR"],
     "help": [str(Path(PYTHON).with_name("pyro-fcr")), "--help"],
     "python": [PYTHON, "-c", "pass"],
 }
@@ -70,7 +70,8 @@ def run(command):
 
 def slowest_modules(n):
     """List the modules of ``import pyro_fcr`` after the dependencies, by their time with others."""
-    code = f"{COMMANDS['dependencies'][2]}, sys; sys.stderr.write('begin\\n'); import pyro_fcr"
+    begin = f"{COMMANDS['dependencies'][2]}, sys; sys.stderr.write('begin\\n')"
+    code = f"{begin}; {COMMANDS['pyro_fcr'][2]}"
     command = [PYTHON, "-X", "importtime", "-c", code]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     lines = output.partition("\nbegin\n")[2].splitlines()
