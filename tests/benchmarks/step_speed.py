@@ -1,6 +1,6 @@
 """One training step of the Pyro programs against the same networks written by hand in torch.
 
-    python tests/benchmarks/step_speed.py --batch-sizes 128 512 2048
+    python tests/benchmarks/step_speed.py --batch-sizes 128 512 2048 --decoder joint
 
 Without penalties, so that all compute the same loss: three encoders, closed-form KL, negative
 binomial. By hand: the library's count likelihood, a dense one (lgamma over the whole matrix), that
@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from speed_cells import (
     NO_PENALTIES,
+    SIZES,
     encode,
     interleaved,
     make_cells,
@@ -103,7 +104,8 @@ class ByHand(nn.Module):
 
     def _decode(self, latents):
         decoder = self.model.y
-        h = torch.cat([layers(z) for layers, z in zip(decoder.hidden, latents, strict=True)], -1)
+        blocks = latents if len(decoder.hidden) > 1 else [torch.cat(latents, -1)]
+        h = torch.cat([layers(z) for layers, z in zip(decoder.hidden, blocks, strict=True)], -1)
         return torch.log_softmax(decoder.heads[0](h), dim=-1)
 
 
@@ -123,10 +125,15 @@ def hand_step(programs, likelihood, batch, *, compiled=False):
     return step
 
 
-def our_step(data, batch, engine):
+def our_step(data, batch, engine, sizes):
     """Give the trainer's own step."""
     trainer = make_trainer(
-        data, batch_size=len(batch), engine=engine, weights=NO_PENALTIES, max_epochs=1_000_000
+        data,
+        batch_size=len(batch),
+        engine=engine,
+        weights=NO_PENALTIES,
+        max_epochs=1_000_000,
+        architecture=sizes,
     )
     trainer.step = 10  # beyond the steps with validation
     return trainer.objective, lambda: train_step(trainer, batch)
@@ -168,15 +175,15 @@ def stock_step(programs, batch, *, lean):
     return step
 
 
-def alternatives(data, batch, *, with_compiled):
+def alternatives(data, batch, sizes, *, with_compiled):
     """Give every way of taking a step, each with parameters of its own."""
 
     def programs():
-        objective, _ = our_step(data, batch, "eager")
+        objective, _ = our_step(data, batch, "eager", sizes)
         return objective.model, objective.guide
 
     ways = {
-        "eager": our_step(data, batch, "eager")[1],
+        "eager": our_step(data, batch, "eager", sizes)[1],
         "by hand": hand_step(programs(), by_library, batch),
         "by hand, dense": hand_step(programs(), dense, batch),
         "by hand, torch's": hand_step(programs(), by_torch, batch),
@@ -184,7 +191,7 @@ def alternatives(data, batch, *, with_compiled):
         "stock SVI, lean": stock_step(programs(), batch, lean=True),
     }
     if with_compiled:
-        ways["traced"] = our_step(data, batch, "trace")[1]
+        ways["traced"] = our_step(data, batch, "trace", sizes)[1]
         ways["by hand, compiled"] = hand_step(programs(), by_library, batch, compiled=True)
     return ways
 
@@ -206,21 +213,24 @@ def main():
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512, 2_048])
     parser.add_argument("--genes", type=int, default=2_000)
     parser.add_argument("--zeros", type=float, default=0.89)
+    parser.add_argument("--decoder", choices=("additive", "joint"), default="additive")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--without-compiled", action="store_true")
     options = parser.parse_args()
     data = encode(make_cells(n_cells=4_096, n_genes=options.genes, zeros=options.zeros))
+    sizes = replace(SIZES, decoder=options.decoder)
     rows = []
     for size in options.batch_sizes:
         trainer = make_trainer(data, batch_size=size, weights=NO_PENALTIES)
         batch = trainer.train.batch(torch.arange(size))
-        ways = alternatives(data, batch, with_compiled=not options.without_compiled)
+        ways = alternatives(data, batch, sizes, with_compiled=not options.without_compiled)
         times = interleaved(ways, options.repeats, warmup=4)
         row = {"batch_size": size}
         row |= {f"ms {name}": 1e3 * each.median[0] for name, each in times.items()}
         row |= {f"{a} / {b}": times[a].over(times[b])[0] for a, b in RATIOS if {a, b} <= set(times)}
         rows.append(row)
-    report(pd.DataFrame(rows).set_index("batch_size").T, {"step_speed": rows})
+    table = pd.DataFrame(rows).set_index("batch_size").T
+    report(table, {"decoder": options.decoder, "step_speed": rows})
 
 
 if __name__ == "__main__":
