@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import make_programs
 from edits import EDITS
+from operations import Operations
 from pyro.poutine import runtime
 from torch.distributions import Distribution
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_fcr.modes import in_precision, seeded
 from pyro_fcr.objective import Objective
@@ -255,27 +255,6 @@ def eager_gradients_of(objective, batch):
         return eager_gradients(objective, batch)
 
 
-VIEWS = (
-    "view", "_unsafe_view", "t", "transpose", "permute", "expand", "detach", "slice", "select",
-    "unsqueeze", "squeeze", "alias", "as_strided", "split", "split_with_sizes", "unbind",
-    "lift_fresh", "profiler::_record_function_enter_new", "profiler::_record_function_exit",
-)  # fmt: skip
-
-
-class Counter(TorchDispatchMode):
-    """Counts operations on tensors that do work, and those that read one on the host."""
-
-    def __init__(self):
-        super().__init__()
-        self.kernels, self.reads = 0, []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.name().removeprefix("aten::").split(".")[0]
-        self.kernels += name not in VIEWS
-        self.reads += [name] if name in ("_local_scalar_dense", "equal", "is_nonzero") else []
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.fixture
 def messages(monkeypatch):
     sent = []
@@ -301,11 +280,11 @@ def test_a_lean_step(cells, split, weights, kernels, messages):
         trainer._step(next(batches))
         batch = next(batches)
         messages.clear()
-        with Counter() as counter:
+        with Operations() as operations:
             trainer._step(batch)
-    assert counter.reads == []
+    assert operations.reads == []
     assert 9 <= len(messages) <= 12
-    assert 100 < counter.kernels <= kernels
+    assert 100 < operations.count <= kernels
 
 
 def test_products_in_bfloat16_are_near_those_in_float32(cells):

@@ -10,7 +10,7 @@ import pyro
 import pytest
 import torch
 from conftest import SCHEMA, make_programs, simulate
-from torch.utils._python_dispatch import TorchDispatchMode
+from operations import Operations
 
 from pyro_fcr.data import split_cells
 from pyro_fcr.objective import Objective
@@ -22,7 +22,7 @@ from pyro_fcr.training import (
     TrainingPlan,
     fit,
 )
-from pyro_fcr.training.batches import prefetched
+from pyro_fcr.training.batches import Batches, prefetched
 
 
 def fresh(cells, *, seed=0, **weights):
@@ -309,30 +309,30 @@ def test_user_warnings_are_errors_here():
         warnings.warn("the suite turns warnings into errors", stacklevel=1)
 
 
-class _HostReads(TorchDispatchMode):
-    """Count what makes the host wait for the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if "_local_scalar_dense" in str(func):
-            self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 def test_a_training_step_reads_nothing_from_the_device(cells, split):
     trainer = Trainer(fresh(cells), cells, split=split, plan=plan())
     batches = list(trainer.train.shuffled(0, 0))
     for batch in batches[:4]:  # the first steps are validated, which reads
         trainer._validated_step(batch)
-    with _HostReads() as reads:
+    with Operations() as operations:
         trainer._validated_step(batches[4])
-    assert reads.seen == []
-    with _HostReads() as reads:
+    assert operations.reads == []
+    with Operations() as operations:
         trainer._raise_if_bad()
-    assert reads.seen != []  # the counter does see a read
+    assert operations.reads != []  # the counter does see a read
+
+
+def test_other_cells_of_the_same_data_share_what_is_prepared(cells):
+    size = {"batch_size": 16, "device": torch.device("cpu")}
+    rows, others = np.arange(40), np.arange(40, 70)
+    train = Batches(cells, rows, **size)
+    shared, apart = train.of(others), Batches(cells, others, **size)
+    assert shared._summaries is train._summaries
+    assert train.rows.tolist() == rows.tolist()
+    for one, other in zip(shared.in_order(), apart.in_order(), strict=True):
+        assert one.n_total == other.n_total == 30
+        assert torch.equal(one["y"], other["y"])
+        assert torch.equal(one.counts.tails.exceeding, other.counts.tails.exceeding)
 
 
 def test_the_next_batch_is_prepared_while_one_is_worked_on():

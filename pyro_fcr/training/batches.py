@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -53,6 +54,12 @@ class Batches:
                 self._summaries = Summaries(
                     cells.expression, rows, batch_size=batch_size, tails=device.type == "cpu"
                 )
+
+    def of(self, rows: np.ndarray) -> Batches:
+        """Give other cells of the data set, ``(n,)`` positions; all that is prepared is shared."""
+        other = copy.copy(self)
+        other.rows = torch.as_tensor(rows, dtype=torch.long)
+        return other
 
     def __len__(self) -> int:
         return max(1, len(self.rows) // self.batch_size)

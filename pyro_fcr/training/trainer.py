@@ -109,9 +109,8 @@ class Trainer:
     ) -> None:
         self.device = plan.torch_device()
         self.objective, self.plan, self.checkpoint = objective.to(self.device), plan, checkpoint
-        size: dict[str, Any] = {"batch_size": plan.batch_size, "device": self.device}
-        self.train = Batches(cells, split.train, **size)
-        self.heldout = Batches(cells, split.heldout, **size) if len(split.heldout) else None
+        self.train = Batches(cells, split.train, batch_size=plan.batch_size, device=self.device)
+        self.heldout = self.train.of(split.heldout) if len(split.heldout) else None
         self.n_epochs = plan.epochs(len(split.train))
         self.patience = plan.patience_for(len(split.train))
         self.align_epoch = plan.align_epoch(len(split.train))
