@@ -98,9 +98,9 @@ def latent_cells(fcr: FCR, adata: AnnData, *, seed: int) -> AnnData:
     for block in fcr.graph.latents:
         cells.obsm[f"X_fcr_{block}_umap"] = evaluation.umap(cells.obsm[f"X_fcr_{block}"], seed=seed)
     if fcr.split is not None:
-        cells.obs["fitted"] = "left out"
-        for name, rows in (("train", fcr.split.train), ("held out", fcr.split.heldout)):
-            cells.obs.iloc[rows, cells.obs.columns.get_loc("fitted")] = name
+        fitted = np.full(len(cells), "left out", dtype=object)
+        fitted[fcr.split.train], fitted[fcr.split.heldout] = "train", "held out"
+        cells.obs["fitted"] = fitted
     return cells
 
 

@@ -1,5 +1,6 @@
 """Files and AnnData of any storage -> rows in memory, never denser than they were."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -47,7 +48,7 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
             f"found {type(source).__name__}, wanted an AnnData or the path of an .h5ad or .zarr"
         )
     path = Path(source)
-    readers = {".h5ad": ad.read_h5ad, ".zarr": ad.read_zarr}
+    readers: dict[str, Callable[..., AnnData]] = {".h5ad": ad.read_h5ad, ".zarr": ad.read_zarr}
     if path.suffix not in readers:
         raise SchemaError(
             f"{str(path)!r} ends in {path.suffix!r}, wanted .h5ad or .zarr; "
@@ -66,7 +67,8 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
 
 def layer_names(adata: AnnData) -> list[str]:
     """Return the names of the layers; from anndata 0.13 on `adata.layers` lists X too, as None."""
-    return [name for name in adata.layers if name is not None]
+    stored: Any = adata.layers
+    return [name for name in stored if name is not None]
 
 
 def read_matrix(adata: AnnData, schema: Schema) -> Matrix:

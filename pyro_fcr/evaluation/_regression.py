@@ -108,7 +108,7 @@ def regress(
     All targets at once cost as much as one. `codes` number the conditions whose means are removed;
     zeros throughout leave one intercept.
     """
-    basis, n_groups, fit = _Basis(latent[roles.fit], seed=seed), codes.max() + 1, roles.fit
+    basis, n_groups, fit = _Basis(latent[roles.fit], seed=seed), int(codes.max()) + 1, roles.fit
     means = group_means(basis(latent[fit]), codes[fit], n_groups)
     target_means = group_means(target[fit], codes[fit], n_groups)
     (a, y), (a_held, y_held) = (

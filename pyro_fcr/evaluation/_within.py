@@ -148,6 +148,6 @@ def _codes(condition: npt.ArrayLike, n_cells: int) -> Codes:
 
 def group_means(values: FloatArray, codes: Codes, n_groups: int | None = None) -> FloatArray:
     """Means per group, ``(n_groups, n_dims)``; 0 for a group without cells."""
-    n_groups = codes.max() + 1 if n_groups is None else n_groups
+    n_groups = int(codes.max()) + 1 if n_groups is None else n_groups
     sums = np.stack([np.bincount(codes, column, n_groups) for column in values.T], axis=1)
     return sums / np.maximum(np.bincount(codes, minlength=n_groups), 1)[:, None]

@@ -95,7 +95,7 @@ def identifiability_table(
         "floor": _scores(true, label_only, codes, seed=seed) | _rotated(true, codes, seed=seed),
         "ceiling": _scores(true, true, codes, seed=seed),
     }
-    return pd.DataFrame(columns).rename_axis(["metric", "block"]).reset_index()
+    return _by_metric(pd.DataFrame(columns))
 
 
 def _check_names(truth: _Blocks, estimate: _Blocks) -> None:
@@ -251,8 +251,7 @@ def agreement_between_seeds(
     checked = [matrices(fit, f"fit {number}") for number, fit in enumerate(fits)]
     _check_fits(checked)
     scores = [_agreement(a, b, condition, seed=seed) for a, b in permutations(checked, 2)]
-    table = pd.DataFrame(scores).agg(["mean", "min", "max"]).T
-    return table.rename_axis(["metric", "block"]).reset_index()
+    return _by_metric(pd.DataFrame(scores).agg(["mean", "min", "max"]).T)
 
 
 def _check_fits(fits: Sequence[_Blocks]) -> None:
@@ -274,3 +273,9 @@ def _agreement(
         for block, z in one.items()
     }
     return strong | weak | {("r2", block): float(table.loc[block, block]) for block in one} | leaks
+
+
+def _by_metric(table: pd.DataFrame) -> pd.DataFrame:
+    """Turn rows that are pairs of metric and block into two columns."""
+    pairs = pd.MultiIndex.from_tuples(list(table.index), names=["metric", "block"])
+    return table.set_axis(pairs).reset_index()

@@ -1,6 +1,7 @@
 """Cells in the latent blocks, coloured by what is known of them."""
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
@@ -89,7 +90,7 @@ def latent_umap(
     colors = np.array([levels.get(str(level), "#d9d9d9") for level in adata.obs[color]])
     # A fixed shuffle: drawn in file order, the last level would cover all others.
     order = np.random.default_rng(0).permutation(len(colors))
-    points = np.asarray(adata.obsm[key])[order]
+    points: npt.NDArray = np.asarray(adata.obsm[key])[order]
     size = float(np.clip(18_000 / max(len(points), 1), 0.8, 22))
     ax.scatter(points[:, 0], points[:, 1], s=size, c=colors[order], linewidths=0, rasterized=True)
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")

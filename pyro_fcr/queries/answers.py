@@ -202,7 +202,8 @@ def _append(group: Any, name: str, values: Any, *, new: bool) -> None:
     if new:
         write_elem(group, name, values, dataset_kwargs=_growing(group, values))
     elif sparse.issparse(values):
-        sparse_dataset(group[name]).append(values)
+        stored: Any = sparse_dataset(group[name])
+        stored.append(values)
     else:
         array = group[name]
         start = array.shape[0]
@@ -234,7 +235,7 @@ def _new_root(path: Path) -> Iterator[Any]:
 def _backed(path: Path) -> AnnData:
     root: Any = h5py.File(path, "r") if path.suffix == ".h5ad" else zarr.open_group(path, mode="r")
     layers = {name: _lazy(root["layers"][name]) for name in root["layers"]}
-    annotation = {name: read_elem(root[name]) for name in ("obs", "var", "uns")}
+    annotation: dict[str, Any] = {name: read_elem(root[name]) for name in ("obs", "var", "uns")}
     return AnnData(X=_lazy(root["X"]), layers=layers, **annotation)
 
 

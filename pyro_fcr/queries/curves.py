@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -182,7 +182,8 @@ def _contexts(
     if isinstance(cells, AnnData):
         fcr.registry.encode_obs(cells.obs)  # all levels are known before long work
         keys = list(fcr.registry.schema.covariate_keys)
-        for levels, at in cells.obs.groupby(keys, observed=True).indices.items():
+        obs = cast(pd.DataFrame, cells.obs)
+        for levels, at in obs.groupby(keys, observed=True).indices.items():
             named = dict(zip(keys, map(str, np.atleast_1d(levels)), strict=True))
             chunks = (batch for batch, _ in fcr.chunks(cells[at]))
             yield named, chunks, -(-n_draws // len(at))

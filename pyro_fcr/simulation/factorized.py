@@ -181,7 +181,8 @@ def simulate(design: FCRDesign | None = None, *, seed: int = 0) -> AnnData:
         batch = rng.integers(d.n_batches, size=d.n_cells)
         mean += rng.normal(0, d.batch_effect, (d.n_batches, d.n_genes))[batch]
         obs["batch"] = pd.Categorical(numbered("batch", d.n_batches)[batch])
-    adata = AnnData(_observe(mean, d, rng), obs=obs, obsm=latents)
+    adata = AnnData(_observe(mean, d, rng), obs=obs)
+    adata.obsm.update(latents)
     adata.var_names = names("gene", d.n_genes)
     adata.layers["mean"] = mean.astype(np.float32)
     adata.uns["truth"] = {**_truth(priors, d, seed), "interactions": tidy(planted)}
