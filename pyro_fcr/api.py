@@ -20,6 +20,7 @@ from pyro_fcr.architecture import Architecture
 from pyro_fcr.batch import Batch
 from pyro_fcr.contract import check_programs, describe_programs
 from pyro_fcr.data import Cells, Registry, Schema, Split, read_cells, split_cells
+from pyro_fcr.evaluation.dimensions import dimension_use
 from pyro_fcr.graph import Claim, Graph, claims, read_graph
 from pyro_fcr.modes import seeded
 from pyro_fcr.objective import Objective
@@ -31,7 +32,7 @@ from pyro_fcr.programs import (
 )
 from pyro_fcr.queries import Form, Query
 from pyro_fcr.queries.answers import Output
-from pyro_fcr.responses import posterior_means
+from pyro_fcr.responses import posterior_means, posterior_variances
 from pyro_fcr.saving import Saved, find_split, name_split, read_model, write_model
 from pyro_fcr.schedules import Weight
 from pyro_fcr.terms import Term
@@ -254,6 +255,28 @@ class FCR:
         ``(n_cells, n_latent)``.
         """
         return self._latents(adata, (block,), labelled=labelled)[block]
+
+    def dimension_use(self, adata: AnnData | str | Path | None = None) -> pd.DataFrame:
+        """Say which dimensions of each block tell cells apart, and which stay at their prior.
+
+        Blocks may be larger than what there is to say: training leaves the rest unused.
+
+        Parameters
+        ----------
+        adata
+            The cells; None takes those of training.
+
+        Returns
+        -------
+        Columns ``block, dimension, share, in_use``; see
+        :func:`pyro_fcr.evaluation.dimension_use`.
+        """
+        cells, of = self._cells(adata), (self.model, self.guide)
+        means, variances = (
+            moment(*of, self._batches(cells).in_order(), blocks=self.graph.blocks)
+            for moment in (posterior_means, posterior_variances)
+        )
+        return dimension_use(means, variances)
 
     def add_latents_to(self, adata: AnnData) -> None:
         """Write every block's posterior mean into ``adata.obsm["X_fcr_<block>"]``."""

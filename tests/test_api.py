@@ -1,3 +1,4 @@
+import copy
 import json
 import signal
 
@@ -8,6 +9,7 @@ import pyro
 import pytest
 import torch
 from conftest import SCHEMA, make_programs, simulate
+from pyro import poutine
 
 from pyro_fcr import FCR, Architecture, QueryError, Schema, SchemaError
 from pyro_fcr.data import Registry
@@ -395,3 +397,21 @@ def test_held_latents_are_those_of_the_cells(fitted, adata):
     held, redrawn = (np.corrcoef(own, _within(z, some.obs["line"]))[0, 1] for z in drawn)
     assert held > 0.4  # draws: mean and noise
     assert abs(redrawn) < 0.12
+
+
+def test_a_dimension_at_its_prior_is_not_in_use(fitted, adata):
+    fcr = copy.deepcopy(fitted)
+    head = fcr.guide.z_x.head
+    with torch.no_grad():
+        for row in (1, 4 + 1):  # location and scale of the second dimension, the same for all cells
+            head.weight[row], head.bias[row] = 0.0, 0.3
+    found = fcr.dimension_use(adata).set_index(["block", "dimension"])
+    assert found.loc[("z_x", 1), "share"] == pytest.approx(0.0, abs=1e-6)
+    assert not found.loc[("z_x", 1), "in_use"]
+    assert found.loc[("z_x", 0), "in_use"]
+    means = fcr.get_latent_representation("z_x", adata)
+    batch = fcr.registry.encode(adata).batch(np.arange(adata.n_obs), device=fcr.device)
+    with torch.no_grad():
+        variance = poutine.trace(fcr.guide).get_trace(batch).nodes["z_x"]["fn"].variance
+    known, unknown = means.var(axis=0), variance.mean(axis=0).cpu().numpy()
+    np.testing.assert_allclose(found.loc["z_x", "share"], known / (known + unknown), rtol=1e-4)

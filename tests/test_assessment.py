@@ -16,8 +16,8 @@ from test_responses import DOSED, dosed
 
 import pyro_fcr
 from pyro_fcr import FCR, Schema
-from pyro_fcr.assessment import assess, label_blind_latents
-from pyro_fcr.assessment.encoding import label_distribution
+from pyro_fcr.assessment import assess, label_blind_latents, latents
+from pyro_fcr.assessment.encoding import Encoded, label_distribution
 from pyro_fcr.assessment.latents import rank
 from pyro_fcr.assessment.responses import _Predictor, plan_judgement
 from pyro_fcr.data import Split
@@ -201,7 +201,9 @@ def test_truth_is_judged_where_it_is_known(found, simulated):
     )
     adata = simulated.adata
     condition = adata.obs["context"].astype(str) + adata.obs["treatment"].astype(str)
-    one = adata.obsm["z_x"], simulated.get_latent_representation("z_x")
+    estimate = {"z_x": simulated.get_latent_representation("z_x")}
+    in_use = pyro_fcr.evaluation.only_in_use(estimate, simulated.dimension_use())
+    one = adata.obsm["z_x"], in_use["z_x"]
     for metric, given in (("mcc_pearson", None), ("mcc_within_pearson", condition)):
         value = pyro_fcr.evaluation.mcc(*one, condition=given)
         assert table.loc[(metric, "z_x"), "value"] == pytest.approx(value)
@@ -364,6 +366,9 @@ def test_page_shows_the_tables_and_loads_nothing(found, tmp_path):
     tests = re.search(r'<table class="tests">.*?</table>', page, re.DOTALL)[0]
     effects = [f"{value:.3f}".replace("-", "−") for value in found.independence["effect"]]
     assert all(effect in tests for effect in effects)
+    dimensions = re.search(r'<table class="tests dimensions">.*?</table>', page, re.DOTALL)[0]
+    n_in_use = found.dimensions.query("block == 'z_x'")["in_use"].sum()
+    assert f"<code>z_x</code></th><td>{n_in_use} of 2" in dimensions
     again = write_evaluation(tmp_path / "f.html", left, title="A <b>fit</b>").read_bytes()
     assert again == (tmp_path / "e.html").read_bytes()
 
@@ -399,7 +404,7 @@ def test_evaluate_writes_page_json_and_tables(simulated, tmp_path):
     found = json.loads((out / "evaluation.json").read_text())
     assert found["facts"]["n_heldout"] == len(simulated.split.heldout)
     assert found["facts"]["seed"] == 3
-    names = {"headline", "responses", "clustering", "independence", "prior_rank",
+    names = {"headline", "responses", "dimensions", "clustering", "independence", "prior_rank",
              "singular_values", "identifiability"}  # fmt: skip
     assert {path.stem for path in out.glob("*.csv")} == names
     table = pd.read_csv(out / "clustering.csv")
@@ -419,3 +424,19 @@ def test_evaluate_says_what_a_model_of_an_earlier_version_lacks(simulated, tmp_p
     assert result.exit_code == 1
     assert "saved by an earlier version" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_traces_of_other_blocks_in_unused_dimensions_are_no_leak():
+    rng = np.random.default_rng(0)
+    truth = {name: rng.normal(size=(600, 1)) for name in ("z_x", "z_tx", "z_t")}
+    means = {**truth, "z_x": np.hstack([truth["z_x"], 1e-3 * truth["z_t"]])}
+    variances = {name: np.full(mean.shape, 0.1) for name, mean in means.items()}
+    codes = {"x": np.arange(600) % 3, "t": np.arange(600) % 2}
+    cells = latents.Cells(
+        Encoded(means, means, variances, codes), Split(np.arange(500), np.arange(500, 600))
+    )
+    assert latents.dimensions(cells)["in_use"].tolist() == [True, False, True, True]
+    table = latents.identifiability(ad.AnnData(obsm=truth), cells, max_cells=600, seed=0)
+    value = table.set_index(["metric", "block"])["value"]
+    assert value["r2_within", "z_x"] > 0.9
+    assert value["leak_within", "z_x -> z_t"] < 0.1

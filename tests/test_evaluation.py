@@ -17,8 +17,10 @@ from pyro_fcr.evaluation import (
     cluster_agreement,
     components,
     condition_means,
+    dimension_use,
     mean_log1p,
     nan_to_null,
+    only_in_use,
     response_metrics,
     split_half_ceiling,
     umap,
@@ -372,3 +374,17 @@ def test_umap_repeats_and_keeps_groups_apart(blobs):
     np.testing.assert_array_equal(picture, umap(latents["z_t"], seed=0))
     centres = np.array([picture[labels["t"] == t].mean(0) for t in ("none", "drug")])
     assert np.linalg.norm(centres[0] - centres[1]) > picture[labels["t"] == "none"].std(0).max()
+
+
+def test_dimensions_in_use_are_those_of_which_cells_are_known():
+    rng = np.random.default_rng(0)
+    means = {"z_x": rng.normal(size=(500, 3)) * [2.0, 1e-3, 0.2], "z_t": np.zeros((500, 2))}
+    variances = {"z_x": np.full((500, 3), 0.5), "z_t": np.ones((500, 2))}
+    use = dimension_use(means, variances)
+    assert use["block"].tolist() == ["z_x"] * 3 + ["z_t"] * 2
+    assert use["dimension"].tolist() == [0, 1, 2, 0, 1]
+    np.testing.assert_allclose(use["share"], [4 / 4.5, 0.0, 0.04 / 0.54, 0.0, 0.0], atol=0.01)
+    assert use["in_use"].tolist() == [True, False, True, False, False]
+    kept = only_in_use(means, use)
+    np.testing.assert_array_equal(kept["z_x"], means["z_x"][:, [0, 2]])
+    assert kept["z_t"].shape[1] >= 1

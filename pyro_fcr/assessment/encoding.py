@@ -14,7 +14,13 @@ from pyro_fcr.api import FCR
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry
 from pyro_fcr.data.design import Codes
-from pyro_fcr.responses import LabelDistribution, label_blind_means, new_cells, posterior_means
+from pyro_fcr.responses import (
+    LabelDistribution,
+    label_blind_means,
+    new_cells,
+    posterior_means,
+    posterior_variances,
+)
 
 Latents = Mapping[str, np.ndarray]
 
@@ -28,6 +34,8 @@ class Encoded:
     labelled, blind
         Posterior means by block, ``(n_cells, n_latent)``: with the cells' labels, and with labels
         marginalised, see :func:`label_blind_latents`.
+    variances
+        Of the labelled posteriors.
     codes
         By exogenous site the stratum of each cell, ``(n_cells,)``; many doses of an agent are
         binned.
@@ -35,11 +43,12 @@ class Encoded:
 
     labelled: Latents
     blind: Latents
+    variances: Latents
     codes: Mapping[str, Codes]
 
     def take(self, rows: np.ndarray) -> Encoded:
         """Pick cells by position."""
-        parts = (self.labelled, self.blind, self.codes)
+        parts = (self.labelled, self.blind, self.variances, self.codes)
         return Encoded(*({name: values[rows] for name, values in part.items()} for part in parts))
 
 
@@ -63,8 +72,9 @@ def encode(
     for batch, _ in fcr.chunks(adata):
         labelled = posterior_means(*programs, [batch], blocks=blocks)
         blind = label_blind_means(*programs, [batch], blocks=blocks, labels=labels)
+        variances = posterior_variances(*programs, [batch], blocks=blocks)
         codes = {site: batch.codes[site].cpu().numpy() for site in fcr.graph.exogenous}
-        parts.append((labelled, blind, codes))
+        parts.append((labelled, blind, variances, codes))
     return Encoded(*(_joined(part) for part in zip(*parts, strict=True)))
 
 

@@ -14,6 +14,7 @@ from pyro_fcr.api import FCR
 from pyro_fcr.assessment.encoding import Encoded, condition_cells
 from pyro_fcr.data import Split
 from pyro_fcr.evaluation.clustering import cluster_agreement
+from pyro_fcr.evaluation.dimensions import dimension_use, only_in_use
 from pyro_fcr.evaluation.identifiability import identifiability_table
 from pyro_fcr.evaluation.independence import independence_table
 from pyro_fcr.evaluation.prior_rank import prior_rank
@@ -116,12 +117,18 @@ def independence(
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
+def dimensions(cells: Cells) -> pd.DataFrame:
+    """Say which dimensions of each block are in use, see :func:`dimension_use`."""
+    return dimension_use(cells.encoded.labelled, cells.encoded.variances)
+
+
 def identifiability(adata: AnnData, cells: Cells, *, max_cells: int, seed: int) -> pd.DataFrame:
     """Hold the latents against the true ones in ``adata.obsm``, where these are known.
 
     Returns
     -------
-    See :func:`pyro_fcr.evaluation.identifiability.identifiability_table`; empty without truth.
+    See :func:`pyro_fcr.evaluation.identifiability.identifiability_table`, of the dimensions in use;
+    empty without truth.
     """
     blocks = tuple(cells.encoded.labelled)
     if not set(blocks) <= set(adata.obsm):
@@ -133,7 +140,7 @@ def identifiability(adata: AnnData, cells: Cells, *, max_cells: int, seed: int) 
     some = cells.encoded.take(rows)
     return identifiability_table(
         {block: np.asarray(adata.obsm[block])[rows] for block in blocks},
-        some.labelled,
+        only_in_use(some.labelled, dimensions(cells)),
         x=joint(some.codes),
         t=np.zeros(len(rows), dtype=int),
         seed=seed,

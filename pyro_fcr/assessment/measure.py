@@ -23,8 +23,8 @@ from pyro_fcr.evaluation.metrics import nan_to_null
 from pyro_fcr.queries import source_cells
 
 TABLES = (
-    "headline", "responses", "clustering", "independence", "prior_rank", "singular_values",
-    "identifiability",
+    "headline", "responses", "dimensions", "clustering", "independence", "prior_rank",
+    "singular_values", "identifiability",
 )  # fmt: skip
 
 
@@ -43,6 +43,9 @@ class Assessment:
         :func:`pyro_fcr.evaluation.response_table`. ``scenario`` says what was predicted: conditions
         that training lacked altogether (``"unseen pair"`` and the like) or, if there are none,
         ``"seen pairs"``: cells that training lacked of conditions that it had.
+    dimensions
+        How much of each latent dimension is known of the cells, and whether it is in use; see
+        :func:`pyro_fcr.evaluation.dimension_use`.
     clustering
         NMI and ARI of each block's clusters with the labels, see
         :func:`pyro_fcr.evaluation.cluster_agreement`, by ``cells`` (``"training"``,
@@ -54,7 +57,7 @@ class Assessment:
     prior_rank, singular_values
         What the fitted prior identifies, by block; see :class:`pyro_fcr.evaluation.PriorRank`.
     identifiability
-        Latents against the true ones, where ``adata.obsm`` holds them; see
+        Dimensions in use against the true latents, where ``adata.obsm`` holds these; see
         :func:`pyro_fcr.evaluation.identifiability_table`.
     left_out
         What could not be judged, and why.
@@ -65,6 +68,7 @@ class Assessment:
     facts: Mapping[str, Any]
     headline: pd.DataFrame
     responses: pd.DataFrame
+    dimensions: pd.DataFrame
     clustering: pd.DataFrame
     independence: pd.DataFrame
     prior_rank: pd.DataFrame
@@ -173,7 +177,8 @@ def assess(
     >>> history = fcr.fit(max_epochs=1, progress=False)
     >>> found = assess(fcr, n_permutations=20, n_draws=20)
     >>> list(found.tables)
-    ['headline', 'responses', 'clustering', 'independence', 'prior_rank', 'singular_values']
+    ['headline', 'responses', 'dimensions', 'clustering', 'independence', 'prior_rank',
+    'singular_values']
     """
     given = source_cells(fcr, adata)
     split = split or fcr.split_of(given)
@@ -225,6 +230,7 @@ def _measured(
         facts={**_facts(fcr, adata, split), "seed": sizes.seed},
         headline=heads,
         responses=scores,
+        dimensions=latents.dimensions(cells),
         clustering=clusters,
         independence=tests,
         prior_rank=rank,

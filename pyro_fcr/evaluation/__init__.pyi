@@ -9,6 +9,7 @@ from .baselines import (
     treatment_mean_shift,
 )
 from .clustering import cluster_agreement, umap
+from .dimensions import dimension_use, only_in_use
 from .hsic import hsic_table
 from .identifiability import agreement_between_seeds, identifiability_table
 from .independence import IndependenceTest, independence_table, independence_test
@@ -60,6 +61,7 @@ __all__ = [
     "components",
     "condition_means",
     "control_mean",
+    "dimension_use",
     "e_distance",
     "headline",
     "hsic_table",
@@ -72,6 +74,7 @@ __all__ = [
     "mcc",
     "mean_log1p",
     "nan_to_null",
+    "only_in_use",
     "power_against_leak",
     "predicted_cells",
     "random_cells",

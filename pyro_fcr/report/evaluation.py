@@ -95,6 +95,7 @@ def sections(assessment: Assessment) -> dict[str, Any]:
     tolerance = float(rank["tolerance"].max()) if len(rank) else 0.0
     return {
         "responses": _responses(assessment),
+        "dimensions": _dimensions(assessment.dimensions),
         **_clusters(assessment.clustering),
         "tests": _tests(assessment.independence),
         "ranks": [f"{row.block}: {row.sentence}" for row in rank.itertuples()],
@@ -192,6 +193,16 @@ def _clusters(table: pd.DataFrame) -> dict[str, Any]:
         "cluster_labels": labels,
         "n_clustered": tables.count(table["n_cells"].iloc[0]),
     }
+
+
+def _dimensions(table: pd.DataFrame) -> list[Row]:
+    """One row per block: how many dimensions are in use, and the shares, largest first."""
+    rows: list[Row] = []
+    for block, own in table.groupby("block", sort=False) if len(table) else ():
+        shares = ", ".join(tables.fixed(share, 2) for share in sorted(own["share"], reverse=True))
+        in_use = f"{int(own['in_use'].sum())} of {len(own)}"
+        rows.append(Row(str(block), "", (Cell(in_use), Cell(shares))))
+    return rows
 
 
 def _shade(value: float) -> Cell:

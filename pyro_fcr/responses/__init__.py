@@ -16,6 +16,7 @@ from pyro_fcr.responses.responder import (
     new_cells,
     outcome,
     posterior_means,
+    posterior_variances,
     respond,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "new_cells",
     "outcome",
     "posterior_means",
+    "posterior_variances",
     "prior_moments",
     "respond",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pyro import poutine
@@ -69,12 +69,30 @@ def posterior_means(
     blocks
         Latents.
     """
+    return _posterior(model, guide, batches, blocks=blocks, moment="mean")
+
+
+def posterior_variances(
+    model: nn.Module, guide: nn.Module, batches: Iterable[Batch], *, blocks: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Give the guide's variances in place of its means; see :func:`posterior_means`."""
+    return _posterior(model, guide, batches, blocks=blocks, moment="variance")
+
+
+def _posterior(
+    model: nn.Module,
+    guide: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    blocks: Iterable[str],
+    moment: Literal["mean", "variance"],
+) -> dict[str, np.ndarray]:
     found: dict[str, list[np.ndarray]] = {block: [] for block in blocks}
     with looking(model, guide):
         for batch in batches:
             nodes = _drawn_by(guide, batch)
             for block, parts in found.items():
-                parts.append(nodes[block]["fn"].mean.cpu().numpy())
+                parts.append(getattr(nodes[block]["fn"], moment).cpu().numpy())
     return {block: np.concatenate(parts) for block, parts in found.items()}
 
 
