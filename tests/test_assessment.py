@@ -3,6 +3,7 @@ import dataclasses
 import html
 import json
 import re
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -23,6 +24,7 @@ from pyro_fcr.assessment.responses import _Predictor, plan_judgement
 from pyro_fcr.data import Split
 from pyro_fcr.evaluation import Pair
 from pyro_fcr.evaluation.prior_rank import prior_rank
+from pyro_fcr.graph import Claim
 from pyro_fcr.report import write_evaluation
 
 FAST = {"n_permutations": 19, "n_draws": 10}
@@ -440,3 +442,16 @@ def test_traces_of_other_blocks_in_unused_dimensions_are_no_leak():
     value = table.set_index(["metric", "block"])["value"]
     assert value["r2_within", "z_x"] > 0.9
     assert value["leak_within", "z_x -> z_t"] < 0.1
+
+
+def test_traces_of_a_label_in_unused_dimensions_are_no_dependence():
+    rng = np.random.default_rng(0)
+    codes = {"x": np.arange(600) % 3, "t": np.arange(600) % 2}
+    means = {"z_x": np.column_stack([rng.normal(size=600), 1e-2 * codes["t"]])}
+    variances = {"z_x": np.full((600, 2), 0.1)}
+    cells = latents.Cells(
+        Encoded(means, means, variances, codes), Split(np.arange(500), np.arange(500, 600))
+    )
+    model = SimpleNamespace(claims=lambda: (Claim("structure", "z_x", "t", ("x",)),))
+    table = latents.independence(model, cells, replicate=None, n_permutations=99, seed=0)
+    assert table["effect"].max() < 0.1

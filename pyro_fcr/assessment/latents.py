@@ -95,15 +95,16 @@ def independence(
     Returns
     -------
     Columns ``cells`` and those of
-    :func:`pyro_fcr.evaluation.independence.independence_table`, of labelled latents.
+    :func:`pyro_fcr.evaluation.independence.independence_table`, of labelled latents, dimensions in
+    use only: tests take each dimension for as much as any other.
     """
-    tables = []
+    tables, use = [], dimensions(cells)
     for name, rows in cells.parts().items():
         some = cells.encoded.take(rows)
         for claim in fcr.claims():
             try:
                 table = independence_table(
-                    some.labelled,
+                    only_in_use(some.labelled, use),
                     some.codes,
                     claims=[claim],
                     replicate=None if replicate is None else replicate[rows],

@@ -52,7 +52,8 @@ class Assessment:
         ``"held out"``; equally many) and ``encoding`` (``"labelled"``, or ``"label-blind"``:
         :func:`label_blind_latents`).
     independence
-        Every independence that the graph claims, tested within strata, by ``cells``; see
+        Every independence that the graph claims, tested within strata on the dimensions in use, by
+        ``cells``; see
         :func:`pyro_fcr.evaluation.independence_table`.
     prior_rank, singular_values
         What the fitted prior identifies, by block; see :class:`pyro_fcr.evaluation.PriorRank`.
