@@ -447,7 +447,7 @@ def test_traces_of_other_blocks_in_unused_dimensions_are_no_leak():
 def test_traces_of_a_label_in_unused_dimensions_are_no_dependence():
     rng = np.random.default_rng(0)
     codes = {"x": np.arange(600) % 3, "t": np.arange(600) % 2}
-    means = {"z_x": np.column_stack([rng.normal(size=600), 1e-2 * codes["t"]])}
+    means = {"z_x": np.column_stack([rng.normal(size=600), 0.03 * codes["t"]])}
     variances = {"z_x": np.full((600, 2), 0.1)}
     cells = latents.Cells(
         Encoded(means, means, variances, codes), Split(np.arange(500), np.arange(500, 600))
