@@ -32,7 +32,7 @@ from pyro_fcr.programs import (
 )
 from pyro_fcr.queries import Form, Query
 from pyro_fcr.queries.answers import Output
-from pyro_fcr.responses import posterior_means, posterior_variances
+from pyro_fcr.responses import posterior_means, posterior_moments
 from pyro_fcr.saving import Saved, find_split, name_split, read_model, write_model
 from pyro_fcr.schedules import Weight
 from pyro_fcr.terms import Term
@@ -271,12 +271,9 @@ class FCR:
         Columns ``block, dimension, share, in_use``; see
         :func:`pyro_fcr.evaluation.dimension_use`.
         """
-        cells, of = self._cells(adata), (self.model, self.guide)
-        means, variances = (
-            moment(*of, self._batches(cells).in_order(), blocks=self.graph.blocks)
-            for moment in (posterior_means, posterior_variances)
-        )
-        return dimension_use(means, variances)
+        batches = self._batches(self._cells(adata)).in_order()
+        moments = posterior_moments(self.model, self.guide, batches, blocks=self.graph.blocks)
+        return dimension_use(*moments)
 
     def add_latents_to(self, adata: AnnData) -> None:
         """Write every block's posterior mean into ``adata.obsm["X_fcr_<block>"]``."""

@@ -437,7 +437,7 @@ def test_traces_of_other_blocks_in_unused_dimensions_are_no_leak():
     cells = latents.Cells(
         Encoded(means, means, variances, codes), Split(np.arange(500), np.arange(500, 600))
     )
-    assert latents.dimensions(cells)["in_use"].tolist() == [True, False, True, True]
+    assert cells.dimensions["in_use"].tolist() == [True, False, True, True]
     table = latents.identifiability(ad.AnnData(obsm=truth), cells, max_cells=600, seed=0)
     value = table.set_index(["metric", "block"])["value"]
     assert value["r2_within", "z_x"] > 0.9

@@ -140,7 +140,7 @@ def test_compiled_training_is_eager_training(cells, split, caplog, monkeypatch):
     for engine in ("eager", "trace"):
         objective = fresh(cells)
         history = fit(objective, cells, split=split, plan=plan(engine=engine))
-        ours = [r for r in caplog.records if r.name.startswith("pyro_fcr")]
+        ours = [r for r in caplog.records if r.name != "torch.utils.cpp_extension"]  # no CUDA here
         assert not [r for r in ours if r.levelno >= logging.WARNING]
         results[engine] = history.drop(columns="seconds"), objective.state_dict()
     (eager, eager_state), (traced, traced_state) = results["eager"], results["trace"]

@@ -14,15 +14,13 @@ from pyro_fcr.api import FCR
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry
 from pyro_fcr.data.design import Codes
+from pyro_fcr.evaluation.dimensions import Latents
 from pyro_fcr.responses import (
     LabelDistribution,
     label_blind_means,
     new_cells,
-    posterior_means,
-    posterior_variances,
+    posterior_moments,
 )
-
-Latents = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +68,8 @@ def encode(
     programs, blocks = (fcr.model, fcr.guide), fcr.graph.blocks
     parts = []
     for batch, _ in fcr.chunks(adata):
-        labelled = posterior_means(*programs, [batch], blocks=blocks)
+        labelled, variances = posterior_moments(*programs, [batch], blocks=blocks)
         blind = label_blind_means(*programs, [batch], blocks=blocks, labels=labels)
-        variances = posterior_variances(*programs, [batch], blocks=blocks)
         codes = {site: batch.codes[site].cpu().numpy() for site in fcr.graph.exogenous}
         parts.append((labelled, blind, variances, codes))
     return Encoded(*(_joined(part) for part in zip(*parts, strict=True)))

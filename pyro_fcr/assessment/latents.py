@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,11 @@ class Cells:
     encoded: Encoded
     split: Split
     left_out: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def dimensions(self) -> pd.DataFrame:
+        """Which dimensions of each block are in use, see :func:`dimension_use`."""
+        return dimension_use(self.encoded.labelled, self.encoded.variances)
 
     def parts(self) -> dict[str, np.ndarray]:
         """Give the positions of training and of held-out cells, where there are enough."""
@@ -98,13 +104,14 @@ def independence(
     :func:`pyro_fcr.evaluation.independence.independence_table`, of labelled latents, dimensions in
     use only: tests take each dimension for as much as any other.
     """
-    tables, use = [], dimensions(cells)
+    tables = []
     for name, rows in cells.parts().items():
         some = cells.encoded.take(rows)
+        in_use = only_in_use(some.labelled, cells.dimensions)
         for claim in fcr.claims():
             try:
                 table = independence_table(
-                    only_in_use(some.labelled, use),
+                    in_use,
                     some.codes,
                     claims=[claim],
                     replicate=None if replicate is None else replicate[rows],
@@ -116,11 +123,6 @@ def independence(
                 continue
             tables.append(pd.DataFrame({"cells": name}, index=table.index).join(table))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def dimensions(cells: Cells) -> pd.DataFrame:
-    """Say which dimensions of each block are in use, see :func:`dimension_use`."""
-    return dimension_use(cells.encoded.labelled, cells.encoded.variances)
 
 
 def identifiability(adata: AnnData, cells: Cells, *, max_cells: int, seed: int) -> pd.DataFrame:
@@ -141,7 +143,7 @@ def identifiability(adata: AnnData, cells: Cells, *, max_cells: int, seed: int) 
     some = cells.encoded.take(rows)
     return identifiability_table(
         {block: np.asarray(adata.obsm[block])[rows] for block in blocks},
-        only_in_use(some.labelled, dimensions(cells)),
+        only_in_use(some.labelled, cells.dimensions),
         x=joint(some.codes),
         t=np.zeros(len(rows), dtype=int),
         seed=seed,

@@ -231,7 +231,7 @@ def _measured(
         facts={**_facts(fcr, adata, split), "seed": sizes.seed},
         headline=heads,
         responses=scores,
-        dimensions=latents.dimensions(cells),
+        dimensions=cells.dimensions,
         clustering=clusters,
         independence=tests,
         prior_rank=rank,

@@ -16,7 +16,7 @@ from pyro_fcr.responses.responder import (
     new_cells,
     outcome,
     posterior_means,
-    posterior_variances,
+    posterior_moments,
     respond,
 )
 
@@ -34,7 +34,7 @@ __all__ = [
     "new_cells",
     "outcome",
     "posterior_means",
-    "posterior_variances",
+    "posterior_moments",
     "prior_moments",
     "respond",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pyro import poutine
@@ -69,14 +69,17 @@ def posterior_means(
     blocks
         Latents.
     """
-    return _posterior(model, guide, batches, blocks=blocks, moment="mean")
+    moments = _posterior(model, guide, batches, blocks=blocks, moments=("mean",))
+    return {block: mean for block, (mean,) in moments.items()}
 
 
-def posterior_variances(
+def posterior_moments(
     model: nn.Module, guide: nn.Module, batches: Iterable[Batch], *, blocks: Iterable[str]
-) -> dict[str, np.ndarray]:
-    """Give the guide's variances in place of its means; see :func:`posterior_means`."""
-    return _posterior(model, guide, batches, blocks=blocks, moment="variance")
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Give the guide's means and variances of one pass; see :func:`posterior_means`."""
+    moments = _posterior(model, guide, batches, blocks=blocks, moments=("mean", "variance"))
+    means, variances = ({block: each[i] for block, each in moments.items()} for i in (0, 1))
+    return means, variances
 
 
 def _posterior(
@@ -85,15 +88,18 @@ def _posterior(
     batches: Iterable[Batch],
     *,
     blocks: Iterable[str],
-    moment: Literal["mean", "variance"],
-) -> dict[str, np.ndarray]:
-    found: dict[str, list[np.ndarray]] = {block: [] for block in blocks}
+    moments: Sequence[str],
+) -> dict[str, tuple[np.ndarray, ...]]:
+    found: dict[str, list[list[np.ndarray]]] = {block: [] for block in blocks}
     with looking(model, guide):
         for batch in batches:
             nodes = _drawn_by(guide, batch)
             for block, parts in found.items():
-                parts.append(getattr(nodes[block]["fn"], moment).cpu().numpy())
-    return {block: np.concatenate(parts) for block, parts in found.items()}
+                parts.append([getattr(nodes[block]["fn"], m).cpu().numpy() for m in moments])
+    return {
+        block: tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+        for block, parts in found.items()
+    }
 
 
 def respond(
