@@ -1,11 +1,8 @@
 # What the package offers; read when a name is first used, see __init__.py.
-from . import data, datasets, evaluation, plots, training
+from . import data, metrics, plots, training
 from .api import FCR
-from .architecture import Architecture
-from .assessment import Assessment, assess, label_blind_latents
 from .batch import Batch
-from .contract import ProgramError
-from .data import Schema, SchemaError
+from .data import Schema, SchemaError, datasets
 from .discovery import (
     CrossFit,
     Effects,
@@ -16,10 +13,13 @@ from .discovery import (
     enrichment,
     rank_interactions,
 )
-from .export import to_arviz
+from .draws import QueryError
+from .evaluation import Assessment, assess, label_blind_latents
+from .graph import ProgramError
 from .guide import Guide
 from .model import Model
-from .objective import Objective
+from .nn.architecture import Architecture
+from .objective import FCRLoss, Objective, Ramp
 from .queries import (
     AVERAGE,
     Output,
@@ -27,8 +27,7 @@ from .queries import (
     interval_coverage,
     posterior_predictive,
 )
-from .responses import QueryError
-from .schedules import Ramp
+from .queries.export import to_arviz
 from .simulation import (
     EffectDesign,
     FCRDesign,
@@ -38,7 +37,6 @@ from .simulation import (
     simulate_from_controls,
     simulate_interactions,
 )
-from .svi import FCRLoss
 from .training import TrainingPlan
 
 __version__: str
@@ -75,9 +73,9 @@ __all__ = [
     "dose_response",
     "effects",
     "enrichment",
-    "evaluation",
     "interval_coverage",
     "label_blind_latents",
+    "metrics",
     "plots",
     "posterior_predictive",
     "rank_interactions",

@@ -16,14 +16,17 @@ from anndata import AnnData
 from torch import nn
 
 from pyro_fcr import queries
-from pyro_fcr.architecture import Architecture
 from pyro_fcr.batch import Batch
-from pyro_fcr.contract import check_programs, describe_programs
 from pyro_fcr.data import Cells, Registry, Schema, Split, read_cells, split_cells
-from pyro_fcr.evaluation.dimensions import dimension_use
+from pyro_fcr.draws import posterior_means, posterior_moments
 from pyro_fcr.graph import Claim, Graph, claims, read_graph
+from pyro_fcr.graph.contract import check_programs, describe_programs
+from pyro_fcr.metrics.dimensions import dimension_use
 from pyro_fcr.modes import seeded
+from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.objective import Objective
+from pyro_fcr.objective.schedules import Weight
+from pyro_fcr.objective.terms import Term
 from pyro_fcr.programs import (
     build_programs,
     default_architecture,
@@ -32,11 +35,8 @@ from pyro_fcr.programs import (
 )
 from pyro_fcr.queries import Form, Query
 from pyro_fcr.queries.answers import Output
-from pyro_fcr.responses import posterior_means, posterior_moments
 from pyro_fcr.saving import Saved, find_split, name_split, read_model, write_model
-from pyro_fcr.schedules import Weight
-from pyro_fcr.terms import Term
-from pyro_fcr.training import Batches, TrainingPlan, evaluate, fit
+from pyro_fcr.training import Batches, TrainingPlan, fit, mean_terms
 
 _FORMAT = 1
 _CHUNK = 2_048  # cells looked at together outside of training
@@ -79,7 +79,7 @@ class FCR:
     Examples
     --------
     >>> import pyro_fcr
-    >>> adata = pyro_fcr.datasets.gbm_panobinostat()
+    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()
     >>> schema = pyro_fcr.Schema(
     ...     treatment_key="treatment", control="control", covariate_keys="patient"
     ... )
@@ -155,7 +155,7 @@ class FCR:
 
         Returns
         -------
-        One row per site, see :func:`pyro_fcr.contract.describe_programs`.
+        One row per site, see :func:`pyro_fcr.graph.contract.describe_programs`.
         """
         rows = describe_programs(self.model, self.guide, self._example())
         return pd.DataFrame(rows).set_index("site")
@@ -191,7 +191,7 @@ class FCR:
         enforced
             The independences to enforce; None takes :meth:`claims`. A weight of 0 drops one, too.
         extra
-            Loss terms of your own, see :class:`pyro_fcr.terms.Extra`.
+            Loss terms of your own, see :class:`pyro_fcr.objective.terms.Extra`.
         heldout_fraction
             Share of the cells of every condition to hold out, where the schema's ``split_key``
             names none as ``"valid"``.
@@ -269,7 +269,7 @@ class FCR:
         Returns
         -------
         Columns ``block, dimension, share, in_use``; see
-        :func:`pyro_fcr.evaluation.dimension_use`.
+        :func:`pyro_fcr.metrics.dimension_use`.
         """
         batches = self._batches(self._cells(adata)).in_order()
         moments = posterior_moments(self.model, self.guide, batches, blocks=self.graph.blocks)
@@ -313,7 +313,7 @@ class FCR:
         if adata is None and self.split is not None and len(self.split.heldout):
             batches.rows = torch.as_tensor(self.split.heldout)
         only = {"structure": 0.0, "permutation": 0.0, "label": 0.0}
-        return evaluate(self._objective(only, None, (), seed), batches, seed=seed)["elbo"]
+        return mean_terms(self._objective(only, None, (), seed), batches, seed=seed)["elbo"]
 
     def predict(
         self,

@@ -13,11 +13,18 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from pyro_fcr import datasets, evaluation
 from pyro_fcr.api import FCR
-from pyro_fcr.assessment import Assessment, assess
-from pyro_fcr.data import Schema
+from pyro_fcr.data import Schema, datasets
+from pyro_fcr.evaluation import Assessment, assess
 from pyro_fcr.files import atomic_write
+from pyro_fcr.metrics import (
+    baseline_deltas,
+    mean_log1p,
+    nan_to_null,
+    response_metrics,
+    split_half_ceiling,
+    umap,
+)
 from pyro_fcr.queries.coverage import interval_coverage
 from pyro_fcr.report import write_report
 
@@ -96,7 +103,7 @@ def latent_cells(fcr: FCR, adata: AnnData, *, seed: int) -> AnnData:
     cells = adata.copy()
     fcr.add_latents_to(cells)
     for block in fcr.graph.latents:
-        cells.obsm[f"X_fcr_{block}_umap"] = evaluation.umap(cells.obsm[f"X_fcr_{block}"], seed=seed)
+        cells.obsm[f"X_fcr_{block}_umap"] = umap(cells.obsm[f"X_fcr_{block}"], seed=seed)
     if fcr.split is not None:
         fitted = np.full(len(cells), "left out", dtype=object)
         fitted[fcr.split.train], fitted[fcr.split.heldout] = "train", "held out"
@@ -133,8 +140,8 @@ def heldout_response(
         fcr.counterfactual(control, treatment=t, n_draws=5, seed=seed)
         for t in (TREATMENT, "control")
     )
-    mean = evaluation.mean_log1p
-    baselines = evaluation.baseline_deltas(
+    mean = mean_log1p
+    baselines = baseline_deltas(
         adata[~pair],
         treatment_key="treatment",
         covariate_keys=("patient",),
@@ -160,10 +167,10 @@ def heldout_coverage(fcr: FCR, adata: AnnData, *, seed: int) -> pd.DataFrame:
 def _scores(
     adata: AnnData, deltas: Mapping[str, np.ndarray], real: np.ndarray, *, seed: int
 ) -> dict[str, dict[str, float]]:
-    scores = {name: evaluation.response_metrics(delta, real) for name, delta in deltas.items()}
+    scores = {name: response_metrics(delta, real) for name, delta in deltas.items()}
     control = adata[(adata.obs["patient"] == PATIENT) & (adata.obs["treatment"] == "control")]
     treated = adata[adata.obs["split"] == "test"]
-    return {**scores, "split_half": evaluation.split_half_ceiling(treated.X, control.X, seed=seed)}
+    return {**scores, "split_half": split_half_ceiling(treated.X, control.X, seed=seed)}
 
 
 def _facts(fcr: FCR, history: pd.DataFrame, *, seconds: float) -> dict[str, Any]:
@@ -189,7 +196,7 @@ def _write(
         with atomic_write(out / f"{name}.h5ad") as path:
             adata.write_h5ad(path, compression="gzip")
     with atomic_write(out / "metrics.json") as path:
-        path.write_text(json.dumps(evaluation.nan_to_null(metrics), indent=2) + "\n")
+        path.write_text(json.dumps(nan_to_null(metrics), indent=2) + "\n")
     write_report(
         out / "report.html",
         title=f"{TREATMENT} in glioblastoma: {PATIENT} held out",

@@ -8,11 +8,11 @@ import warnings
 import torch
 from torch import nn
 
-from pyro_fcr.architecture import Architecture
 from pyro_fcr.batch import Batch
-from pyro_fcr.contract import Checked
 from pyro_fcr.data import Registry
+from pyro_fcr.graph.contract import Checked
 from pyro_fcr.modes import seeded
+from pyro_fcr.nn.architecture import Architecture
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ import pyro
 import pytest
 import torch
 
-from pyro_fcr.architecture import Architecture
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Schema, split_cells
+from pyro_fcr.nn.architecture import Architecture
 
 
 def pytest_addoption(parser):

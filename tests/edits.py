@@ -14,7 +14,7 @@ from torch import nn
 from pyro_fcr import Architecture, Guide, Model, Schema
 from pyro_fcr.distributions import Exogenous
 from pyro_fcr.nn import Decoder, Encoder, LinearPrior, LogNormalize, NegativeBinomialDecoder
-from pyro_fcr.terms import Extra
+from pyro_fcr.objective.terms import Extra
 
 SIZES = Architecture(n_x=3, n_t=2, n_tx=2, n_hidden=16)
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from cli_helpers import run, succeed
 
-from pyro_fcr import datasets
+from pyro_fcr.data import datasets
 from pyro_fcr.science import suite
 from pyro_fcr.simulation import EffectDesign, FCRDesign, simulate, simulate_from_controls
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from pyro_fcr.evaluation.contrasts import ConditionCells, deviation, shrink
+from pyro_fcr.discovery.contrasts import ConditionCells, deviation, shrink
 
 N = 40  # cells of a condition
 

@@ -16,7 +16,8 @@ from pyro_fcr.batch import Batch
 from pyro_fcr.counts import TAIL_BOUND, TAIL_COUNTS
 from pyro_fcr.data.summaries import Summaries
 from pyro_fcr.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
-from pyro_fcr.terms import Reconstruction, Run
+from pyro_fcr.graph.runs import Run
+from pyro_fcr.objective.terms import Reconstruction
 
 N_GENES = 7
 

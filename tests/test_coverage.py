@@ -9,7 +9,7 @@ from conftest import SCHEMA, simulate
 from scipy import stats
 
 from pyro_fcr import FCR, Architecture, QueryError, Schema
-from pyro_fcr.evaluation.coverage import central_shares, pit_of_draws
+from pyro_fcr.metrics.intervals import central_shares, pit_of_draws
 from pyro_fcr.queries.coverage import interval_coverage
 from pyro_fcr.simulation import InteractionDesign, simulate_interactions
 

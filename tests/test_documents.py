@@ -51,7 +51,7 @@ def test_notebooks_run(path, tmp_path):
     client.execute()
 
 
-@pytest.mark.parametrize("package", ["pyro_fcr", "pyro_fcr.evaluation"])
+@pytest.mark.parametrize("package", ["pyro_fcr", "pyro_fcr.metrics"])
 def test_every_public_name_is_documented(package):
     package = importlib.import_module(package)
     for name in package.__all__:

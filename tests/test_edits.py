@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro_fcr import AVERAGE, FCR, FCRLoss
 from pyro_fcr.graph import Claim
 from pyro_fcr.objective import Objective
-from pyro_fcr.terms import KL
+from pyro_fcr.objective.terms import KL
 
 
 @pytest.fixture(scope="module", params=EDITS, ids=list(EDITS))

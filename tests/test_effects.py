@@ -10,9 +10,9 @@ from edits import EDITS
 from pyro_fcr import FCR, Architecture, Model, QueryError, Schema, SchemaError, bootstrap
 from pyro_fcr.discovery.effects import effects, enrichment
 from pyro_fcr.distributions import Exogenous
+from pyro_fcr.draws import new_cells
+from pyro_fcr.draws.paths import path_responses
 from pyro_fcr.nn import NegativeBinomialDecoder
-from pyro_fcr.responses import new_cells
-from pyro_fcr.responses.paths import path_responses
 
 SMALL = Architecture(n_x=3, n_t=3, n_tx=3, n_hidden=32)
 

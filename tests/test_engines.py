@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 
 from pyro_fcr.modes import in_precision, seeded
 from pyro_fcr.objective import Objective
-from pyro_fcr.terms import Extra
+from pyro_fcr.objective.terms import Extra
 from pyro_fcr.training import Trainer, TrainingPlan, fit
 from pyro_fcr.training.batches import Batches
 from pyro_fcr.training.engines import GraphEngine, TracedEngine

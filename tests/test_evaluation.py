@@ -1,390 +1,457 @@
-"""Response metrics, baselines and clusters, against numbers worked out another way."""
-
+import copy
+import dataclasses
+import html
 import json
-import math
-from pathlib import Path
+import re
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import scanpy as sc
-from scipy import sparse
+import torch
+from cli_helpers import run
+from conftest import SCHEMA, simulate
+from edits import EDITS
+from test_responses import DOSED, dosed
 
-from pyro_fcr.evaluation import (
-    additive,
-    baseline_deltas,
-    cluster_agreement,
-    components,
-    condition_means,
-    dimension_use,
-    mean_log1p,
-    nan_to_null,
-    only_in_use,
-    response_metrics,
-    split_half_ceiling,
-    umap,
-)
+import pyro_fcr
+from pyro_fcr import FCR, Schema
+from pyro_fcr.data import Split
+from pyro_fcr.data.pairs import Pair
+from pyro_fcr.evaluation import assess, label_blind_latents, latents
+from pyro_fcr.evaluation.blocks import rank
+from pyro_fcr.evaluation.encoded import Encoded, label_distribution
+from pyro_fcr.evaluation.judging import _Predictor, plan_judgement
+from pyro_fcr.graph import Claim
+from pyro_fcr.metrics.prior_rank import prior_rank
+from pyro_fcr.report import write_evaluation
 
-GBM = Path(__file__).resolve().parents[2] / "shared" / "data" / "gbm_panobinostat.h5ad"
-KEYS = {"treatment_key": "drug", "covariate_keys": ("line",), "control": "none"}
-
-
-def counts(seed=0, shape=(40, 12)):
-    return np.random.default_rng(seed).poisson(3.0, shape).astype(np.float32)
+FAST = {"n_permutations": 19, "n_draws": 10}
+TRUE = Schema(treatment_key="treatment", control="control", covariate_keys="context")
 
 
-@pytest.mark.parametrize("to_matrix", [np.asarray, sparse.csr_matrix, sparse.csr_array])
-def test_mean_log1p_is_scanpys(to_matrix):
-    raw = counts()
-    cells = ad.AnnData(raw.copy())
-    sc.pp.normalize_total(cells, target_sum=1e4)
-    sc.pp.log1p(cells)
-    given = to_matrix(raw)
-    np.testing.assert_allclose(mean_log1p(given), cells.X.mean(axis=0), rtol=1e-5)
-    np.testing.assert_array_equal(
-        given.toarray() if sparse.issparse(given) else given, raw, "input changed"
-    )
-
-
-def test_mean_log1p_by_hand_with_an_empty_cell():
-    raw = np.array([[1.0, 3.0], [0.0, 0.0]])
-    expected = np.array([math.log(2), math.log(4)]) / 2
-    np.testing.assert_allclose(mean_log1p(raw, target_sum=4), expected)
-    np.testing.assert_allclose(mean_log1p(sparse.csr_matrix(raw), target_sum=4), expected)
-
-
-def test_entries_stored_twice_count_as_their_sum():
-    twice = sparse.csr_matrix(([1.0, 2.0, 1.0], [0, 0, 1], [0, 3]), shape=(1, 2))
-    np.testing.assert_allclose(mean_log1p(twice, target_sum=4), np.log([4, 2]))
-    assert twice.nnz == 3, "input changed"
-
-
-@pytest.mark.parametrize("bad", [[[1.0, -1.0]], [[1.0, np.nan]], [1.0, 2.0], np.empty((0, 3))])
-def test_mean_log1p_refuses_what_is_no_count_matrix(bad):
-    with pytest.raises(ValueError, match="counts must be"):
-        mean_log1p(np.array(bad))
-
-
-def test_response_metrics_by_numpy():
-    rng = np.random.default_rng(1)
-    real = rng.normal(size=50)
-    predicted = real + rng.normal(size=50)
-    scores = response_metrics(predicted, real, n_de=7)
-    top = np.argsort(np.abs(real))[-7:]
-    assert scores == pytest.approx(
-        {
-            "pearson_delta_de100": np.corrcoef(predicted[top], real[top])[0, 1],
-            "mse_delta": ((predicted - real) ** 2).mean(),
-            "cosine_logfc": predicted @ real / np.sqrt((predicted**2).sum() * (real**2).sum()),
-        }
-    )
-    everywhere = np.corrcoef(predicted, real)[0, 1]
-    assert abs(scores["pearson_delta_de100"] - everywhere) > 0.01
-
-
-def test_response_metrics_by_hand():
-    scores = response_metrics([1.0, 0.0], [0.0, 2.0])
-    expected = {"pearson_delta_de100": -1.0, "mse_delta": 2.5, "cosine_logfc": 0.0}
-    assert scores == pytest.approx(expected)
-
-
-def test_no_change_has_an_error_but_no_direction():
-    scores = response_metrics(np.zeros(5), np.arange(5.0))
-    assert scores["mse_delta"] == 6.0
-    assert math.isnan(scores["pearson_delta_de100"])
-    assert math.isnan(scores["cosine_logfc"])
-    assert json.loads(json.dumps(nan_to_null(scores), allow_nan=False)) == {
-        "pearson_delta_de100": None,
-        "mse_delta": 6.0,
-        "cosine_logfc": None,
-    }
-
-
-def test_a_constant_change_has_no_correlation_but_a_direction():
-    scores = response_metrics(np.full(4, 0.1), np.array([1.0, 2.0, 3.0, 4.0]))
-    assert math.isnan(scores["pearson_delta_de100"])
-    assert scores["cosine_logfc"] == pytest.approx(10 / (2 * math.sqrt(30)))
-
-
-def test_an_undefined_prediction_has_no_score():
-    scores = response_metrics([np.nan, 1.0, 2.0], [0.1, 2.0, 3.0], n_de=2)
-    assert all(map(math.isnan, scores.values()))
-
-
-@pytest.mark.parametrize("predicted", [np.zeros(3), np.zeros((2, 2)), 0.0])
-def test_response_metrics_refuses_other_shapes(predicted):
-    with pytest.raises(ValueError, match="vectors of one length"):
-        response_metrics(predicted, np.ones(2))
-
-
-def test_split_half_rises_with_the_cells_and_repeats():
-    rng = np.random.default_rng(2)
-    rates = rng.gamma(2.0, 2.0, 30)
-    effect = np.exp(rng.normal(0, 0.5, 30))
-    scores = {
-        n: split_half_ceiling(
-            rng.poisson(rates * effect, (n, 30)), rng.poisson(rates, (n, 30)), seed=0
-        )
-        for n in (12, 800)
-    }
-    assert scores[800]["pearson_delta_de100"] > 0.97 > scores[12]["pearson_delta_de100"]
-    assert scores[800]["mse_delta"] < scores[12]["mse_delta"] / 10
-
-    groups = counts(3), counts(4)
-    assert split_half_ceiling(*groups, seed=5) == split_half_ceiling(*groups, seed=5)
-    assert split_half_ceiling(*groups, seed=5) != split_half_ceiling(*groups, seed=6)
-    with pytest.raises(ValueError, match="control_counts has 1 cell"):
-        split_half_ceiling(counts(), counts()[:1], seed=0)
-
-
-def cells(conditions, n_genes=25, depth=400.0, seed=0, interaction=None):
-    """Counts with log rates = gene + line + drugs (+ one interaction), all with own effects."""
-    rng = np.random.default_rng(seed)
-    names = sorted({line for line, _, _ in conditions})
-    agents = sorted({a for _, drug, _ in conditions for a in components(drug, control="none")})
-    # Effects that leave the library size alone, so that they stay additive after normalisation.
-    effects = {name: paired(rng, n_genes, 0.5) for name in names + agents}
-    matrix, obs = [], []
-    for line, drug, n in conditions:
-        log_rate = np.log(depth) + effects[line]
-        for agent in components(drug, control="none"):
-            log_rate = log_rate + effects[agent]
-        if (line, drug) == interaction:
-            log_rate = log_rate + 3 * paired(rng, n_genes, 0.5)
-        matrix.append(rng.poisson(np.exp(log_rate), (n, n_genes)))
-        obs += [(line, drug)] * n
-    frame = pd.DataFrame(obs, columns=["line", "drug"], index=[str(i) for i in range(len(obs))])
-    return ad.AnnData(sparse.csr_matrix(np.vstack(matrix), dtype=np.float32), obs=frame)
-
-
-def paired(rng, n_genes, scale):
-    """Log effects whose rates add up to nearly the same total."""
-    effect = rng.normal(0, scale, n_genes)
-    return effect - np.log(np.exp(effect).mean())
-
-
-GRID = [
-    ("l1", "none", 60),
-    ("l1", "a", 50),
-    ("l1", "b", 40),
-    ("l2", "none", 90),
-    ("l2", "a", 30),
-    ("l2", "b", 80),
-    ("l2", "a+b", 50),
-]
-
-
-def hold_out(adata, line, drug):
-    """Training cells and the real change of one condition."""
-    held = ((adata.obs.line == line) & (adata.obs.drug == drug)).to_numpy()
-    control = ((adata.obs.line == line) & (adata.obs.drug == "none")).to_numpy()
-    return adata[~held], mean_log1p(adata[held].X) - mean_log1p(adata[control].X)
-
-
-def predict(training, line, drug):
-    return baseline_deltas(training, treatment=drug, covariates={"line": line}, **KEYS)
-
-
-def test_additive_is_least_squares_on_the_cells():
-    training, _ = hold_out(cells(GRID), "l1", "b")
-    log = sc.pp.log1p(sc.pp.normalize_total(training.copy(), target_sum=1e4, copy=True), copy=True)
-    line, drug = training.obs.line, training.obs.drug
-    design = np.column_stack(
-        [np.ones(len(line)), line == "l2", drug.isin(["a", "a+b"]), drug.isin(["b", "a+b"])]
-    ).astype(float)
-    coefficients = np.linalg.lstsq(design, log.X.toarray().astype(float), rcond=None)[0]
-    np.testing.assert_allclose(predict(training, "l1", "b")["additive"], coefficients[3], atol=1e-5)
-
-
-def test_additive_finds_an_unseen_combination_in_additive_data():
-    grid = [*GRID, ("l1", "a+b", 60)]
-    training, real = hold_out(cells(grid), "l1", "a+b")
-    scores = response_metrics(predict(training, "l1", "a+b")["additive"], real)
-    assert scores["pearson_delta_de100"] > 0.97
-    assert scores["mse_delta"] < 0.06 * np.mean(real**2)
-
-
-def test_an_interaction_is_out_of_reach_of_every_baseline():
-    training, real = hold_out(cells(GRID, interaction=("l1", "b")), "l1", "b")
-    for delta in predict(training, "l1", "b").values():
-        assert response_metrics(delta, real)["mse_delta"] > 0.2 * np.mean(real**2)
-
-
-def test_treatment_mean_shift_weighs_contexts_the_same():
-    adata = cells([*GRID, ("l3", "none", 20), ("l3", "b", 200)])
-    training, _ = hold_out(adata, "l1", "b")
-    shifts = [hold_out(adata, line, "b")[1] for line in ("l2", "l3")]
-    predicted = predict(training, "l1", "b")
-    np.testing.assert_allclose(
-        predicted["treatment_mean_shift"], (shifts[0] + shifts[1]) / 2, atol=1e-6
-    )
-    np.testing.assert_array_equal(predicted["control_mean"], np.zeros(25))
-
-
-def test_what_the_training_data_do_not_determine_is_nan():
-    only_once = [("l1", "none", 20), ("l1", "a", 20), ("l2", "none", 20)]
-    unseen = predict(cells(only_once), "l1", "c")
-    assert np.isnan(unseen["treatment_mean_shift"]).all()
-    assert np.isnan(unseen["additive"]).all()
-    # b always comes with line l3, where no control tells the two apart.
-    confounded = cells([*only_once, ("l3", "b", 20)])
-    assert np.isnan(predict(confounded, "l1", "b")["additive"]).all()
-    # a+b without a or b alone: their sum is determined, though neither effect is.
-    together = predict(cells([*only_once[:1], ("l2", "none", 20), ("l2", "a+b", 20)]), "l1", "b+a")
-    assert np.isfinite(together["additive"]).all()
-
-
-@pytest.mark.parametrize("drug", ["a+b", "b+a", "a + b"])
-def test_cells_of_the_held_out_condition_are_refused(drug):
-    adata = cells(GRID)
-    with pytest.raises(ValueError, match=r"50 cells of the held-out.*line='l2'"):
-        predict(adata, "l2", drug)
-
-
-def test_errors_name_what_is_wrong():
-    adata = cells(GRID)
-    with pytest.raises(ValueError, match=r"no control cells.*line='L1'.*l1.*l2"):
-        predict(adata, "L1", "a")
-    with pytest.raises(ValueError, match="is the control"):
-        predict(adata, "l1", "none")
-    with pytest.raises(ValueError, match="no column 'batch'"):
-        condition_means(adata, treatment_key="batch", covariate_keys=(), control="none")
-    adata.obs.loc["3", "line"] = None
-    with pytest.raises(ValueError, match=r"'line'.*missing for 1 cells"):
-        predict(adata, "l1", "a+b")
-
-
-def test_condition_means_use_the_layer_and_join_orders_of_a_combination():
-    adata = cells([("l1", "none", 5), ("l1", "a+b", 6), ("l1", "b+a", 7)])
-    adata.layers["raw"] = adata.X.copy()
-    adata.X = adata.X * 0
-    means = condition_means(adata, layer="raw", **KEYS)
-    assert means.treatments == ((), ("a", "b"))
-    assert means.n_cells.tolist() == [5, 13]
-    np.testing.assert_allclose(means.means[1], mean_log1p(adata.layers["raw"][5:]))
-
-
-def test_baselines_on_glioblastoma():
-    if not GBM.exists():
-        pytest.skip(f"{GBM.name} is not beside the checkout")
-    adata = ad.read_h5ad(GBM)
-    place = {"treatment_key": "treatment", "covariate_keys": ("patient",), "control": "control"}
-    treated = (adata.obs.treatment == "panobinostat").to_numpy()
-    patient = (adata.obs.patient == "PW030").to_numpy()
-    real = mean_log1p(adata[patient & treated].X) - mean_log1p(adata[patient & ~treated].X)
-    pair = {"treatment": "panobinostat", "covariates": {"patient": "PW030"}}
-    deltas = baseline_deltas(adata[~(patient & treated)], **place, **pair)
-    scores = {name: response_metrics(delta, real) for name, delta in deltas.items()}
-    ceiling = split_half_ceiling(adata[patient & treated].X, adata[patient & ~treated].X, seed=0)
-
-    # One treatment, as many cells in each group: without interaction, the two are the same.
-    np.testing.assert_allclose(deltas["additive"], deltas["treatment_mean_shift"], atol=1e-8)
-    assert scores["control_mean"]["mse_delta"] == pytest.approx(np.mean(real**2))
-    assert ceiling["mse_delta"] < scores["additive"]["mse_delta"] < np.mean(real**2)
-    assert 0.7 < scores["additive"]["pearson_delta_de100"] < ceiling["pearson_delta_de100"]
-    with pytest.raises(ValueError, match="500 cells of the held-out condition"):
-        baseline_deltas(adata, **place, **pair)
-
-
-def test_additive_takes_condition_means_of_two_covariates():
-    adata = cells(GRID)
-    adata.obs["day"] = np.where(np.arange(adata.n_obs) % 2, "d1", "d2")
-    means = condition_means(
-        adata, treatment_key="drug", covariate_keys=("line", "day"), control="none"
-    )
-    assert {len(context) for context in means.contexts} == {2}
-    one = condition_means(adata, **KEYS)
-    # The day has no effect, so a fit that knows of it says the same but for noise.
-    np.testing.assert_allclose(additive(means, ("b",)), additive(one, ("b",)), atol=0.01)
+def fit(adata, schema, **settings):
+    architecture = pyro_fcr.Architecture(
+        n_x=2, n_t=2, n_tx=2, n_hidden=16,
+        likelihood="nb" if schema.expression == "counts" else "normal",
+    )  # fmt: skip
+    fcr = FCR(adata, schema, architecture=architecture)
+    fcr.fit(max_epochs=2, batch_size=128, progress=False, **settings)
+    return fcr
 
 
 @pytest.fixture(scope="module")
-def blobs():
-    rng = np.random.default_rng(0)
-    x = np.repeat(["l1", "l2", "l3"], 60)
-    t = np.tile(["none", "drug"], 90)
-    latents = {
-        "z_x": 8 * np.eye(3)[np.repeat(range(3), 60)] + rng.normal(size=(180, 3)),
-        "z_t": 9 * np.tile([[0.0, 0.0], [1.0, 1.0]], (90, 1)) + rng.normal(size=(180, 2)),
+def simulated():
+    """Cells whose latents are known, on a fit that held out a tenth of each condition."""
+    design = pyro_fcr.FCRDesign(
+        n_cells=900, n_genes=20, n_contexts=3, n_treatments=3, n_tx=2, likelihood="nb"
+    )
+    return fit(pyro_fcr.simulate(design, seed=1), TRUE, heldout_fraction=0.2)
+
+
+@pytest.fixture(scope="module")
+def found(simulated):
+    before = copy.deepcopy(simulated.model.state_dict())
+    obs, keys = simulated.adata.obs.copy(), set(simulated.adata.obsm)
+    result = assess(simulated, **FAST)
+    after = simulated.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    pd.testing.assert_frame_equal(simulated.adata.obs, obs)
+    assert set(simulated.adata.obsm) == keys
+    return result
+
+
+def left_out(rows, adata):
+    """The cells with a split column that keeps some from the fit."""
+    cells = adata.copy()
+    cells.obs["split"] = np.where(rows, "test", "train")
+    return cells
+
+
+@pytest.fixture(scope="module")
+def unseen():
+    """A fit that lacked two drugs in a context of three, and a drug in another."""
+    adata = simulate(900, n_genes=15, n_t=3)
+    line, drug = adata.obs["line"], adata.obs["drug"]
+    rows = (line == "line0") & drug.isin(["drug1", "drug2", "drug3"])
+    rows |= (line == "line1") & (drug == "drug1")
+    schema = dataclasses.replace(SCHEMA, split_key="split", min_cells=1)
+    return fit(left_out(rows, adata), schema)
+
+
+# label-blind latents
+
+
+def test_label_blind_latents_do_not_look_at_labels(simulated):
+    adata = simulated.adata
+    swapped = adata.copy()
+    swapped.obs = swapped.obs.iloc[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+    swapped.obs_names = adata.obs_names
+    one, two = label_blind_latents(simulated), label_blind_latents(simulated, swapped)
+    assert set(one) == {"z_x", "z_t", "z_tx"}
+    for block, latent in one.items():
+        np.testing.assert_array_equal(latent, two[block])
+        labelled = simulated.get_latent_representation(block, swapped)
+        assert np.abs(labelled - simulated.get_latent_representation(block)).max() > 1e-3
+        assert latent.std(axis=0).min() > 0
+
+
+def test_label_blind_latents_are_means_over_the_training_conditions(simulated):
+    adata = simulated.adata[:7].copy()
+    total, expected = simulated.adata.n_obs, 0.0
+    counts = simulated.adata.obs.groupby(["treatment", "context"], observed=True).size()
+    for (treatment, context), n_cells in counts.items():
+        adata.obs["treatment"], adata.obs["context"] = treatment, context
+        expected = expected + n_cells / total * simulated.get_latent_representation("z_tx", adata)
+    np.testing.assert_allclose(label_blind_latents(simulated, adata)["z_tx"], expected, atol=1e-5)
+
+
+def test_many_conditions_are_drawn_by_their_cells(simulated):
+    registry = simulated.registry
+    sizes = [100, *[1] * 8]
+    conditions = zip(registry.conditions, sizes, strict=True)
+    registry = dataclasses.replace(
+        registry, conditions=tuple(dataclasses.replace(c, n_cells=n) for c, n in conditions)
+    )
+    every = label_distribution(registry, n_labels=9, seed=0)
+    np.testing.assert_allclose(every.shares, np.array(sizes) / 108)
+    few = [label_distribution(registry, n_labels=4, seed=seed) for seed in range(50)]
+    for drawn in few:
+        assert len(drawn) <= 4
+        assert drawn.shares.sum() == pytest.approx(1.0)
+        assert {len(rows) for rows in drawn.values.values()} == {len(drawn)}
+    first = [
+        (d.values["t"] == 0).all(1) & (d.values["x"] == every.values["x"][0]).all(1) for d in few
+    ]
+    share = np.mean([d.shares[rows.numpy()].sum() for d, rows in zip(few, first, strict=True)])
+    assert share == pytest.approx(100 / 108, abs=0.05)
+    with pytest.raises(ValueError, match="n_labels is 0"):
+        label_blind_latents(simulated, n_labels=0)
+
+
+def test_a_guide_without_labels_is_blind_anyway():
+    edit = EDITS["j_blind"]
+    adata = edit.data()
+    model, guide = edit.build(edit.schema.register(adata))
+    fcr = FCR(adata, edit.schema, model=model, guide=guide)
+    for block, latent in label_blind_latents(fcr).items():
+        np.testing.assert_allclose(latent, fcr.get_latent_representation(block), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["b_batch", "c_donors"])
+def test_other_graphs_are_assessed_by_their_own_claims(name):
+    edit = EDITS[name]
+    adata = edit.data()
+    model, guide = edit.build(edit.schema.register(adata))
+    fcr = FCR(adata, edit.schema, model=model, guide=guide)
+    fcr.fit(max_epochs=1, batch_size=128, progress=False, heldout_fraction=0.3)
+    found = assess(fcr, **FAST)
+    claims = {str(claim) for claim in fcr.claims()}
+    untested = {each.split(", ")[0] for each in found.left_out}
+    assert set(found.independence["statement"]) | untested >= claims
+    assert set(fcr.graph.exogenous) < set(found.clustering["label"])
+    assert found.identifiability.empty
+
+
+# the whole assessment
+
+
+def test_clusters_are_of_equally_many_cells_with_and_without_labels(found, simulated):
+    table = found.clustering
+    kinds = table[["cells", "encoding"]].drop_duplicates().to_numpy().tolist()
+    assert kinds == [
+        [cells, encoding]
+        for cells in ("training", "held out")
+        for encoding in ("labelled", "label-blind")
+    ]
+    assert set(table["n_cells"]) == {len(simulated.split.heldout)}
+    assert len(table) == 4 * 3 * 3 * 2
+    assert set(table["label"]) == {"x", "t", "xt"}
+    wide = table.pivot_table("value", ["cells", "block", "label", "metric"], "encoding")
+    assert (wide["labelled"] != wide["label-blind"]).any()
+
+
+def test_independence_follows_the_claims_of_the_graph(found, simulated):
+    table = found.independence
+    claims = [str(claim) for claim in simulated.claims()]
+    assert table["statement"].tolist() == claims * 2
+    n_heldout = len(simulated.split.heldout)
+    assert set(table.loc[table["cells"] == "held out", "n_cells"]) == {n_heldout}
+    assert table["p_value"].between(1 / 20, 1).all()
+
+
+def test_rank_is_that_of_the_prior_at_the_training_conditions(simulated):
+    table, values = rank(simulated)
+    assert table["block"].tolist() == ["z_tx"]
+    row = table.iloc[0]
+    assert (row["n_needed"], row["rank_needed"], row["n_conditions"]) == (5, 4, 9)
+    assert row["n_distinct"] == simulated.registry.n_prior_conditions
+    prior = simulated.model.z_tx
+    with torch.no_grad():
+        t, x = torch.tensor([[0.0, 0], [1, 0], [0, 1]]), torch.eye(3)
+        normal = prior(t.repeat_interleave(3, 0), x.repeat(3, 1))
+    expected = prior_rank(normal.mean.numpy(), normal.stddev.numpy()).singular_values
+    np.testing.assert_allclose(values["value"], expected, rtol=1e-4)
+    assert values["number"].tolist() == [1, 2, 3, 4]
+
+
+def test_truth_is_judged_where_it_is_known(found, simulated):
+    table = found.identifiability.set_index(["metric", "block"])
+    assert {"r2_within", "mcc_within_pearson", "leak_within"} <= set(
+        found.identifiability["metric"]
+    )
+    adata = simulated.adata
+    condition = adata.obs["context"].astype(str) + adata.obs["treatment"].astype(str)
+    estimate = {"z_x": simulated.get_latent_representation("z_x")}
+    in_use = pyro_fcr.metrics.only_in_use(estimate, simulated.dimension_use())
+    one = adata.obsm["z_x"], in_use["z_x"]
+    for metric, given in (("mcc_pearson", None), ("mcc_within_pearson", condition)):
+        value = pyro_fcr.metrics.mcc(*one, condition=given)
+        assert table.loc[(metric, "z_x"), "value"] == pytest.approx(value)
+
+
+def test_seen_pairs_are_called_so_and_judged_on_held_out_cells(found, simulated):
+    assert set(found.responses["scenario"]) == {"seen pairs"}
+    assert "condition_mean" in set(found.responses["method"])
+    plan = plan_judgement(simulated, simulated.adata, simulated.split)
+    (scenario,) = plan.scenarios
+    assert not (scenario.test & scenario.train).any()
+    assert set(np.flatnonzero(scenario.train)) == set(simulated.split.train)
+    assert set(np.flatnonzero(scenario.test)) == set(simulated.split.heldout)
+    assert len(scenario.pairs) == 6
+
+
+def test_headline_is_the_model_minus_the_best_baseline(found):
+    row = found.headline.query(
+        "metric == 'mse_delta' and scale == 'mean_log1p' and against == 'best on average'"
+    ).iloc[0]
+    part = found.responses.query("metric == 'mse_delta' and scale == 'mean_log1p'")
+    means = part.groupby("method")["value"].mean()
+    baselines = means.drop(["fcr", "split_half"])
+    assert row["baseline"] == baselines.idxmin()
+    assert row["gain"] == pytest.approx(baselines.min() - means["fcr"])
+    line = found.sentence("seen pairs", "mse_delta")
+    assert f"({row['baseline']}), mse_delta, seen pairs (6): {row['gain']:+.3f}" in line
+    with pytest.raises(ValueError, match="no 'mse_delta' of 'unseen pair'"):
+        found.sentence("unseen pair", "mse_delta")
+
+
+def test_conditions_that_the_fit_lacked_are_what_is_judged(unseen):
+    plan = plan_judgement(unseen, unseen.adata, unseen.split)
+    pairs = {
+        scenario.kind: {pair[0] + str(pair[1]) for pair in scenario.pairs}
+        for scenario in plan.scenarios
     }
-    return latents, pd.DataFrame({"x": x, "t": t, "xt": np.char.add(x, t)})
+    assert pairs == {
+        "unseen context": {f"drug{i}('line0',)" for i in (1, 2, 3)},
+        "unseen pair": {"drug1('line1',)"},
+    }
+    fitted = np.concatenate([unseen.split.train, unseen.split.heldout])
+    for scenario in plan.scenarios:
+        assert set(np.flatnonzero(scenario.train)) == set(fitted)
+        judged = [
+            f"{d}('{x}',)" in pairs[scenario.kind]
+            for d, x in unseen.adata.obs[["drug", "line"]].to_numpy()
+        ]
+        assert list(scenario.test) == judged
+    found = assess(unseen, **FAST)
+    assert set(found.responses["scenario"]) == {"unseen pair", "unseen context"}
+    assert "condition_mean" not in set(found.responses["method"])
+    assert found.facts["n_left_out"] == (unseen.adata.obs["split"] == "test").sum()
+    assert found.scenarios == list(dict.fromkeys(found.responses["scenario"]))
 
 
-def scores(table):
-    return table.set_index(["block", "label", "metric"])["value"]
+def test_pairs_that_cannot_be_judged_are_named(unseen):
+    adata = unseen.adata
+    line, drug = adata.obs["line"], adata.obs["drug"]
+    test = (adata.obs["split"] == "test").to_numpy()
+    one = np.flatnonzero((line == "line1") & (drug == "drug1"))
+    foreign = adata[np.flatnonzero(test)[:6]].copy()
+    foreign.obs["drug"], foreign.obs["line"] = "drug9", "line2"
+    foreign.obs_names = [f"new{i}" for i in range(6)]
+    foreign.X = foreign.X + 1
+    cells = ad.concat([adata[np.delete(np.arange(adata.n_obs), one[1:])], foreign])
+    plan = plan_judgement(unseen, cells, unseen.split_of(cells))
+    assert plan.left_out["'drug1' in line1"] == "1 cell, wanted 2"
+    assert "'drug9'" in plan.left_out["'drug9' in line2"]
+    found = assess(unseen, cells, **FAST)  # cells of an unknown drug are no reason to give up
+    assert set(plan.left_out) <= set(found.left_out)
 
 
-def test_clusters_agree_with_the_label_that_a_block_holds(blobs):
-    latents, labels = blobs
-    found = scores(cluster_agreement(latents, labels, resolution=0.1))
-    for metric in ("nmi", "ari"):
-        assert found["z_x", "x", metric] == pytest.approx(1.0)
-        assert found["z_t", "t", metric] == pytest.approx(1.0)
-        assert found["z_x", "t", metric] < 0.05
-        assert found["z_t", "x", metric] < 0.05
-    assert found["z_x", "xt", "nmi"] == pytest.approx(2 * np.log(3) / (np.log(3) + np.log(6)))
-    joined_by_x, joined_by_both, pairs = 3 * 60 * 59 / 2, 6 * 30 * 29 / 2, 180 * 179 / 2
-    chance = joined_by_x * joined_by_both / pairs
-    ari = (joined_by_both - chance) / ((joined_by_x + joined_by_both) / 2 - chance)
-    assert found["z_x", "xt", "ari"] == pytest.approx(ari)
+def test_predictions_follow_the_doses_of_the_judged_cells():
+    fcr = fit(dosed(), DOSED, heldout_fraction=0.3)
+    (scenario,) = plan_judgement(fcr, fcr.adata, fcr.split).scenarios
+    predictor = _Predictor(fcr, fcr.adata, 0)
+    pair = Pair("drug1", ("line0",))
+    own = (fcr.adata.obs["drug"] == "drug1") & (fcr.adata.obs["line"] == "line0")
+    cells = fcr.adata.obs[own.to_numpy() & scenario.test]
+    targets = predictor._targets(cells, pair, 40)
+    assert len(cells) <= 20
+    assert {to["dose"] for _, to in targets} == set(cells["dose"])
+    assert len(targets) > 1
+    assert np.array_equal(np.sort(np.concatenate([rows for rows, _ in targets])), np.arange(40))
+    assert np.isfinite(predictor(pair, scenario).change["mean_log1p"]).all()
 
 
-def test_clusters_repeat_and_are_those_of_scanpy(blobs):
-    latents, labels = blobs
-    first = cluster_agreement(latents, labels, seed=3)
-    pd.testing.assert_frame_equal(first, cluster_agreement(latents, dict(labels.items()), seed=3))
-
-    plain = ad.AnnData(latents["z_x"].astype(np.float32))
-    sc.pp.neighbors(plain, use_rep="X", random_state=3)
-    sc.tl.leiden(plain, flavor="igraph", n_iterations=2, directed=False, random_state=3)
-    table = pd.crosstab(plain.obs["leiden"].to_numpy(), labels["x"]).to_numpy() / 180
-    rows, columns = table.sum(1), table.sum(0)
-    filled = table > 0
-    mutual = (table * np.log(table / np.outer(rows, columns), where=filled, out=table * 0)).sum()
-    entropies = -(rows @ np.log(rows)) - columns @ np.log(columns)
-    assert scores(first)["z_x", "x", "nmi"] == pytest.approx(2 * mutual / entropies)
+def test_leaks_are_found_before_anything_is_measured(unseen, monkeypatch):
+    monkeypatch.delattr("pyro_fcr.evaluation.measure.encode")
+    cells = unseen.adata.copy()
+    rows = np.flatnonzero(cells.obs["split"] == "test")[:2], unseen.split.train[:2]
+    matrix = cells.X.copy()
+    matrix[rows[0]] = matrix[rows[1]]
+    cells.X = matrix
+    with pytest.raises(ValueError, match="expression of a training cell"):
+        assess(unseen, cells, split=unseen.split, **FAST)
 
 
-def test_clusters_of_many_cells_are_of_a_draw_of_them(blobs):
-    latents, labels = blobs
-    few = cluster_agreement(latents, labels, max_cells=60, seed=1)
-    rows = np.sort(np.random.default_rng(1).choice(180, 60, replace=False))
-    chosen = {block: latent[rows] for block, latent in latents.items()}
-    pd.testing.assert_frame_equal(few, cluster_agreement(chosen, labels.iloc[rows], seed=1))
+def test_confounded_labels_leave_a_claim_open_and_no_more():
+    adata = simulate(300, n_genes=12)
+    keep = (adata.obs["line"] == "line0") == (adata.obs["drug"] == "drug1")
+    adata = adata[keep & (adata.obs["drug"] != "control")].copy()
+    schema = dataclasses.replace(SCHEMA, control=None, min_cells=1)
+    with pytest.warns(UserWarning, match="not identifiable"):
+        fcr = fit(adata, schema, heldout_fraction=0.5)
+    found = assess(fcr, **FAST)
+    for cells in ("training", "held out"):
+        assert "no stratum has two levels" in found.left_out[f"z_x ⟂ t | x, {cells} cells"]
+    assert set(found.independence["statement"]) == {
+        "z_t ⟂ x | t",
+        "z_x ⟂ z_tx | x",
+        "z_tx ⟂ z_t | t",
+    }
+    assert "no control" in found.left_out["responses"]
+    assert found.responses.empty
+    assert found.scenarios == []
+    assert "responses" not in found.tables
 
 
-def test_clusters_need_one_label_per_cell(blobs):
-    latents, labels = blobs
-    with pytest.raises(ValueError, match=r"one row per cell.*'x': 179"):
-        cluster_agreement(latents, {"x": labels["x"][1:]})
+def test_too_few_held_out_cells_are_said(simulated):
+    some = Split(simulated.split.train, simulated.split.heldout[:20])
+    found = assess(simulated, split=some, **FAST)
+    assert set(found.clustering["cells"]) == {"training"}
+    assert "20 cells" in found.left_out["held out cells"]
 
 
-def test_neighbours_of_more_cells_than_scanpy_searches_exactly():
-    latent = np.random.default_rng(0).normal(size=(8200, 2))
-    latent[4100:] += 20
-    found = cluster_agreement({"z": latent}, {"half": np.arange(8200) // 4100}, resolution=0.001)
-    assert found["value"].min() > 0.99
+def test_replicates_are_respected(simulated):
+    cells = simulated.adata.copy()
+    cells.obs["well"] = [f"w{i % 6}" for i in range(cells.n_obs)]
+    found = assess(simulated, cells, replicate_key="well", **FAST)
+    assert set(found.independence["permuted"]) == {"cells within replicates"}
+    with pytest.raises(pyro_fcr.SchemaError, match="'wells' is no column"):
+        assess(simulated, cells, replicate_key="wells", **FAST)
 
 
-def test_umap_repeats_and_keeps_groups_apart(blobs):
-    latents, labels = blobs
-    picture = umap(latents["z_t"], seed=0)
-    assert picture.shape == (180, 2)
-    np.testing.assert_array_equal(picture, umap(latents["z_t"], seed=0))
-    centres = np.array([picture[labels["t"] == t].mean(0) for t in ("none", "drug")])
-    assert np.linalg.norm(centres[0] - centres[1]) > picture[labels["t"] == "none"].std(0).max()
+def test_json_can_hold_it_all(found):
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    read = json.loads(text)
+    assert read["facts"]["n_cells"] == 900
+    assert len(read["responses"]) == len(found.responses)
+    assert set(read["seconds"]) == {
+        "encoding", "clustering", "independence", "identifiability", "responses",
+    }  # fmt: skip
 
 
-def test_dimensions_in_use_are_those_of_which_cells_are_known():
+# the page and the command
+
+
+def test_page_shows_the_tables_and_loads_nothing(found, tmp_path):
+    left = dataclasses.replace(found, left_out={"<b>pair</b>": "a & b"})
+    page = write_evaluation(tmp_path / "e.html", left, title="A <b>fit</b>").read_text("utf-8")
+    assert "<b>" not in page
+    assert "&lt;b&gt;pair&lt;/b&gt;" in page
+    sources = re.findall(r'src="([^"]+)"', page)
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/svg") for source in sources)
+    assert not re.search(r"<script|<link|https?://", page)
+    assert html.escape(found.sentence("seen pairs")).replace("&#x27;", "&#39;") in page
+    tests = re.search(r'<table class="tests">.*?</table>', page, re.DOTALL)[0]
+    effects = [f"{value:.3f}".replace("-", "−") for value in found.independence["effect"]]
+    assert all(effect in tests for effect in effects)
+    dimensions = re.search(r'<table class="tests dimensions">.*?</table>', page, re.DOTALL)[0]
+    n_in_use = found.dimensions.query("block == 'z_x'")["in_use"].sum()
+    assert f"<code>z_x</code></th><td>{n_in_use} of 2" in dimensions
+    again = write_evaluation(tmp_path / "f.html", left, title="A <b>fit</b>").read_bytes()
+    assert again == (tmp_path / "e.html").read_bytes()
+
+
+def test_page_without_anything_to_judge(found, tmp_path):
+    empty = {name: pd.DataFrame() for name in found.tables}
+    page = write_evaluation(
+        tmp_path / "e.html", dataclasses.replace(found, **empty, left_out={}), title="Nothing"
+    ).read_text("utf-8")
+    assert "<img" not in page
+    assert "<table" not in page
+
+
+def test_best_is_marked_by_the_metrics_own_direction(found, tmp_path):
+    page = write_evaluation(tmp_path / "e.html", found, title="t").read_text("utf-8")
+    table = re.search(r'<table class="response scores">.*?</table>', page, re.DOTALL)[0]
+    part = found.responses.query("scale == 'mean_log1p' and method != 'split_half'")
+    bold = re.findall(r'class="best">([^<]+)<', table)
+    errors = part[part["metric"] == "mse_delta"].groupby("method")["value"].mean()
+    assert f"{errors.min():.3f}" in bold
+    ceiling = re.search(r'<tr class="ceiling">.*?</tr>', table, re.DOTALL)[0]
+    assert "best" not in ceiling
+
+
+def test_evaluate_writes_page_json_and_tables(simulated, tmp_path):
+    model = simulated.save(tmp_path / "model")
+    simulated.adata.write_h5ad(tmp_path / "cells.h5ad")
+    out = tmp_path / "out"
+    arguments = ["evaluate", model, tmp_path / "cells.h5ad", "--out", out, "--seed", 3]
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "FCR minus best baseline" in result.output
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["facts"]["n_heldout"] == len(simulated.split.heldout)
+    assert found["facts"]["seed"] == 3
+    names = {"headline", "responses", "dimensions", "clustering", "independence", "prior_rank",
+             "singular_values", "identifiability"}  # fmt: skip
+    assert {path.stem for path in out.glob("*.csv")} == names
+    table = pd.read_csv(out / "clustering.csv")
+    assert table["value"].tolist() == pytest.approx([r["value"] for r in found["clustering"]])
+    again = assess(simulated, seed=3)
+    pd.testing.assert_frame_equal(again.clustering, table)
+    np.testing.assert_allclose(again.headline["gain"], [r["gain"] for r in found["headline"]])
+    assert "Evaluation of model" in (out / "evaluation.html").read_text()
+    assert "is there already. Pass --overwrite" in run(*arguments).output
+
+
+def test_evaluate_says_what_a_model_of_an_earlier_version_lacks(simulated, tmp_path):
+    model = simulated.save(tmp_path / "model")
+    (model / "split.csv.gz").unlink()
+    simulated.adata.write_h5ad(tmp_path / "cells.h5ad")
+    result = run("evaluate", model, tmp_path / "cells.h5ad", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "saved by an earlier version" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_traces_of_other_blocks_in_unused_dimensions_are_no_leak():
     rng = np.random.default_rng(0)
-    means = {"z_x": rng.normal(size=(500, 3)) * [2.0, 1e-3, 0.2], "z_t": np.zeros((500, 2))}
-    variances = {"z_x": np.full((500, 3), 0.5), "z_t": np.ones((500, 2))}
-    use = dimension_use(means, variances)
-    assert use["block"].tolist() == ["z_x"] * 3 + ["z_t"] * 2
-    assert use["dimension"].tolist() == [0, 1, 2, 0, 1]
-    np.testing.assert_allclose(use["share"], [4 / 4.5, 0.0, 0.04 / 0.54, 0.0, 0.0], atol=0.01)
-    assert use["in_use"].tolist() == [True, False, True, False, False]
-    kept = only_in_use(means, use)
-    np.testing.assert_array_equal(kept["z_x"], means["z_x"][:, [0, 2]])
-    assert kept["z_t"].shape[1] >= 1
+    truth = {name: rng.normal(size=(600, 1)) for name in ("z_x", "z_tx", "z_t")}
+    means = {**truth, "z_x": np.hstack([truth["z_x"], 1e-3 * truth["z_t"]])}
+    variances = {name: np.full(mean.shape, 0.1) for name, mean in means.items()}
+    codes = {"x": np.arange(600) % 3, "t": np.arange(600) % 2}
+    cells = latents.Cells(
+        Encoded(means, means, variances, codes), Split(np.arange(500), np.arange(500, 600))
+    )
+    assert cells.dimensions["in_use"].tolist() == [True, False, True, True]
+    table = latents.identifiability(ad.AnnData(obsm=truth), cells, max_cells=600, seed=0)
+    value = table.set_index(["metric", "block"])["value"]
+    assert value["r2_within", "z_x"] > 0.9
+    assert value["leak_within", "z_x -> z_t"] < 0.1
+
+
+def test_traces_of_a_label_in_unused_dimensions_are_no_dependence():
+    rng = np.random.default_rng(0)
+    codes = {"x": np.arange(600) % 3, "t": np.arange(600) % 2}
+    means = {"z_x": np.column_stack([rng.normal(size=600), 0.03 * codes["t"]])}
+    variances = {"z_x": np.full((600, 2), 0.1)}
+    cells = latents.Cells(
+        Encoded(means, means, variances, codes), Split(np.arange(500), np.arange(500, 600))
+    )
+    model = SimpleNamespace(claims=lambda: (Claim("structure", "z_x", "t", ("x",)),))
+    table = latents.independence(model, cells, replicate=None, n_permutations=99, seed=0)
+    assert table["effect"].max() < 0.1

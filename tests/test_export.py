@@ -12,7 +12,7 @@ from edits import EDITS
 from matplotlib import pyplot as plt
 
 from pyro_fcr import FCR, QueryError, Schema, export
-from pyro_fcr.export import to_arviz
+from pyro_fcr.queries.export import to_arviz
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 once a day
@@ -351,7 +351,7 @@ def assert_same(loaded, data):
 def test_what_cannot_be_asked_is_said_before_anything_is_drawn(
     fcr, cells, asked, message, monkeypatch
 ):
-    monkeypatch.setattr("pyro_fcr.responses.sites.respond", lambda *_, **__: pytest.fail("drew"))
+    monkeypatch.setattr("pyro_fcr.draws.sites.respond", lambda *_, **__: pytest.fail("drew"))
     with pytest.raises(QueryError, match=message):
         to_arviz(fcr, cells, **asked)
 

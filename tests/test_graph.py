@@ -5,8 +5,8 @@ from conftest import make_batch, make_programs
 from pyro import poutine
 from torch import nn
 
-from pyro_fcr.contract import ProgramError, check_programs, describe_programs
 from pyro_fcr.graph import Graph, claims, read_graph
+from pyro_fcr.graph.contract import ProgramError, check_programs, describe_programs
 from pyro_fcr.objective import Objective
 
 SHIPPED = {

@@ -4,16 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_fcr.evaluation._within import joint_condition, remove_condition_means
-from pyro_fcr.evaluation.dci import dci
-from pyro_fcr.evaluation.identifiability import (
+from pyro_fcr.metrics._within import joint_condition, remove_condition_means
+from pyro_fcr.metrics.dci import dci
+from pyro_fcr.metrics.identifiability import (
     _label_only,
     agreement_between_seeds,
     identifiability_table,
     label_only_estimate,
 )
-from pyro_fcr.evaluation.prior_rank import prior_rank
-from pyro_fcr.evaluation.recovery import block_r2, leakage, mcc, rotation_floor, weak_mcc
+from pyro_fcr.metrics.prior_rank import prior_rank
+from pyro_fcr.metrics.recovery import block_r2, leakage, mcc, rotation_floor, weak_mcc
 
 DIMS = {"z_x": 2, "z_tx": 4, "z_t": 2}
 N, N_X, N_T = 5_000, 4, 3

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from conftest import make_batch, make_programs
 
-from pyro_fcr.evaluation import permutation
-from pyro_fcr.evaluation.hsic import hsic, hsic_table, kci
-from pyro_fcr.evaluation.independence import CLAIMS, independence_table, independence_test
-from pyro_fcr.evaluation.power import power_against_leak
 from pyro_fcr.graph import Claim, claims, read_graph
+from pyro_fcr.metrics import permutation
+from pyro_fcr.metrics.hsic import hsic, hsic_table, kci
+from pyro_fcr.metrics.independence import CLAIMS, independence_table, independence_test
+from pyro_fcr.metrics.power import power_against_leak
 
 FAST = {"n_permutations": 59}
 

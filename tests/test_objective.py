@@ -9,11 +9,12 @@ from pyro import distributions as dist
 from pyro import poutine
 from torch import nn
 
-from pyro_fcr.contract import check_programs
+from pyro_fcr.graph.contract import check_programs
+from pyro_fcr.graph.runs import Run
 from pyro_fcr.objective import Objective
-from pyro_fcr.schedules import Ramp
-from pyro_fcr.svi import FCRLoss
-from pyro_fcr.terms import KL, Extra, Run
+from pyro_fcr.objective.schedules import Ramp
+from pyro_fcr.objective.svi import FCRLoss
+from pyro_fcr.objective.terms import KL, Extra
 
 ALL_TERMS = {"structure": 1.0, "permutation": 1.0, "label": 1.0}
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from pyro_fcr import penalties
-from pyro_fcr.terms import Discriminator
+from pyro_fcr.objective import penalties
+from pyro_fcr.objective.terms import Discriminator
 
 
 def test_group_mean_counts_empty_groups(device):

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from pyro_fcr import plots
-from pyro_fcr.evaluation import response_metrics
+from pyro_fcr.metrics import response_metrics
 from pyro_fcr.report import figures, tables, write_report
 
 GRAPH = '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'

@@ -10,22 +10,22 @@ from scipy import sparse, stats
 from sklearn.linear_model import Ridge
 
 from pyro_fcr.data import Schema
-from pyro_fcr.evaluation.baselines import ConditionMeans, context_mean_shift
-from pyro_fcr.evaluation.layout import Pair
-from pyro_fcr.evaluation.metrics import mean_log1p, response_metrics
-from pyro_fcr.evaluation.populations import e_distance
-from pyro_fcr.evaluation.predictions import Prediction, predicted_cells
-from pyro_fcr.evaluation.profiles import (
+from pyro_fcr.data.pairs import Pair
+from pyro_fcr.data.scenarios import random_cells, unseen_pairs, unseen_treatments
+from pyro_fcr.metrics.baselines import ConditionMeans, context_mean_shift
+from pyro_fcr.metrics.metrics import mean_log1p, response_metrics
+from pyro_fcr.metrics.populations import e_distance
+from pyro_fcr.metrics.predictions import Prediction, predicted_cells
+from pyro_fcr.metrics.profiles import (
     bootstrap_weights,
     half_weights,
     log_values,
     profile,
     t_statistics,
 )
-from pyro_fcr.evaluation.responses_table import ResponseTable, headline, interval, response_table
-from pyro_fcr.evaluation.ridge import _fit, ridge
-from pyro_fcr.evaluation.scenarios import random_cells, unseen_pairs, unseen_treatments
-from pyro_fcr.evaluation.scoring import SCORES, change_scores, discrimination, gene_weights
+from pyro_fcr.metrics.responses_table import ResponseTable, headline, interval, response_table
+from pyro_fcr.metrics.ridge import _fit, ridge
+from pyro_fcr.metrics.scoring import SCORES, change_scores, discrimination, gene_weights
 
 SCHEMA = Schema(
     treatment_key="drug", control="none", covariate_keys="line", expression="log1p", min_cells=2

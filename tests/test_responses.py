@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_fcr import FCR, Architecture, QueryError, Schema, SchemaError, responses
 from pyro_fcr.distributions import NegativeBinomial
+from pyro_fcr.draws import responder
+from pyro_fcr.draws.sinks import Moments, Quantiles
 from pyro_fcr.queries import ask, posterior_predictive
 from pyro_fcr.queries.answers import Output
 from pyro_fcr.queries.curves import dose_response
 from pyro_fcr.queries.support import support
-from pyro_fcr.responses import responder
-from pyro_fcr.responses.sinks import Moments, Quantiles
 
 SMALL = Architecture(n_x=3, n_t=2, n_tx=2, n_hidden=16)
 N_GENES = 12

@@ -9,8 +9,8 @@ import pytest
 from scipy import sparse
 
 from pyro_fcr.data import Schema, split_cells
-from pyro_fcr.evaluation.layout import Pair, read_layout
-from pyro_fcr.evaluation.scenarios import (
+from pyro_fcr.data.pairs import Pair, read_layout
+from pyro_fcr.data.scenarios import (
     Scenario,
     random_cells,
     unseen_contexts,

@@ -14,7 +14,7 @@ from operations import Operations
 
 from pyro_fcr.data import split_cells
 from pyro_fcr.objective import Objective
-from pyro_fcr.schedules import Ramp
+from pyro_fcr.objective.schedules import Ramp
 from pyro_fcr.training import (
     CheckpointError,
     NonFiniteError,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pyro_fcr.cli import ask, benchmark, discover, draw, evaluate, simulate, train
+from pyro_fcr.cli import benchmark, discover, draw, evaluate, predict, simulate, train
 from pyro_fcr.cli.options import grouped
 
 app = typer.Typer(
@@ -38,9 +38,9 @@ for _command in (
     train.fit,
     train.inspect,
     evaluate.evaluate,
-    ask.latents,
-    ask.predict,
-    ask.dose_response,
+    predict.latents,
+    predict.predict,
+    predict.dose_response,
     discover.effects,
     discover.interactions,
     draw.plot,

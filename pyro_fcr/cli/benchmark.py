@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pyro_fcr.cli.files import check_free, plain_messages, write_table
 from pyro_fcr.cli.options import Out, Training
+from pyro_fcr.cli.shell import check_free, plain_messages, write_table
 
 if TYPE_CHECKING:
     from pyro_fcr.science import Suite

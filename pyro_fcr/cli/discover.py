@@ -8,14 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pyro_fcr.cli.files import (
-    check_file,
-    check_genes,
-    plain_messages,
-    read,
-    write_adata,
-    write_table,
-)
 from pyro_fcr.cli.options import (
     CellsPath,
     Columns,
@@ -26,6 +18,14 @@ from pyro_fcr.cli.options import (
     Sizes,
     Training,
     TreatmentKey,
+)
+from pyro_fcr.cli.shell import (
+    check_file,
+    check_genes,
+    plain_messages,
+    read,
+    write_adata,
+    write_table,
 )
 
 if TYPE_CHECKING:

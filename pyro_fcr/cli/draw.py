@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyro_fcr.cli.files import check_file, plain_messages, read
 from pyro_fcr.cli.options import Overwrite, Seed
+from pyro_fcr.cli.shell import check_file, plain_messages, read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,7 +138,7 @@ def _latents(files: Sequence[Path], chosen: _Chosen) -> Axes:
 
 def _with_umaps(adata: AnnData, chosen: _Chosen) -> list[str]:
     """Give the blocks to draw, and add the UMAPs that they lack."""
-    from pyro_fcr.evaluation import umap
+    from pyro_fcr.metrics import umap
 
     names = [key.removeprefix("X_fcr_") for key in adata.obsm if key.startswith("X_fcr_")]
     known = [name for name in names if not name.endswith("_umap")]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pyro_fcr.cli.files import check_file, plain_messages, read
 from pyro_fcr.cli.options import CellsPath, ModelPath, Overwrite, Seed
+from pyro_fcr.cli.shell import check_file, plain_messages, read
 
 if TYPE_CHECKING:
-    from pyro_fcr.assessment import Assessment
+    from pyro_fcr.evaluation import Assessment
 
 _JSON, _PAGE = "evaluation.json", "evaluation.html"
 
@@ -45,8 +45,8 @@ def evaluate(
     """
     with plain_messages():
         from pyro_fcr.api import FCR
-        from pyro_fcr.assessment import assess
-        from pyro_fcr.assessment.measure import TABLES
+        from pyro_fcr.evaluation import assess
+        from pyro_fcr.evaluation.measure import TABLES
 
         for name in (_JSON, _PAGE, *(f"{table}.csv" for table in TABLES)):
             check_file(out / name, [".json", ".html", ".csv"], overwrite=overwrite)

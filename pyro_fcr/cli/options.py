@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from pyro_fcr.architecture import Architecture
     from pyro_fcr.data import Registry, Schema
+    from pyro_fcr.nn.architecture import Architecture
 
 CellsPath = Annotated[Path, typer.Argument(help="h5ad file or zarr store.", show_default=False)]
 ModelPath = Annotated[Path, typer.Argument(help="Folder that `fit` wrote.", show_default=False)]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyro_fcr.cli.files import check_file, plain_messages, read, write_adata
 from pyro_fcr.cli.options import Out, Overwrite, Seed
+from pyro_fcr.cli.shell import check_file, plain_messages, read, write_adata
 
 if TYPE_CHECKING:
     from pyro_fcr.simulation.planted import Interactions, RandomInteractions

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pyro_fcr.cli.files import check_free, plain_messages, read
 from pyro_fcr.cli.options import (
     CellsPath,
     Columns,
@@ -21,6 +20,7 @@ from pyro_fcr.cli.options import (
     Training,
     TreatmentKey,
 )
+from pyro_fcr.cli.shell import check_free, plain_messages, read
 
 if TYPE_CHECKING:
     from pyro_fcr.api import FCR

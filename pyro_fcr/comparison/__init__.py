@@ -6,7 +6,7 @@ scVI stands in :mod:`pyro_fcr.comparison.scvi`; it needs the extra ``pyro-fcr[sc
 from pyro_fcr.comparison.builders import Build
 from pyro_fcr.comparison.catalogue import COMPARISONS, Comparison
 from pyro_fcr.comparison.fitting import build_comparison, fit_comparison
-from pyro_fcr.comparison.programs import (
+from pyro_fcr.comparison.graphs import (
     ConditionalVAE,
     ConditionPrior,
     IdentifiableVAE,

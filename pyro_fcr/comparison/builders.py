@@ -11,8 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from pyro_fcr.architecture import Architecture
-from pyro_fcr.comparison.programs import (
+from pyro_fcr.comparison.graphs import (
     ConditionalVAE,
     ConditionPrior,
     IdentifiableVAE,
@@ -22,6 +21,7 @@ from pyro_fcr.comparison.programs import (
     StandardPrior,
 )
 from pyro_fcr.nn import Encoder, LinearPrior
+from pyro_fcr.nn.architecture import Architecture
 
 
 class Build(Protocol):

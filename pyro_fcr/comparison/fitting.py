@@ -10,10 +10,10 @@ from anndata import AnnData
 from torch import nn
 
 from pyro_fcr.api import FCR
-from pyro_fcr.architecture import Architecture
 from pyro_fcr.comparison.catalogue import COMPARISONS, Comparison
 from pyro_fcr.data import Registry, Schema
 from pyro_fcr.modes import seeded
+from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.programs import build_programs, default_architecture
 
 
@@ -44,7 +44,7 @@ def build_comparison(
     >>> schema = pyro_fcr.Schema(
     ...     treatment_key="treatment", control="control", covariate_keys="patient"
     ... )
-    >>> registry = schema.register(pyro_fcr.datasets.gbm_panobinostat())
+    >>> registry = schema.register(pyro_fcr.data.datasets.gbm_panobinostat())
     >>> model, guide = build_comparison("ivae", registry)
     >>> type(model).__name__
     'IdentifiableVAE'
@@ -104,7 +104,7 @@ def fit_comparison(
     Examples
     --------
     >>> import pyro_fcr
-    >>> adata = pyro_fcr.datasets.gbm_panobinostat()
+    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()
     >>> schema = pyro_fcr.Schema(
     ...     treatment_key="treatment", control="control", covariate_keys="patient"
     ... )

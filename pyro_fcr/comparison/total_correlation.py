@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_fcr.terms import Discriminator, Run, Term
+from pyro_fcr.graph.runs import Run
+from pyro_fcr.objective.terms import Discriminator, Term
 
 
 def permute_dimensions(latent: Tensor) -> Tensor:

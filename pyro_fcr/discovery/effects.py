@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pyro_fcr.api import FCR
 from pyro_fcr.data import Registry
-from pyro_fcr.evaluation.contrasts import deviation
-from pyro_fcr.responses import QueryError, new_cells
-from pyro_fcr.responses.paths import REFERENCE, TOTAL, path_responses
+from pyro_fcr.discovery.contrasts import deviation
+from pyro_fcr.draws import QueryError, new_cells
+from pyro_fcr.draws.paths import REFERENCE, TOTAL, path_responses
 
 INTERACTION = "interaction"
 
@@ -156,7 +156,7 @@ def effects(
     Examples
     --------
     >>> import pyro_fcr
-    >>> adata = pyro_fcr.datasets.gbm_panobinostat()
+    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()
     >>> schema = pyro_fcr.Schema(
     ...     treatment_key="treatment", control="control", covariate_keys="patient"
     ... )

@@ -20,11 +20,11 @@ from scipy import stats
 from pyro_fcr.data import Cells
 from pyro_fcr.data.design import read_design
 from pyro_fcr.data.treatments import canonical_label
+from pyro_fcr.discovery.contrasts import ConditionCells, deviation, shrink
 from pyro_fcr.discovery.effects import Arm, context_name, total_effects
 from pyro_fcr.discovery.refits import CrossFit
-from pyro_fcr.evaluation.contrasts import ConditionCells, deviation, shrink
+from pyro_fcr.draws import QueryError
 from pyro_fcr.queries import source_cells
-from pyro_fcr.responses import QueryError
 
 FloatArray = npt.NDArray[np.float64]
 _MIN_CELLS = 4  # of a condition in each half, below which its error cannot be told
@@ -103,7 +103,7 @@ def rank_interactions(
     contexts where the treatment acts most alike; which these are, one half of the cells tells the
     other. (Against the mean of all contexts, one that differs makes all others seem to differ.) The
     direction of a pair is the contrast in one half, shrunk towards the model's
-    (:func:`pyro_fcr.evaluation.contrasts.shrink`), divided by its variance and orthogonal to a
+    (:func:`pyro_fcr.discovery.contrasts.shrink`), divided by its variance and orthogonal to a
     change of all genes alike; the other half is read along it. The two z-values are averaged and
     taken as one standard normal: they can be fully dependent where there is nothing to find, so the
     average is not credited with the evidence of two. Few strong genes are found better one by one:

@@ -20,9 +20,9 @@ from pyro_fcr.api import FCR
 from pyro_fcr.data import Registry, SchemaError, Split, split_cells
 from pyro_fcr.data.design import Codes, read_design, read_labels
 from pyro_fcr.data.splits import training_cells
+from pyro_fcr.draws import QueryError
 from pyro_fcr.programs import build_programs
 from pyro_fcr.queries import source_cells
-from pyro_fcr.responses import QueryError
 
 Programs = Callable[[], tuple[nn.Module, nn.Module]]
 

@@ -1,9 +1,6 @@
-"""How good a fitted model is: response metrics, baselines, clusters of the latent blocks.
+"""A fitted model held against all that can be known of it, in one call."""
 
-Everything takes plain arrays, data frames or AnnData; nothing here knows a model.
-"""
+from pyro_fcr.evaluation.encoded import label_blind_latents
+from pyro_fcr.evaluation.measure import Assessment, assess
 
-import lazy_loader
-
-# Names stand in __init__.pyi: a model that is trained and asked needs no clustering or regression.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ = ["Assessment", "assess", "label_blind_latents"]

@@ -5,13 +5,13 @@ be had as ``ax.figure`` and saved with ``ax.figure.savefig(path)``. What is draw
 and arrays; no figure knows a model.
 """
 
-from pyro_fcr.plots.checks import coverage, ppc, ppc_counts
 from pyro_fcr.plots.conditions import mcc_by_conditions
 from pyro_fcr.plots.doses import dose_response
-from pyro_fcr.plots.effects import effect_paths, interaction_ranking
+from pyro_fcr.plots.effect_sizes import effect_paths, interaction_ranking
 from pyro_fcr.plots.heatmaps import effect_heatmap
 from pyro_fcr.plots.history import loss_by_term
 from pyro_fcr.plots.latents import category_colors, latent_umap
+from pyro_fcr.plots.predictive import coverage, ppc, ppc_counts
 from pyro_fcr.plots.responses import response_panel, response_scatter
 
 __all__ = [

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_fcr.evaluation.metrics import FloatArray, largest_changes, response_metrics
+from pyro_fcr.metrics.metrics import FloatArray, largest_changes, response_metrics
 from pyro_fcr.plots._axes import BLUE, FAINT, INK, MUTED, grid, new_axes, plain
 from pyro_fcr.plots._labels import label_points
 

@@ -16,9 +16,9 @@ from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset, write_elem
 from scipy import sparse
 
+from pyro_fcr.draws import QueryError
+from pyro_fcr.draws.sinks import EveryDraw, Moments, Quantiles, Sink
 from pyro_fcr.files import atomic_write
-from pyro_fcr.responses import QueryError
-from pyro_fcr.responses.sinks import EveryDraw, Moments, Quantiles, Sink
 
 Part: TypeAlias = "Mapping[str, np.ndarray | sparse.csr_matrix]"
 """``"X"`` and layers by name, for the next rows of an answer."""
@@ -44,7 +44,7 @@ class Output:
         parameters might be others.
     quantiles
         Which quantiles a summary has: exact up to 128 draws, see
-        :class:`pyro_fcr.responses.sinks.Quantiles` beyond.
+        :class:`pyro_fcr.draws.sinks.Quantiles` beyond.
     store
         A new ``.h5ad`` or ``.zarr`` to write the answer to part by part, so that it need not fit
         into memory. It is whole or not there. The AnnData that is returned then reads from it.

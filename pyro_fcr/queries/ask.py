@@ -20,11 +20,7 @@ from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry, read_cells
-from pyro_fcr.graph import Graph
-from pyro_fcr.queries.answers import Output, Part, assemble, read_part
-from pyro_fcr.queries.support import support
-from pyro_fcr.queries.targets import AVERAGE, Form, Query
-from pyro_fcr.responses import (
+from pyro_fcr.draws import (
     QueryError,
     Responder,
     block_seed,
@@ -34,7 +30,11 @@ from pyro_fcr.responses import (
     held_by_default,
     new_cells,
 )
-from pyro_fcr.responses.sinks import Rows
+from pyro_fcr.draws.sinks import Rows
+from pyro_fcr.graph import Graph
+from pyro_fcr.queries.answers import Output, Part, assemble, read_part
+from pyro_fcr.queries.support import support
+from pyro_fcr.queries.targets import AVERAGE, Form, Query
 
 __all__ = ["AVERAGE", "Query", "counterfactual", "posterior_predictive", "predict"]
 
@@ -135,11 +135,11 @@ def posterior_predictive(
     Examples
     --------
     >>> import pyro_fcr
-    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[:20].copy()
+    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()[:20].copy()
     >>> schema = pyro_fcr.Schema(
     ...     treatment_key="treatment", control="control", covariate_keys="patient"
     ... )
-    >>> fcr = pyro_fcr.FCR(pyro_fcr.datasets.gbm_panobinostat(), schema)
+    >>> fcr = pyro_fcr.FCR(pyro_fcr.data.datasets.gbm_panobinostat(), schema)
     >>> again = posterior_predictive(fcr, adata, n_draws=10, output="summary")
     >>> again.shape, sorted(name for name in again.layers if name)
     ((20, 300), ['q05', 'q50', 'q95', 'sd'])

@@ -12,11 +12,11 @@ from anndata import AnnData
 from torch import Tensor
 
 from pyro_fcr.batch import Batch
-from pyro_fcr.evaluation.coverage import central_shares, check_levels, pit_of_draws
-from pyro_fcr.evaluation.metrics import FloatArray
+from pyro_fcr.draws import QueryError, Responder, block_seed, block_size, blocks_of
+from pyro_fcr.draws.sinks import Sink
+from pyro_fcr.metrics.intervals import central_shares, check_levels, pit_of_draws
+from pyro_fcr.metrics.metrics import FloatArray
 from pyro_fcr.queries.ask import Fitted, condition_marks, source_cells
-from pyro_fcr.responses import QueryError, Responder, block_seed, block_size, blocks_of
-from pyro_fcr.responses.sinks import Sink
 
 SEEN, UNSEEN = "observation", "observation, unseen condition"
 
@@ -68,12 +68,12 @@ def interval_coverage(
     -----
     Intervals of counts hold more than their nominal share because counts are discrete; here ties
     between observed and drawn counts are broken at random instead, which is exact
-    (:mod:`pyro_fcr.evaluation.coverage`).
+    (:mod:`pyro_fcr.metrics.intervals`).
 
     Examples
     --------
     >>> import pyro_fcr
-    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[::10].copy()
+    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()[::10].copy()
     >>> schema = pyro_fcr.Schema(
     ...     treatment_key="treatment", control="control", covariate_keys="patient"
     ... )

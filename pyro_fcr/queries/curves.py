@@ -14,9 +14,7 @@ from torch import Tensor
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry
 from pyro_fcr.data.treatments import parse_agents
-from pyro_fcr.queries.ask import Fitted
-from pyro_fcr.queries.support import support
-from pyro_fcr.responses import (
+from pyro_fcr.draws import (
     QueryError,
     Responder,
     block_seed,
@@ -25,7 +23,9 @@ from pyro_fcr.responses import (
     held_by_default,
     new_cells,
 )
-from pyro_fcr.responses.sinks import Moments, Quantiles, Sink
+from pyro_fcr.draws.sinks import Moments, Quantiles, Sink
+from pyro_fcr.queries.ask import Fitted
+from pyro_fcr.queries.support import support
 
 _GRID = 8  # doses where none are given
 _SKETCH = 512  # cells up to which quantiles over cells are exact
@@ -88,7 +88,7 @@ def dose_response(
     Examples
     --------
     >>> import numpy as np, pyro_fcr
-    >>> adata = pyro_fcr.datasets.gbm_panobinostat()
+    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()
     >>> treated = adata.obs["treatment"] == "panobinostat"
     >>> adata.obs["dose"] = np.where(treated, np.where(np.arange(5000) % 2, 0.1, 1.0), 0.0)
     >>> schema = pyro_fcr.Schema(

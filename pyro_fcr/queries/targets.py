@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from pyro_fcr.data import Registry, Schema
+from pyro_fcr.draws import QueryError
 from pyro_fcr.queries.answers import Output
-from pyro_fcr.responses import QueryError
 
 AVERAGE: Final = "<average over the levels of training>"
 """In place of a covariate's level: average it out."""

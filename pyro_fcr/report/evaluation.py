@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import pandas as pd
 
-from pyro_fcr.assessment import Assessment
-from pyro_fcr.evaluation.scoring import SCORES
+from pyro_fcr.evaluation import Assessment
 from pyro_fcr.files import atomic_write
+from pyro_fcr.metrics.scoring import SCORES
 from pyro_fcr.report import evaluation_figures, figures, tables
 from pyro_fcr.report.tables import Cell, Row
 from pyro_fcr.report.template import named, render

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyro_fcr.evaluation.scoring import SCORES
+from pyro_fcr.metrics.scoring import SCORES
 from pyro_fcr.plots._axes import (
     BLUE,
     FAINT,
@@ -38,7 +38,7 @@ def gains(headline: pd.DataFrame) -> Figure:
     ----------
     headline
         Rows of one scenario, against the best baseline on average, see
-        `pyro_fcr.evaluation.headline`.
+        `pyro_fcr.metrics.headline`.
     """
     metrics = [name for name in SCORES if name in set(headline["metric"])]
     figure, axes = grid(len(metrics), 4, width=2.45, height=1.35)

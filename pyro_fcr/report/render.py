@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 
-from pyro_fcr.assessment import Assessment
+from pyro_fcr.evaluation import Assessment
 from pyro_fcr.files import atomic_write
 from pyro_fcr.report import figures, tables
 from pyro_fcr.report.evaluation import sections
@@ -49,7 +49,7 @@ def write_report(  # noqa: PLR0913 - one argument per part of the page
     metrics
         ``n_cells``, ``n_genes``, ``n_conditions``, ``epochs``, ``seconds``,
         ``heldout_elbo_per_cell``; ``nmi[block][label]`` for the labels x, t and xt;
-        ``response[prediction][metric]`` as from `pyro_fcr.evaluation.response_metrics`, with the
+        ``response[prediction][metric]`` as from `pyro_fcr.metrics.response_metrics`, with the
         ceiling under ``split_half``; ``heldout_pair``, the held-out labels by column;
         ``coverage``, records of ``kind``, ``nominal``, ``observed`` and ``n``. Missing, None and
         nan are shown as an en dash.

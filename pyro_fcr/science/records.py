@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_fcr.evaluation import nan_to_null
 from pyro_fcr.files import atomic_write
+from pyro_fcr.metrics import nan_to_null
 
 Row = dict[str, Any]
 _IDENTITY = ("setting", "model", "seed")
@@ -26,7 +26,7 @@ class Record:
         name.
     rows
         A dictionary per fit: ``setting``, ``model``, ``seed``, numbers, and ``scores``, the rows of
-        :func:`pyro_fcr.evaluation.identifiability_table`.
+        :func:`pyro_fcr.metrics.identifiability_table`.
 
     Examples
     --------

@@ -7,8 +7,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
-from pyro_fcr.architecture import Architecture
 from pyro_fcr.data import Schema
+from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.simulation import FCRDesign
 
 SETTINGS: Final[Mapping[str, FCRDesign]] = MappingProxyType(

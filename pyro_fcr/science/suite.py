@@ -16,7 +16,7 @@ import pandas as pd
 
 from pyro_fcr.comparison import COMPARISONS, fit_comparison
 from pyro_fcr.data.errors import did_you_mean, listed
-from pyro_fcr.evaluation import identifiability_table
+from pyro_fcr.metrics import identifiability_table
 from pyro_fcr.science.records import Record, Row
 from pyro_fcr.science.settings import SETTINGS, architecture_of, n_conditions, schema_of
 from pyro_fcr.simulation import FCRDesign, simulate
@@ -110,7 +110,7 @@ def run_suite(suite: Suite, out: str | Path) -> Record:
     -------
     The record: a row per fit, with ``n_conditions`` (all controls count as one), ``epochs``,
     ``stopped``, ``seconds`` of the fit, ``seconds_judged`` and ``scores``, all rows of
-    :func:`pyro_fcr.evaluation.identifiability_table` on all cells.
+    :func:`pyro_fcr.metrics.identifiability_table` on all cells.
 
     Raises
     ------

@@ -5,7 +5,7 @@ from pyro_fcr.training.checkpoint import CheckpointError
 from pyro_fcr.training.diagnosis import NonFiniteError
 from pyro_fcr.training.optimizer import GuardedOptimizer
 from pyro_fcr.training.plan import TrainingPlan
-from pyro_fcr.training.trainer import Trainer, evaluate, fit
+from pyro_fcr.training.trainer import Trainer, fit, mean_terms
 
 __all__ = [
     "Batches",
@@ -14,6 +14,6 @@ __all__ = [
     "NonFiniteError",
     "Trainer",
     "TrainingPlan",
-    "evaluate",
     "fit",
+    "mean_terms",
 ]

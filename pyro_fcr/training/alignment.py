@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.graph import CELLS
+from pyro_fcr.graph.runs import Run, auxiliary_sites, drawn_sites, plates
 from pyro_fcr.modes import looking, outside_param_store
 from pyro_fcr.objective import Objective
-from pyro_fcr.terms import Reconstruction, Run, auxiliary_sites, drawn_sites, plates
+from pyro_fcr.objective.terms import Reconstruction
 from pyro_fcr.training.batches import Batches
 from pyro_fcr.training.flow import Flow
 from pyro_fcr.training.optimizer import GuardedOptimizer

@@ -7,8 +7,9 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_fcr.graph.runs import Run
 from pyro_fcr.objective import Objective
-from pyro_fcr.terms import KL, Reconstruction, Run
+from pyro_fcr.objective.terms import KL, Reconstruction
 from pyro_fcr.training.batches import Batches
 
 

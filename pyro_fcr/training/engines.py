@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_fcr.batch import Batch
+from pyro_fcr.graph.runs import Run
 from pyro_fcr.modes import seeded
 from pyro_fcr.objective import Objective
-from pyro_fcr.terms import Run
 from pyro_fcr.training.optimizer import GuardedOptimizer
 from pyro_fcr.training.plan import TrainingPlan
 from pyro_fcr.training.tracing import Gradients, NotTraceableError, TracedStep, eager_gradients

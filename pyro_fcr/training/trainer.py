@@ -257,7 +257,7 @@ class Trainer:
         row |= {f"weight/{name}": value for name, value in weights}
         row |= {"lr": float(self.main.torch.param_groups[0]["lr"]), "seconds": seconds}
         if self.heldout is not None:
-            heldout = evaluate(self.objective, self.heldout, seed=self.plan.seed)
+            heldout = mean_terms(self.objective, self.heldout, seed=self.plan.seed)
             row |= {f"heldout/{name}": value for name, value in heldout.items()}
             self._keep_if_best(heldout["elbo"])
         self.rows.append(row)
@@ -329,7 +329,7 @@ class Trainer:
         set_random_state(state["random"])
 
 
-def evaluate(objective: Objective, batches: Batches, *, seed: int = 0) -> dict[str, float]:
+def mean_terms(objective: Objective, batches: Batches, *, seed: int = 0) -> dict[str, float]:
     """Average every term, the loss and the ELBO over cells, with the same draws at each call.
 
     Parameters

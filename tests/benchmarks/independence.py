@@ -26,8 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 
-from pyro_fcr.evaluation.hsic import kci
-from pyro_fcr.evaluation.independence import CLAIMS, independence_test
+from pyro_fcr.metrics.hsic import kci
+from pyro_fcr.metrics.independence import CLAIMS, independence_test
 
 LEVEL = 0.05
 DIMS = {"z_x": 2, "z_t": 2, "z_tx": 4}

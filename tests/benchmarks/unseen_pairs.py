@@ -23,10 +23,10 @@ import scanpy as sc
 
 import pyro_fcr
 from pyro_fcr.comparison import COMPARISONS, fit_comparison
-from pyro_fcr.evaluation.predictions import predicted_cells
-from pyro_fcr.evaluation.responses_table import headline, response_table
-from pyro_fcr.evaluation.scenarios import unseen_contexts, unseen_pairs, unseen_treatments
-from pyro_fcr.evaluation.scoring import SCORES
+from pyro_fcr.data.scenarios import unseen_contexts, unseen_pairs, unseen_treatments
+from pyro_fcr.metrics.predictions import predicted_cells
+from pyro_fcr.metrics.responses_table import headline, response_table
+from pyro_fcr.metrics.scoring import SCORES
 
 SCENARIOS = {"pair": unseen_pairs, "treatment": unseen_treatments, "context": unseen_contexts}
 
@@ -34,9 +34,9 @@ SCENARIOS = {"pair": unseen_pairs, "treatment": unseen_treatments, "context": un
 def load(options):
     """Cells with genes that occur, schema, and scenarios."""
     if options.cells == "norman":
-        adata, context = pyro_fcr.datasets.norman_k562_combinations(), "cell_line"
+        adata, context = pyro_fcr.data.datasets.norman_k562_combinations(), "cell_line"
     elif options.cells == "gbm":
-        adata, context = pyro_fcr.datasets.gbm_panobinostat(), "patient"
+        adata, context = pyro_fcr.data.datasets.gbm_panobinostat(), "patient"
     else:
         adata, context = ad.read_h5ad(options.cells), options.context
     sc.pp.filter_genes(adata, min_cells=10)

@@ -1,6 +1,0 @@
-"""A fitted model held against all that can be known of it, in one call."""
-
-from pyro_fcr.assessment.encoding import label_blind_latents
-from pyro_fcr.assessment.measure import Assessment, assess
-
-__all__ = ["Assessment", "assess", "label_blind_latents"]

@@ -1,0 +1,207 @@
+"""What a model and a guide owe one another, checked once before training."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+import pyro
+from pyro.distributions import TorchDistribution
+from torch import nn
+from torch.distributions import kl_divergence
+
+from pyro_fcr.batch import Batch
+from pyro_fcr.graph.dag import CELLS, Graph, read_graph
+from pyro_fcr.graph.runs import Run, auxiliary_sites, drawn_sites, plates
+from pyro_fcr.modes import looking
+
+logger = logging.getLogger(__name__)
+
+
+class ProgramError(ValueError):
+    """Model and guide do not fit together; the message names the site and the mend."""
+
+
+class Checked(NamedTuple):
+    """Two programs that fit together.
+
+    Parameters
+    ----------
+    graph, guide_graph
+        The graphs of model and guide.
+    run
+        One run of both, without a gradient.
+    """
+
+    graph: Graph
+    guide_graph: Graph
+    run: Run
+
+    def has_closed_form_kl(self, site: str) -> bool:
+        """Say whether the KL of a latent may be taken in closed form; log one line where not.
+
+        It is right if the family has one and if, in the guide, no cause that the latent has in the
+        model is drawn from the latent itself (the guide's density is then no longer that of the
+        latent given its causes).
+        """
+        reason = _closed_form_obstacle(site, *self)
+        if reason:
+            logger.warning("KL of %s is taken from its draw, not in closed form: %s.", site, reason)
+        return reason is None
+
+
+def check_programs(model: nn.Module, guide: nn.Module, batch: Batch) -> Checked:
+    """Run both programs once and compare them site by site.
+
+    Parameters
+    ----------
+    model, guide
+        The two programs; each takes a batch.
+    batch
+        A few cells.
+
+    Raises
+    ------
+    ProgramError
+        A latent is missing in one of the two, has another shape or plate, or cannot be
+        reparametrised; or an outcome is missing or stands outside the plate over cells.
+    """
+    with looking(model, guide, device=batch["library"].device):
+        # Each on its own first: a latent of the wrong size would fail inside a network, and an
+        # autoguide makes its parameters when it is first run.
+        alone = _run_apart(model, guide, batch)
+        graph, guide_graph = read_graph(model, batch), read_graph(guide, batch)
+        _check_sites(graph, alone)
+        for site in graph.latents:
+            _check_latent(site, alone)
+        for site in graph.outcomes:
+            _check_plate(site, alone.model_trace.nodes[site])
+        return Checked(graph, guide_graph, Run.trace(model, guide, batch))
+
+
+def _run_apart(model: nn.Module, guide: nn.Module, batch: Batch) -> Run:
+    try:
+        with pyro.validation_enabled(is_validate=True):
+            return Run.apart(model, guide, batch)
+    except RuntimeError as error:
+        if "Multiple sample sites" not in str(error):
+            raise
+        raise ProgramError(
+            f"{str(error).splitlines()[0]}: a program may use a name once, and a plate that is "
+            "opened a second time counts. Put all sites of a cell under one "
+            f"`with pyro.plate({CELLS!r}, len(batch)):`."
+        ) from error
+    except ValueError as error:
+        text = str(error).splitlines()[0]
+        raise ProgramError(
+            f"{text}. In the plate over cells a site has one row per cell: end its distribution "
+            "with .to_event(1), and give networks the sizes of their inputs."
+        ) from error
+
+
+def describe_programs(model: nn.Module, guide: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+    """Describe both programs site by site, after checking them.
+
+    Parameters
+    ----------
+    model, guide, batch
+        As in :func:`check_programs`.
+
+    Returns
+    -------
+    One record per site of the model: ``site``, ``parents``, ``distribution``, ``guide`` (the
+    guide's distribution), ``shape`` (of a cell, or of the whole site where it is shared),
+    ``observed``, ``per_cell``, and ``parameters``: how many the model's attribute of the site's
+    name has, and the guide's.
+    """
+    checked = check_programs(model, guide, batch)
+    graph, run = checked.graph, checked.run
+    return [
+        {
+            "site": site,
+            "parents": ", ".join(parents),
+            "distribution": graph.distributions[site],
+            "guide": _family(run.posterior(site)) if site in graph.latents else "",
+            "shape": tuple(run.prior(site).event_shape),
+            "observed": site in graph.observed,
+            "per_cell": CELLS in plates(run.model_trace.nodes[site]),
+            "parameters": _n_parameters(model, site) + _n_parameters(guide, site),
+        }
+        for site, parents in graph.parents.items()
+    ]
+
+
+def _n_parameters(program: nn.Module, site: str) -> int:
+    part = getattr(program, site, None)
+    return sum(p.numel() for p in part.parameters()) if isinstance(part, nn.Module) else 0
+
+
+def _closed_form_obstacle(site: str, graph: Graph, guide_graph: Graph, run: Run) -> str | None:
+    for cause in graph.parents[site]:
+        if cause in guide_graph.parents and site in guide_graph.ancestors(cause):
+            return f"the guide draws {cause}, a cause of {site} in the model, from {site}"
+    if auxiliary_sites(run.guide_trace, site):
+        return f"the guide draws {site} from an auxiliary site, as autoguides do"
+    posterior, prior = run.posterior(site), run.prior(site)
+    try:
+        kl_divergence(posterior, prior)
+    except NotImplementedError:
+        return f"there is none for {_family(posterior)} against {_family(prior)}"
+    return None
+
+
+def _check_sites(graph: Graph, run: Run) -> None:
+    latents, drawn = set(graph.latents), set(drawn_sites(run.guide_trace))
+    if missing := latents - drawn:
+        raise ProgramError(
+            f"The model draws {_names(missing)}, the guide does not: add "
+            f"`pyro.sample({sorted(missing)[0]!r}, ...)` to the guide. It draws {_names(drawn)}."
+        )
+    if unknown := drawn - latents:
+        raise ProgramError(
+            f"The guide draws {_names(unknown)}, which the model does not know as a latent: rename "
+            f"or drop it. The model's latents are {_names(latents)}."
+        )
+    if not graph.outcomes:
+        raise ProgramError(
+            "The model observes nothing that depends on a latent: pass obs=batch.get('y')."
+        )
+
+
+def _check_latent(site: str, run: Run) -> None:
+    prior, posterior = run.prior(site), run.posterior(site)
+    for what in ("event_shape", "batch_shape"):
+        shapes = tuple(getattr(prior, what)), tuple(getattr(posterior, what))
+        if shapes[0] != shapes[1]:
+            raise ProgramError(
+                f"{site}: {what} is {shapes[0]} in the model and {shapes[1]} in the guide. Give "
+                "both the same size and the same .to_event(1)."
+            )
+    if not posterior.has_rsample:
+        raise ProgramError(
+            f"{site}: the guide's {_family(posterior)} has no reparametrised draws, so that no "
+            "gradient would reach its encoder. Take a family with rsample (Normal, a flow)."
+        )
+    ours, theirs = (plates(trace.nodes[site]) for trace in (run.model_trace, run.guide_trace))
+    if ours != theirs:
+        raise ProgramError(
+            f"{site}: stands in the plates {_names(ours)} in the model and {_names(theirs)} in the "
+            "guide; these must agree."
+        )
+
+
+def _check_plate(site: str, node: Any) -> None:
+    names = plates(node)
+    if CELLS not in names:
+        raise ProgramError(
+            f"{site}: stands in no plate named {CELLS!r} (found {_names(names)}). Open it with "
+            f"`with pyro.plate({CELLS!r}, len(batch)):` so that the loss is a mean over cells."
+        )
+
+
+def _family(distribution: TorchDistribution) -> str:
+    return type(getattr(distribution, "base_dist", distribution)).__name__
+
+
+def _names(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -1,0 +1,129 @@
+"""One run of model and guide on a batch, and what its traces hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_fcr.batch import Batch
+from pyro_fcr.graph.dag import CELLS
+from pyro_fcr.modes import outside_param_store
+
+
+def drawn_sites(trace: Trace) -> dict[str, Any]:
+    """Give the latents that a program drew, by name; without an autoguide's auxiliary ones."""
+    nodes: dict[str, Any] = trace.nodes
+    return {
+        name: node
+        for name, node in nodes.items()
+        if node["type"] == "sample"
+        and not node["is_observed"]
+        and not node["infer"].get("is_auxiliary")
+        and not site_is_subsample(node)
+    }
+
+
+def auxiliary_sites(trace: Trace, site: str) -> list[Any]:
+    """Give what an autoguide draws a latent from, before constraining it."""
+    nodes: dict[str, Any] = trace.nodes
+    return [
+        node
+        for name, node in nodes.items()
+        if node["type"] == "sample"
+        and name.startswith(f"{site}_")
+        and node["infer"].get("is_auxiliary")
+    ]
+
+
+def plates(node: Any) -> set[str]:
+    """Give the names of the plates that a site stands in."""
+    return {frame.name for frame in node["cond_indep_stack"]}
+
+
+def _is_weighted(node: Any) -> bool:
+    scaled = isinstance(node["scale"], Tensor) or node["scale"] != 1.0
+    return scaled or node["mask"] is not None or CELLS not in plates(node)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the guide on a batch, and the model replayed against it.
+
+    Parameters
+    ----------
+    batch
+        The cells.
+    model_trace, guide_trace
+        Traces of the two programs; the model's holds the guide's latents.
+    """
+
+    batch: Batch
+    model_trace: Trace
+    guide_trace: Trace
+
+    def _node(self, site: str) -> Any:
+        return self.model_trace.nodes[site]
+
+    @classmethod
+    def trace(cls, model: Callable, guide: Callable, batch: Batch) -> Run:
+        """Run the guide, then the model with the guide's latents."""
+        with outside_param_store():
+            guide_trace = poutine.trace(guide).get_trace(batch)
+            replayed = poutine.replay(model, trace=guide_trace)
+            return cls(batch, poutine.trace(replayed).get_trace(batch), guide_trace)
+
+    @classmethod
+    def apart(cls, model: Callable, guide: Callable, batch: Batch) -> Run:
+        """Run both programs without handing the guide's latents to the model."""
+        with outside_param_store():
+            traces = [poutine.trace(program).get_trace(batch) for program in (model, guide)]
+        return cls(batch, *traces)
+
+    def value(self, site: str) -> Tensor:
+        """Give the drawn or observed value of a site, ``(n_cells, n_features)``."""
+        return self._node(site)["value"]
+
+    def prior(self, site: str) -> TorchDistribution:
+        """Give the model's distribution of a site."""
+        return self._node(site)["fn"]
+
+    def posterior(self, site: str) -> TorchDistribution:
+        """Give the guide's distribution of a latent."""
+        node: Any = self.guide_trace.nodes[site]
+        return node["fn"]
+
+    def per_cell(self, site: str, log_density: Tensor) -> Tensor:
+        """Average over the cells of the batch; what all cells share is spread over the data set.
+
+        A ``poutine.scale`` or ``poutine.mask`` of the model's site is honoured.
+        """
+        node = self._node(site)
+        total = scale_and_mask(log_density, node["scale"], node["mask"]).sum()
+        return total / (len(self.batch) if CELLS in plates(node) else self.batch.n_total)
+
+    def log_prob_sum(self, site: str) -> Tensor | None:
+        """Give the log-probability of all cells together, where there is a cheap way to it.
+
+        There is one if the batch brings sums over its counts, the site's value are these counts,
+        nothing scales or masks cells, and the family offers ``log_prob_sum(value, counts)``.
+        """
+        node, counts = self._node(site), self.batch.counts
+        if counts is None or node["value"] is not self.batch.get("y") or _is_weighted(node):
+            return None
+        family = getattr(node["fn"], "base_dist", node["fn"])
+        offered = getattr(family, "log_prob_sum", None)
+        return None if offered is None else offered(node["value"], counts)
+
+    def joined(self, sites: tuple[str, ...]) -> Tensor:
+        """Concatenate the values of sites; no site gives ``(n_cells, 0)``."""
+        empty = self.batch["library"].new_zeros(len(self.batch), 0)
+        return torch.cat([empty, *(self.value(site) for site in sites)], dim=-1)

@@ -1,0 +1,175 @@
+"""A nonlinear regression of latents on latents, within conditions, fast and close to its ceiling.
+
+Ridge on a rich basis (linear, hinges, polynomials, random Fourier features) whose condition means
+are removed on both sides, which is the same as ridge with a free intercept per condition; then,
+on the residuals, one linear map per condition, shrunk to none. Penalties are chosen per target on
+cells that neither fit nor test. A linear part that is always there is what brings truth on truth to
+1; intercepts per condition, not only latents, are what lets it predict what lies within conditions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.preprocessing import PolynomialFeatures
+
+from pyro_fcr.metrics._within import Codes, group_means
+from pyro_fcr.metrics.metrics import FloatArray
+
+_N_CELLS = 14_000
+_LEAST_CELLS = 60
+_ROLES = np.array(
+    [0, 2, 0, 1, 0, 2, 0]
+)  # of seven cells of a condition: fit, choose penalties, test
+_LARGEST = 4.0  # standard deviations; beyond, only the linear part goes on
+_PENALTIES = 10.0 ** np.arange(-7.0, 4.0)  # per cell
+_SHRINKAGE = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # cells' worth, of a condition's own map
+
+
+class Roles(NamedTuple):
+    """Rows that fit, choose the penalties, and test."""
+
+    fit: Codes
+    choose: Codes
+    test: Codes
+
+
+def draw_roles(codes: Codes, *, seed: int) -> Roles:
+    """Divide at most 14,000 cells 4 : 1 : 2 within each condition; conditions below 7 fall out."""
+    order = np.random.default_rng(seed).permutation(len(codes))[:_N_CELLS]
+    order = order[np.argsort(codes[order], kind="stable")]
+    counts = np.bincount(codes[order])
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = np.repeat(counts >= len(_ROLES), counts)
+    if kept.sum() < _LEAST_CELLS:
+        raise ValueError(
+            f"{kept.sum()} cells lie in conditions of at least {len(_ROLES)} cells, a held-out R2 "
+            f"needs {_LEAST_CELLS}: give more cells or coarser conditions"
+        )
+    role = np.where(kept, _ROLES[rank % len(_ROLES)], -1)
+    return Roles(*(order[role == number] for number in range(3)))
+
+
+class _Basis:
+    """Linear first, then hinges, products and waves of the standardised latents."""
+
+    def __init__(self, latent: FloatArray, *, n_waves: int = 300, seed: int) -> None:
+        rng, n_dims = np.random.default_rng(seed), latent.shape[1]
+        scale = latent.std(axis=0)
+        self.n_dims = n_dims
+        self.mean = latent.mean(axis=0)
+        self.scale = np.where(scale > 1e-12 * (np.abs(self.mean) + 1e-300), scale, np.inf)
+        self.knots = np.quantile(self._standard(latent), np.linspace(0.02, 0.98, 9), axis=0)
+        widths = np.repeat([0.3, 0.8], n_waves // 2)
+        self.waves = rng.normal(size=(n_dims, len(widths))) * widths
+        self.phases = rng.uniform(0, 2 * np.pi, len(widths))
+        self.products = PolynomialFeatures(3 if n_dims <= 8 else 2, include_bias=False)
+
+    def _standard(self, latent: FloatArray) -> FloatArray:
+        return (latent - self.mean) / self.scale
+
+    def __call__(self, latent: FloatArray) -> FloatArray:
+        linear = self._standard(latent)
+        clipped = linear.clip(-_LARGEST, _LARGEST)
+        hinges = np.maximum(clipped[:, None] - self.knots, 0.0).reshape(len(latent), -1)
+        products = self.products.fit_transform(clipped)
+        waves = np.cos(clipped @ self.waves + self.phases)
+        return np.concatenate([linear, hinges, products, waves], axis=1)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A fitted regression; call it with latents and conditions to predict."""
+
+    basis: _Basis
+    feature_means: FloatArray
+    target_means: FloatArray
+    coefficients: FloatArray
+    maps: FloatArray
+
+    def baseline(self, codes: Codes) -> FloatArray:
+        """Condition means of the target over the fitting cells, ``(n_cells, n_targets)``."""
+        return self.target_means[codes]
+
+    def __call__(self, latent: FloatArray, codes: Codes) -> FloatArray:
+        """Predict the targets, ``(n_cells, n_targets)``."""
+        features = self.basis(latent) - self.feature_means[codes]
+        own = np.einsum("ni,nij->nj", features[:, : self.basis.n_dims], self.maps[codes])
+        return self.baseline(codes) + features @ self.coefficients + own
+
+
+def regress(
+    latent: FloatArray, target: FloatArray, *, codes: Codes, roles: Roles, seed: int
+) -> Regression:
+    """Fit targets ``(n_cells, n_targets)`` on a latent block ``(n_cells, n_dims)``.
+
+    All targets at once cost as much as one. `codes` number the conditions whose means are removed;
+    zeros throughout leave one intercept.
+    """
+    basis, n_groups, fit = _Basis(latent[roles.fit], seed=seed), int(codes.max()) + 1, roles.fit
+    means = group_means(basis(latent[fit]), codes[fit], n_groups)
+    target_means = group_means(target[fit], codes[fit], n_groups)
+    (a, y), (a_held, y_held) = (
+        (basis(latent[rows]) - means[codes[rows]], target[rows] - target_means[codes[rows]])
+        for rows in (fit, roles.choose)
+    )
+    coefficients = _ridge(a, y, a_held=a_held, y_held=y_held)
+    maps = _maps(
+        (a[:, : basis.n_dims], y - a @ coefficients, codes[fit]),
+        (a_held[:, : basis.n_dims], y_held - a_held @ coefficients, codes[roles.choose]),
+        n_groups=n_groups,
+    )
+    return Regression(basis, means, target_means, coefficients, maps)
+
+
+def _ridge(a: FloatArray, y: FloatArray, *, a_held: FloatArray, y_held: FloatArray) -> FloatArray:
+    """Ridge on features of unit scale, each target with the penalty that held-out cells prefer."""
+    scale = a.std(axis=0)
+    scale = np.where(scale > 1e-6, scale, np.inf)  # rounding of what conditions fix is no feature
+    scaled, held = a / scale, a_held / scale
+    values, vectors = np.linalg.eigh(scaled.T @ scaled)
+    moments = vectors.T @ (scaled.T @ y)
+    paths = np.stack([
+        vectors @ (moments / (values.clip(0.0) + penalty * len(a))[:, None])
+        for penalty in _PENALTIES
+    ])  # fmt: skip
+    errors = ((y_held - held @ paths) ** 2).sum(axis=1)
+    return paths[errors.argmin(axis=0), :, np.arange(y.shape[1])].T / scale[:, None]
+
+
+_Sample = tuple[FloatArray, FloatArray, Codes]
+
+
+def _maps(fit: _Sample, held: _Sample, *, n_groups: int) -> FloatArray:
+    """One linear map per condition from latents to residuals, ``(n_groups, n_dims, n_targets)``.
+
+    Zero for a target unless some shrinkage of the maps helps on the held-out cells.
+    """
+    latent, residual, codes = fit
+    n_dims, n_targets = latent.shape[1], residual.shape[1]
+    grams, moments = np.zeros((n_groups, n_dims, n_dims)), np.zeros((n_groups, n_dims, n_targets))
+    np.add.at(grams, codes, latent[:, :, None] * latent[:, None])
+    np.add.at(moments, codes, latent[:, :, None] * residual[:, None])
+    candidates: list[FloatArray] = [np.zeros_like(moments)]
+    for shrinkage in _SHRINKAGE:
+        shrunk = np.linalg.solve(grams + shrinkage * np.eye(n_dims), moments)
+        candidates.append(np.asarray(shrunk, dtype=np.float64))
+    errors = [
+        ((held[1] - np.einsum("ni,nij->nj", held[0], maps[held[2]])) ** 2).sum(axis=0)
+        for maps in candidates
+    ]
+    best = np.argmin(errors, axis=0)
+    return np.stack([candidates[k][:, :, j] for j, k in enumerate(best)], axis=-1)
+
+
+def r2(truth: FloatArray, predicted: FloatArray, baseline: FloatArray) -> float:
+    """Share of the squared error of the baseline, summed over cells and dimensions, that is gone.
+
+    nan where the baseline leaves nothing to predict.
+    """
+    total = float(((truth - baseline) ** 2).sum())
+    if total <= 1e-18 * float((truth**2).sum()) or total == 0:
+        return float("nan")
+    return 1.0 - float(((truth - predicted) ** 2).sum()) / total

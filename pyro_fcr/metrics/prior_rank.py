@@ -1,0 +1,144 @@
+"""Do the conditions tell the latents apart? The rank condition of the theorem, measured.
+
+z_tx is identifiable component by component if the first and second derivatives of its prior's log
+density give 2 n linearly independent difference vectors between conditions (Mao et al. 2024;
+Khemakhem et al. 2020, AISTATS, Theorem 1). For a Normal prior these are differences of the natural
+parameters ``mean / var`` and ``-1 / (2 var)``: there have to be 2 n + 1 conditions at least, and
+variances that differ, not means only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pyro_fcr.metrics._within import matrix
+from pyro_fcr.metrics.metrics import FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorRank:
+    """Singular values of the prior's natural parameters over conditions, and what they say.
+
+    Parameters
+    ----------
+    singular_values
+        ``(2 * n_latent,)``, largest first, in nats, see :func:`prior_rank`.
+    n_latent, n_conditions, n_distinct
+        Latent dimensions, conditions given, and conditions whose prior differs.
+    tolerance
+        Singular values up to it, in nats, count as 0.
+    """
+
+    singular_values: FloatArray
+    n_latent: int
+    n_conditions: int
+    n_distinct: int
+    tolerance: float
+
+    @property
+    def needed(self) -> int:
+        """Rank that the theorem asks for: 2 n."""
+        return 2 * self.n_latent
+
+    @property
+    def n_needed(self) -> int:
+        """Distinct conditions that the theorem asks for: 2 n + 1."""
+        return 2 * self.n_latent + 1
+
+    @property
+    def rank(self) -> int:
+        """Singular values above the tolerance."""
+        return int((self.singular_values > self.tolerance).sum())
+
+    @property
+    def condition_number(self) -> float:
+        """Largest by smallest singular value; inf where the smallest is 0."""
+        largest, smallest = self.singular_values[[0, -1]]
+        return float(largest / smallest) if smallest > 1e-12 * largest else float("inf")
+
+    @property
+    def sufficient(self) -> bool:
+        """Whether the prior has the full rank."""
+        return self.rank == self.needed
+
+    @property
+    def sentence(self) -> str:
+        """The finding in one line."""
+        found = (
+            f"The prior's natural parameters over {self.n_distinct} distinct conditions "
+            f"({self.n_needed} needed) have rank {self.rank} of {self.needed} at "
+            f"{self.tolerance:g} nats (smallest singular value {self.singular_values[-1]:.2g})"
+        )
+        if self.sufficient:
+            return f"{found}: enough to identify {self.n_latent} latent dimensions one by one."
+        return f"{found}: not enough to identify {self.n_latent} latent dimensions one by one."
+
+
+def prior_rank(mean: npt.ArrayLike, scale: npt.ArrayLike, *, tolerance: float = 0.05) -> PriorRank:
+    """Measure the rank of a Normal prior's natural-parameter differences between conditions.
+
+    Each latent is first standardised by its mean and variance over all conditions (equal weights),
+    so that neither shift nor scale of the latents matters. The natural parameters, those of z**2
+    times sqrt(2), are taken as differences from their mean over conditions: the same span as the
+    differences from a first condition, without a choice of it. The ``(2 * n_latent, n_conditions)``
+    matrix is divided by the root of the number of conditions. A singular value is then the root
+    mean square, over conditions, of the standard deviation in nats of the log density ratio along
+    one direction of the statistics (z, z**2).
+
+    Parameters
+    ----------
+    mean, scale
+        Mean and standard deviation of the prior p(z_tx | t, x) in each condition,
+        ``(n_conditions, n_latent)``.
+    tolerance
+        In nats. Below 0.05 the densities differ too little for finite data to tell them apart; a
+        learned prior is never exactly of lower rank.
+
+    Returns
+    -------
+    PriorRank
+
+    Raises
+    ------
+    ValueError
+        The shapes differ, an entry is not finite, a scale is not positive, or there is one
+        condition only.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> mean, scale = rng.normal(size=(12, 2)), np.exp(rng.uniform(-1, 1, size=(12, 2)))
+    >>> prior_rank(mean, scale).sufficient
+    True
+    >>> prior_rank(mean, np.ones_like(scale)).rank
+    2
+    """
+    means, scales = _checked(mean, scale)
+    n_conditions, n_latent = means.shape
+    spread = np.sqrt(means.var(axis=0) + (scales**2).mean(axis=0))
+    standard, variance = (means - means.mean(axis=0)) / spread, (scales / spread) ** 2
+    natural = np.concatenate([standard / variance, -np.sqrt(0.5) / variance], axis=1)
+    values = np.zeros(2 * n_latent)
+    found = np.linalg.svd(natural - natural.mean(axis=0), compute_uv=False)
+    values[: len(found)] = found / np.sqrt(n_conditions)
+    return PriorRank(
+        singular_values=values,
+        n_latent=n_latent,
+        n_conditions=n_conditions,
+        n_distinct=len(np.unique(natural.round(6), axis=0)),
+        tolerance=tolerance,
+    )
+
+
+def _checked(mean: npt.ArrayLike, scale: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+    means, scales = matrix(mean, "mean"), matrix(scale, "scale")
+    if means.shape != scales.shape:
+        raise ValueError(f"mean is {means.shape} and scale {scales.shape}, wanted one shape")
+    if (scales <= 0).any():
+        raise ValueError(f"scale must be positive in every condition, the least is {scales.min()}")
+    if len(means) < 2:
+        raise ValueError("got one condition, wanted two or more to compare")
+    return means, scales

@@ -1,0 +1,152 @@
+"""Mean expression of groups of cells on two scales, and how far sampling of the cells moves it.
+
+``mean_log1p`` is the mean over cells of log1p expression, the field's usual scale. It depends on
+library sizes even after scaling, since log1p bends small counts: a treatment that only makes
+libraries shallower has a response on it. ``log1p_mean`` is log1p of the mean of scaled expression
+(cells scaled to one library size, natural logarithm), which depth moves far less.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from pyro_fcr.data.schema import Expression
+from pyro_fcr.metrics.metrics import FloatArray, log1p_normalise
+
+Scale = Literal["mean_log1p", "log1p_mean"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+Values: TypeAlias = FloatArray | sparse.csr_matrix
+
+
+def log_values(matrix: Any, *, expression: Expression = "counts") -> Values:
+    """Give every cell's log1p expression, ``(n_cells, n_genes)``, float64.
+
+    Parameters
+    ----------
+    matrix
+        Counts, which are scaled to 10,000 a cell, or log1p values, which stay as they are; dense or
+        sparse.
+    expression
+        Which of the two: ``"counts"`` or ``"log1p"``.
+
+    Raises
+    ------
+    ValueError
+        The matrix has no cell, or entries that are no counts, or not finite.
+
+    Examples
+    --------
+    >>> log_values(np.array([[1, 1]])).round(2)
+    array([[8.52, 8.52]])
+    """
+    if expression == "counts":
+        return log1p_normalise(matrix)
+    values = sparse.csr_matrix(matrix, dtype=np.float64) if sparse.issparse(matrix) else matrix
+    values = values if sparse.issparse(values) else np.asarray(values, dtype=np.float64)
+    if not np.isfinite(values.data if sparse.issparse(values) else values).all():
+        raise ValueError("log1p expression has entries that are not finite")
+    return values
+
+
+def profile(values: Values, scale: Scale, *, weights: npt.ArrayLike | None = None) -> FloatArray:
+    """Average cells on one of the scales.
+
+    Parameters
+    ----------
+    values
+        Log1p expression, ``(n_cells, n_genes)``, see :func:`log_values`.
+    scale
+        ``"mean_log1p"`` or ``"log1p_mean"``.
+    weights
+        Of the cells, each row adding up to 1, ``(n_rows, n_cells)``; None weighs all the same.
+
+    Returns
+    -------
+    ``(n_rows, n_genes)``, or ``(n_genes,)`` without weights.
+
+    Examples
+    --------
+    >>> profile(np.log1p([[1.0, 0.0], [3.0, 0.0]]), "log1p_mean").round(3)
+    array([1.099, 0.   ])
+    """
+    linear = np.expm1(values) if scale == "log1p_mean" else values
+    if weights is None:
+        mean = np.asarray(linear.mean(axis=0), dtype=np.float64).ravel()
+    else:
+        mean = np.asarray((linear.T @ np.asarray(weights).T).T)
+    return np.log1p(mean) if scale == "log1p_mean" else mean
+
+
+def bootstrap_weights(n_cells: int, n_draws: int, *, rng: np.random.Generator) -> FloatArray:
+    """Weigh cells as they are, and as in samples of as many with replacement.
+
+    Returns
+    -------
+    ``(1 + n_draws, n_cells)``, each row adding up to 1; the first is the cells as they are.
+
+    Examples
+    --------
+    >>> weights = bootstrap_weights(4, 2, rng=np.random.default_rng(0))
+    >>> weights[0], weights.sum(axis=1)
+    (array([0.25, 0.25, 0.25, 0.25]), array([1., 1., 1.]))
+    """
+    even = np.full(n_cells, 1.0 / n_cells)
+    return np.vstack([even, rng.multinomial(n_cells, even, size=n_draws) / n_cells])
+
+
+def half_weights(n_cells: int, n_splits: int, *, rng: np.random.Generator) -> FloatArray:
+    """Weigh the cells of random halves, the other half's weights second.
+
+    Returns
+    -------
+    ``(2, n_splits, n_cells)``, each row adding up to 1.
+
+    Raises
+    ------
+    ValueError
+        There are fewer than two cells.
+
+    Examples
+    --------
+    >>> a, b = half_weights(4, 1, rng=np.random.default_rng(0))
+    >>> (a + b).tolist()
+    [[0.5, 0.5, 0.5, 0.5]]
+    """
+    if n_cells < 2:
+        raise ValueError(f"{n_cells} cell: two halves need at least two")
+    first = rng.permuted(np.tile(np.arange(n_cells), (n_splits, 1)), axis=1) < n_cells // 2
+    return np.stack([half / half.sum(axis=1, keepdims=True) for half in (first, ~first)])
+
+
+def t_statistics(values: Values, others: Values) -> FloatArray:
+    """Give Welch's t statistic of each gene between two groups of cells, ``(n_genes,)``.
+
+    A gene without any spread in either group has 0.
+
+    Parameters
+    ----------
+    values, others
+        Log1p expression, ``(n_cells, n_genes)``, two cells or more.
+
+    Examples
+    --------
+    >>> t_statistics(np.array([[1.0], [3.0]]), np.array([[0.0], [0.0]]))
+    array([2.])
+    """
+    (mean, error), (other_mean, other_error) = map(_mean_and_error, (values, others))
+    total = np.sqrt(error + other_error)
+    return np.divide(mean - other_mean, total, out=np.zeros_like(total), where=total > 0)
+
+
+def _mean_and_error(values: Values) -> tuple[FloatArray, FloatArray]:
+    """Mean and its squared standard error."""
+    n = values.shape[0]
+    mean = profile(values, "mean_log1p")
+    square = profile(
+        values * values if isinstance(values, np.ndarray) else values.power(2), "mean_log1p"
+    )
+    return mean, np.maximum(square - mean**2, 0.0) / (n - 1)

@@ -1,0 +1,303 @@
+"""How much of the true latent blocks an estimate recovers: correlations, block R2, leakage, DCI.
+
+Each measure has a *raw* form and one *within conditions* (`condition` given), in which what labels
+alone could tell counts for nothing. Raw numbers are high already for an estimate that copies the
+labels, so claims about latents rest on the second form. Here `condition` must name the full
+condition of a cell, each (x, t) its own, see :func:`joint_condition`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import rankdata
+
+from pyro_fcr.metrics._regression import draw_roles, r2, regress
+from pyro_fcr.metrics._within import (
+    Blocks,
+    Codes,
+    checked_blocks,
+    pair,
+    remove_condition_means,
+)
+from pyro_fcr.metrics.metrics import FloatArray
+
+Method = Literal["pearson", "spearman"]
+
+
+def mcc(
+    truth: npt.ArrayLike,
+    estimate: npt.ArrayLike,
+    *,
+    method: Method = "pearson",
+    condition: npt.ArrayLike | None = None,
+) -> float:
+    """Strong mean correlation coefficient: each true dimension against one estimated one.
+
+    Mean over the true dimensions of the absolute correlation with the estimated dimension that the
+    best one-to-one match gives it (Hungarian), as in Khemakhem et al. 2020, AISTATS. Blind to
+    order, sign and scale, with Spearman to any monotone map of single dimensions.
+
+    Parameters
+    ----------
+    truth, estimate
+        ``(n_cells, n_dims)`` each; the number of dimensions may differ. A true dimension without
+        partner, and a constant one on either side, counts as 0.
+    method
+        Correlation of values or of ranks.
+    condition
+        Labels, ``(n_cells,)``: correlations after :func:`remove_condition_means` on both sides.
+
+    Returns
+    -------
+    A number from 0 to 1. Mind that its floor is high: a random rotation of 8 dimensions has .63,
+    see :func:`rotation_floor`.
+
+    Raises
+    ------
+    ValueError
+        The rows do not match, an entry is not finite, or there is one condition only.
+
+    Examples
+    --------
+    >>> z = np.random.default_rng(0).normal(size=(500, 3))
+    >>> round(mcc(z, -z[:, [2, 0, 1]]), 6)
+    1.0
+    """
+    a, b = _pair_within(truth, estimate, condition)
+    return _matched(a, b, method) / a.shape[1]
+
+
+def _pair_within(
+    truth: npt.ArrayLike, estimate: npt.ArrayLike, condition: npt.ArrayLike | None
+) -> tuple[FloatArray, FloatArray]:
+    a, b = pair(truth, estimate)
+    if condition is None:
+        return a, b
+    return remove_condition_means(a, condition), remove_condition_means(b, condition)
+
+
+def _matched(a: FloatArray, b: FloatArray, method: Method) -> float:
+    """Sum of the absolute correlations of the best match."""
+    if method not in ("pearson", "spearman"):
+        raise ValueError(f"method is {method!r}, wanted 'pearson' or 'spearman'")
+    if method == "spearman":
+        a, b = rankdata(a, axis=0), rankdata(b, axis=0)
+    correlations = np.abs(_standardised(a).T @ _standardised(b)) / len(a)
+    rows, columns = linear_sum_assignment(correlations, maximize=True)
+    return float(correlations[rows, columns].clip(0.0, 1.0).sum())
+
+
+def _standardised(values: FloatArray) -> FloatArray:
+    """Mean 0 and variance 1; a constant column becomes 0."""
+    centred = values - values.mean(axis=0)
+    scale = centred.std(axis=0)
+    constant = scale <= 1e-12 * (np.abs(values).max(axis=0) + 1e-300)
+    return np.where(constant, 0.0, centred / np.where(constant, 1.0, scale))
+
+
+def weak_mcc(
+    truth: npt.ArrayLike,
+    estimate: npt.ArrayLike,
+    *,
+    method: Method = "pearson",
+    condition: npt.ArrayLike | None = None,
+    seed: int = 0,
+) -> float:
+    """Mean correlation coefficient up to a linear map of the block.
+
+    Canonical correlation analysis on a random half of the cells aligns the two, and :func:`mcc`
+    scores the other half, so that many dimensions do not score by chance.
+
+    Parameters
+    ----------
+    truth, estimate, method, condition
+        As for :func:`mcc`. Constant and linearly dependent dimensions of the truth count as 0.
+    seed
+        Of the halves.
+
+    Returns
+    -------
+    A number from 0 to 1; 1 for every invertible linear map of the truth.
+
+    Raises
+    ------
+    ValueError
+        The rows do not match, an entry is not finite, or there is one condition only.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> z = rng.normal(size=(500, 3))
+    >>> round(weak_mcc(z, z @ rng.normal(size=(3, 3))), 6)
+    1.0
+    """
+    a, b = _pair_within(truth, estimate, condition)
+    first, second = np.array_split(np.random.default_rng(seed).permutation(len(a)), 2)
+    to_a, to_b = _canonical(_standardised(a), _standardised(b), first)
+    if 0 in (to_a.shape[1], to_b.shape[1]):
+        return 0.0
+    aligned = (_standardised(a)[second] @ to_a, _standardised(b)[second] @ to_b)
+    return _matched(*aligned, method) / a.shape[1]
+
+
+def _canonical(a: FloatArray, b: FloatArray, rows: Codes) -> tuple[FloatArray, FloatArray]:
+    """Linear maps to the canonical variates of both sides, fitted on `rows`."""
+    whiten_a, whiten_b = _whitening(a[rows]), _whitening(b[rows])
+    if 0 in (whiten_a.shape[1], whiten_b.shape[1]):
+        return whiten_a, whiten_b
+    cross = (a[rows] @ whiten_a).T @ (b[rows] @ whiten_b)
+    left, _, right = np.linalg.svd(cross, full_matrices=False)
+    return whiten_a @ left, whiten_b @ right.T
+
+
+def _whitening(values: FloatArray) -> FloatArray:
+    _, scales, directions = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
+    kept = scales > 1e-8 * max(scales.max(), 1e-300)
+    return directions[kept].T / scales[kept]
+
+
+def rotation_floor(
+    truth: npt.ArrayLike,
+    *,
+    method: Method = "pearson",
+    condition: npt.ArrayLike | None = None,
+    seed: int = 0,
+) -> float:
+    """Strong MCC of an estimate that has the right block and mixes its dimensions at random.
+
+    Mean over ten random rotations of the standardised truth, on at most 4,000 cells. What
+    an estimate has above it, it has found about single dimensions.
+
+    Parameters
+    ----------
+    truth, method, condition
+        As for :func:`mcc`.
+    seed
+        Of rotations and cells.
+
+    Returns
+    -------
+    A number from 0 to 1; 1 for a single dimension, which nothing can mix.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`mcc`.
+
+    Examples
+    --------
+    >>> z = np.random.default_rng(0).normal(size=(4000, 8))
+    >>> round(rotation_floor(z), 1)
+    0.6
+    """
+    rng = np.random.default_rng(seed)
+    values = _standardised(_pair_within(truth, truth, condition)[0])
+    values = values[rng.permutation(len(values))[:4_000]]
+    n_dims = values.shape[1]
+    rotations = [np.linalg.qr(rng.normal(size=(n_dims, n_dims)))[0] for _ in range(10)]
+    return float(np.mean([_matched(values, values @ q, method) for q in rotations])) / n_dims
+
+
+def block_r2(
+    truth: Blocks, estimate: Blocks, *, condition: npt.ArrayLike | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """How well each true block is predicted from each estimated block, on held-out cells.
+
+    The regression is nonlinear (ridge on linear, hinge, polynomial and Fourier features; with
+    `condition` also an intercept and a shrunk linear map of each condition's own). At most 14,000
+    cells are used, four sevenths to fit, one to choose penalties, two to test. R2 of a block weighs
+    its dimensions by their variance: squared errors, and those of the baseline, are summed first.
+
+    Parameters
+    ----------
+    truth, estimate
+        Block name to ``(n_cells, n_dims)``.
+    condition
+        Labels, ``(n_cells,)``: R2 *within conditions*. The baseline is the condition's mean (of
+        fitting cells) instead of the overall mean, so that labels alone score 0. Conditions of
+        fewer than 7 of the cells used are left out.
+    seed
+        Of the division of the cells and the Fourier features.
+
+    Returns
+    -------
+    One row per estimated, one column per true block, at most 1; about 0 where nothing is
+    predicted; nan for a true block without variance.
+
+    Raises
+    ------
+    ValueError
+        The rows do not match, an entry is not finite, there is one condition only, or too few
+        cells are left.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> x, noise = np.repeat([0.0, 3.0], 1000), rng.normal(size=(2000, 2))
+    >>> truth = {"z_x": x[:, None] + noise}
+    >>> copied = {"z_x": x[:, None] + rng.normal(size=(2000, 2))}
+    >>> block_r2(truth, copied).round(1).to_numpy().tolist()
+    [[0.7]]
+    >>> block_r2(truth, copied, condition=x).round(1).abs().to_numpy().tolist()
+    [[0.0]]
+    """
+    true, estimated, codes = checked_blocks(truth, estimate, condition)
+    roles, target = draw_roles(codes, seed=seed), np.concatenate(list(true.values()), axis=1)
+    held = roles.test
+    scores = {}
+    for block, latent in estimated.items():
+        fitted = regress(latent, target, codes=codes, roles=roles, seed=seed)
+        arrays = (target[held], fitted(latent[held], codes[held]), fitted.baseline(codes[held]))
+        scores[block] = _by_block(arrays, true)
+    return pd.DataFrame.from_dict(scores, orient="index")[list(true)]
+
+
+def _by_block(
+    arrays: tuple[FloatArray, FloatArray, FloatArray], blocks: Mapping[str, FloatArray]
+) -> dict[str, float]:
+    """R2 per block of columns, from target, prediction and baseline."""
+    ends = np.cumsum([values.shape[1] for values in blocks.values()])[:-1]
+    parts = zip(*(np.split(array, ends, axis=1) for array in arrays), strict=True)
+    return {block: r2(*part) for block, part in zip(blocks, parts, strict=True)}
+
+
+def leakage(table: pd.DataFrame) -> dict[str, float]:
+    """Largest and mean off-diagonal entry of a :func:`block_r2` table.
+
+    Parameters
+    ----------
+    table
+        One row per estimated, one column per true block, of the same names.
+
+    Returns
+    -------
+    ``max`` and ``mean``. Entries below 0 count as 0, nan is passed over.
+
+    Raises
+    ------
+    ValueError
+        Rows and columns do not have the same names, or there is one block only.
+
+    Examples
+    --------
+    >>> names = ["z_x", "z_t"]
+    >>> leakage(pd.DataFrame([[0.9, 0.1], [0.3, 0.8]], index=names, columns=names))
+    {'max': 0.3, 'mean': 0.2}
+    """
+    if set(table.index) != set(table.columns) or len(table) < 2:
+        raise ValueError(
+            f"leakage needs a table of the same two or more blocks both ways, got rows "
+            f"{list(table.index)} and columns {list(table.columns)}"
+        )
+    values = table.loc[table.columns].to_numpy(dtype=np.float64)
+    leaks = values[~np.eye(len(values), dtype=bool)].clip(min=0.0)
+    leaks = leaks[np.isfinite(leaks)]
+    if leaks.size == 0:
+        return {"max": float("nan"), "mean": float("nan")}
+    return {"max": float(leaks.max()), "mean": float(leaks.mean())}

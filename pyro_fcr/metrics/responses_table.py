@@ -1,0 +1,321 @@
+"""One table of how well responses are predicted: models, all baselines, ceiling, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from anndata import AnnData
+
+from pyro_fcr.data.pairs import Pair, listed, read_layout
+from pyro_fcr.data.scenarios import Scenario
+from pyro_fcr.data.schema import Schema
+from pyro_fcr.metrics.cases import Case, Key
+from pyro_fcr.metrics.intervals import check_levels
+from pyro_fcr.metrics.measured import Measured, mean_shift, measure, training_means
+from pyro_fcr.metrics.metrics import FloatArray
+from pyro_fcr.metrics.predictions import BASELINES, Prediction, baseline_predictions
+from pyro_fcr.metrics.profiles import SCALES, Scale, log_values
+from pyro_fcr.metrics.scoring import SCORES
+
+CEILING: Final = "split_half"
+Predictions = Mapping[str, Mapping[Pair, Prediction]]
+
+
+@dataclass(frozen=True, eq=False)
+class ResponseTable:
+    """Scores of predicted responses.
+
+    Parameters
+    ----------
+    frame
+        One row per pair, method, scale and metric: ``scenario`` (its kind), ``treatment``,
+        ``context``, ``method``, ``role`` (``"model"``, ``"baseline"``, ``"ceiling"``), ``scale``,
+        ``metric`` (see :data:`pyro_fcr.metrics.scoring.SCORES`), ``value``, ``low``, ``high``.
+    draws
+        Each row's score in the bootstrap draws, ``(n_rows, n_draws)``; draws of one number are of
+        the same cells in all rows. nan in rows of the ceiling.
+    level
+        Of the intervals.
+    """
+
+    frame: pd.DataFrame
+    draws: FloatArray
+    level: float
+
+
+def response_table(
+    adata: AnnData,
+    schema: Schema,
+    judged: Iterable[tuple[Scenario, Predictions]],
+    *,
+    n_draws: int = 200,
+    level: float = 0.9,
+    seed: int = 0,
+) -> ResponseTable:
+    """Score models beside all baselines and the split-half ceiling.
+
+    Real responses come from all cells of a pair and of its control, in random scenarios from the
+    test cells only. Baselines see the training cells. Intervals say how far a score moves if other
+    cells of the same number had been measured: quantiles of bootstrap draws of the real treated and
+    control cells, shifted so that their mean is the score (a draw has the noise of the cells twice,
+    and would by itself lie below). Where that noise is most of an error they are too wide rather
+    than too narrow. Predictions are held fixed. The ceiling's interval is of random halves.
+
+    Parameters
+    ----------
+    adata
+        All cells; not changed.
+    schema
+        Names the columns, layer and kind of expression.
+    judged
+        Each scenario with predictions by method and pair; baselines alone where there are none. May
+        be a generator that fits a model for each scenario, after :meth:`Scenario.check`: one is
+        taken at a time.
+    n_draws
+        Bootstrap draws.
+    level
+        Of the intervals.
+    seed
+        Of everything random.
+
+    Returns
+    -------
+    Both scales and all metrics; a baseline that a pair does not define has no rows there.
+
+    Raises
+    ------
+    ValueError
+        A scenario leaks (:meth:`Scenario.check`), a method has the name of a baseline, lacks a
+        pair, or has another number of genes; the level or number of draws makes no interval.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> from pyro_fcr.data.scenarios import unseen_pairs
+    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()[:, :50]
+    >>> schema = Schema(treatment_key="treatment", control="control", covariate_keys="patient")
+    >>> scenario = unseen_pairs(adata.obs, schema).made[0]
+    >>> table = response_table(adata, schema, [(scenario, {})], n_draws=20)
+    >>> table.frame.query("metric == 'cosine_logfc' and scale == 'mean_log1p'")["method"].tolist()
+    ['control_mean', 'treatment_mean_shift', 'additive', 'ridge', 'split_half']
+    """
+    check_levels([level])
+    if n_draws < 1:
+        raise ValueError(f"n_draws is {n_draws}, wanted 1 or more: intervals come from draws")
+    judge = _Judge(adata, schema, n_draws=n_draws, seed=seed)
+    rows, draws = [], []
+    for scenario, predictions in judged:
+        scenario.check(adata, schema)
+        for row, scores in judge.rows(scenario, predictions):
+            rows.append({**row, **interval(scores, level, metric=row["metric"])})
+            draws.append(scores[1:] if row["role"] != "ceiling" else np.full(n_draws, np.nan))
+    return ResponseTable(pd.DataFrame(rows), np.array(draws), level)
+
+
+def interval(scores: FloatArray, level: float, *, metric: str) -> dict[str, float]:
+    """Give the first score and quantiles of the others, shifted to have it as their mean."""
+    value, draws = float(scores[0]), scores[1:]
+    if not np.isfinite(draws).all() or not np.isfinite(value):
+        return {"value": value, "low": np.nan, "high": np.nan}
+    ends = value + np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) - draws.mean()
+    low, high = np.clip(ends, SCORES[metric].lowest, SCORES[metric].highest)
+    return {"value": value, "low": float(low), "high": float(high)}
+
+
+class _Judge:
+    """Real responses, measured once, against which scenarios are scored one by one."""
+
+    def __init__(self, adata: AnnData, schema: Schema, *, n_draws: int, seed: int) -> None:
+        matrix = adata.X if schema.layer is None else adata.layers[schema.layer]
+        self.values = log_values(matrix, expression=schema.expression)
+        self.layout = read_layout(adata.obs, schema)
+        self.n_draws, self.rng = n_draws, np.random.default_rng(seed)
+        self._all: Measured | None = None
+
+    def measured(self, scenario: Scenario) -> Measured:
+        if scenario.kind == "random":
+            return self._measure(scenario.test)
+        if self._all is None:
+            self._all = self._measure(np.ones(len(self.layout.codes), dtype=bool))
+        return self._all
+
+    def _measure(self, cells: npt.NDArray[np.bool_]) -> Measured:
+        return measure(self.values, self.layout, cells, n_draws=self.n_draws, rng=self.rng)
+
+    def rows(
+        self, scenario: Scenario, predictions: Predictions
+    ) -> Iterator[tuple[dict[str, Any], FloatArray]]:
+        """Score every method on every pair: what it is, and the score as it is and in draws."""
+        self._check(scenario, predictions)
+        real = self.measured(scenario)
+        training = {
+            scale: training_means(self.values, self.layout, scenario.train, scale=scale)
+            for scale in SCALES
+        }
+        shared = {scale: mean_shift(means) for scale, means in training.items()}
+        agents = dict(zip(self.layout.pairs, self.layout.agents, strict=True))
+        for pair in scenario.pairs:
+            case = Case(real, pair, shared, self.rng)
+            baselines = baseline_predictions(
+                training, agents[pair], pair.context, control=case.control
+            )
+            models = {name: given[pair] for name, given in predictions.items()}
+            for name, prediction in {**models, **baselines}.items():
+                role = "baseline" if name in baselines else "model"
+                yield from _rows(scenario, pair, (name, role), case.scores(prediction))
+            yield from _rows(scenario, pair, (CEILING, "ceiling"), case.ceiling())
+
+    def _check(self, scenario: Scenario, predictions: Predictions) -> None:
+        if taken := sorted(predictions.keys() & {*BASELINES, CEILING}):
+            raise ValueError(f"method {taken[0]!r} has the name of a baseline; rename it")
+        n_genes = self.values.shape[1]
+        for name, given in predictions.items():
+            if missing := [pair for pair in scenario.pairs if pair not in given]:
+                raise ValueError(f"{scenario.name}: {name!r} predicts no {listed(missing)}")
+            for pair in scenario.pairs:
+                sizes = {len(change) for change in given[pair].change.values()}
+                if sizes != {n_genes}:
+                    raise ValueError(
+                        f"{name!r} predicts {sorted(sizes)} genes of {listed([pair])}, but adata "
+                        f"has {n_genes}; give all genes in their order"
+                    )
+
+
+def _rows(
+    scenario: Scenario, pair: Pair, method: tuple[str, str], scores: Mapping[Key, FloatArray]
+) -> Iterator[tuple[dict[str, Any], FloatArray]]:
+    for (scale, metric), values in scores.items():
+        yield (
+            {
+                "scenario": scenario.kind,
+                "treatment": pair.treatment,
+                "context": pair.place,
+                "method": method[0],
+                "role": method[1],
+                "scale": scale,
+                "metric": metric,
+            },
+            values,
+        )
+
+
+def headline(
+    table: ResponseTable,
+    metric: str,
+    *,
+    model: str,
+    scale: Scale = "mean_log1p",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare a model with the best baseline: the one line that counts.
+
+    Parameters
+    ----------
+    table
+        From :func:`response_table`.
+    metric
+        A name of :data:`pyro_fcr.metrics.scoring.SCORES`.
+    model
+        Name of the method.
+    scale
+        See `pyro_fcr.metrics.profiles`.
+    seed
+        Of the draws of pairs.
+
+    Returns
+    -------
+    Two rows for each kind of scenario. ``against`` is ``"best on average"``, the baseline of best
+    mean over the pairs, among those that all pairs define; and ``"best per pair"``, the best of
+    each pair, chosen with hindsight and thereby harder than any prediction made beforehand.
+    ``gain`` is the model's mean advantage, positive where the model is better whatever the
+    direction of the metric; ``low`` and ``high`` from draws of the pairs and of their cells at
+    once, model and baselines on the same ones. ``model_score`` and ``baseline_score`` are the
+    means; a correlation that a constant prediction leaves undefined counts as 0.
+
+    Raises
+    ------
+    ValueError
+        The table has no such model, metric or scale.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> from pyro_fcr.data.scenarios import unseen_pairs
+    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()[:, :50]
+    >>> schema = Schema(treatment_key="treatment", control="control", covariate_keys="patient")
+    >>> judged = [
+    ...     (s, {"nothing": {pair: Prediction({"mean_log1p": np.zeros(50)}) for pair in s.pairs}})
+    ...     for s in unseen_pairs(adata.obs, schema).made
+    ... ]
+    >>> table = response_table(adata, schema, judged, n_draws=20)
+    >>> headline(table, "mse_delta", model="nothing")["gain"].lt(0).all()
+    np.True_
+    """
+    asked = table.frame[(table.frame["metric"] == metric) & (table.frame["scale"] == scale)]
+    if model not in set(asked.loc[asked["role"] == "model", "method"]):
+        known = sorted(set(table.frame.loc[table.frame["role"] == "model", "method"]))
+        raise ValueError(
+            f"the table has no model {model!r} with {metric!r} on {scale!r}; models: {known}, "
+            f"metrics: {sorted(set(table.frame['metric']))}"
+        )
+    rows = []
+    for kind, part in asked.groupby("scenario", sort=False):
+        about = {"scenario": kind, "scale": scale, "metric": metric, "method": model}
+        methods = _by_method(part, table.draws, metric)
+        rows += [about | row for row in _against_best(methods, model, metric, table.level, seed)]
+    return pd.DataFrame(rows)
+
+
+def _by_method(part: pd.DataFrame, draws: FloatArray, metric: str) -> dict[str, FloatArray]:
+    """Scores of models and baselines, ``(n_pairs, 1 + n_draws)``, higher is better; nan if none."""
+    sign = 1.0 if SCORES[metric].higher_is_better else -1.0
+    undefined = SCORES[metric].undefined
+    pairs = pd.MultiIndex.from_frame(part[["treatment", "context"]]).unique()
+    found = {}
+    for name, rows in part[part["role"] != "ceiling"].groupby("method", sort=False):
+        scores = np.column_stack([rows["value"], draws[rows.index]])
+        if undefined is not None:
+            scores = np.where(np.isnan(scores), undefined, scores)
+        at = pairs.get_indexer(pd.MultiIndex.from_frame(rows[["treatment", "context"]]))
+        found[str(name)] = np.full((len(pairs), scores.shape[1]), np.nan)
+        found[str(name)][at] = sign * scores
+    return found
+
+
+def _against_best(
+    methods: Mapping[str, FloatArray], model: str, metric: str, level: float, seed: int
+) -> Iterator[dict[str, Any]]:
+    names = [name for name in BASELINES if name in methods]
+    stacked = np.stack([methods[name] for name in names])
+    sign = 1.0 if SCORES[metric].higher_is_better else -1.0
+    average = stacked[..., 0].mean(axis=1)  # nan where a pair lacks the baseline
+    best = int(np.nanargmax(average))
+    each = np.nanargmax(stacked[..., 0], axis=0)
+    on_average, per_pair = stacked[best], stacked[each, np.arange(len(each))]
+    for against, baseline, other in (
+        ("best on average", names[best], on_average),
+        ("best per pair", ", ".join(dict.fromkeys(names[i] for i in each)), per_pair),
+    ):
+        yield {
+            "against": against,
+            "baseline": baseline,
+            "n_pairs": len(other),
+            **_gain(methods[model] - other, level, seed),
+            "model_score": sign * methods[model][:, 0].mean(),
+            "baseline_score": sign * other[:, 0].mean(),
+        }
+
+
+def _gain(difference: FloatArray, level: float, seed: int) -> dict[str, float]:
+    """Mean over pairs, with quantiles of draws of the pairs and of their cells."""
+    n_pairs, n_draws = difference.shape[0], difference.shape[1] - 1
+    picks = np.random.default_rng(seed).integers(n_pairs, size=(n_draws, n_pairs))
+    means = difference[picks, 1 + np.arange(n_draws)[:, None]].mean(axis=1)
+    value = difference[:, 0].mean()
+    low, high = value + np.quantile(means, [(1 - level) / 2, (1 + level) / 2]) - means.mean()
+    return {"gain": float(value), "low": float(low), "high": float(high)}

@@ -1,0 +1,216 @@
+"""How close predicted responses are to real ones, for many draws of the real cells at once.
+
+All scores compare a *predicted change* with the *real change* against control cells of the same
+context, on one of the scales of `pyro_fcr.metrics.profiles`; last axis genes, any axes before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pyro_fcr.metrics.metrics import FloatArray, largest_changes
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a score means.
+
+    Parameters
+    ----------
+    words
+        Definition with its source.
+    higher_is_better
+        Direction.
+    lowest, highest
+        Ends of its range.
+    undefined
+        Value of a prediction without direction (constant, zero) when methods are compared; None
+        where it cannot occur.
+    """
+
+    words: str
+    higher_is_better: bool
+    lowest: float
+    highest: float
+    undefined: float | None = None
+
+
+SCORES: Final[dict[str, Score]] = {
+    "cosine_logfc": Score(
+        "Cosine of the angle between the changes of all genes (PerturBench: Wu et al. 2024, "
+        "arXiv 2408.10609).",
+        higher_is_better=True,
+        lowest=-1.0,
+        highest=1.0,
+        undefined=0.0,
+    ),
+    "pearson_delta": Score(
+        "Pearson correlation of the changes of all genes (GEARS: Roohani et al. 2024, Nature "
+        "Biotechnology 42:927).",
+        higher_is_better=True,
+        lowest=-1.0,
+        highest=1.0,
+        undefined=0.0,
+    ),
+    "pearson_delta_de100": Score(
+        "The same over the 100 genes of largest real change.",
+        higher_is_better=True,
+        lowest=-1.0,
+        highest=1.0,
+        undefined=0.0,
+    ),
+    "pearson_vs_treated": Score(
+        "Pearson correlation of what differs from the mean change of the treated training "
+        "conditions, so that a response that all of them share does not flatter (after Systema: "
+        "Viñas Torné et al. 2025, Nature Biotechnology, doi 10.1038/s41587-025-02777-8, there with "
+        "the mean of perturbed cells in place of each context's controls + mean change).",
+        higher_is_better=True,
+        lowest=-1.0,
+        highest=1.0,
+        undefined=0.0,
+    ),
+    "mse_delta": Score(
+        "Mean squared difference over all genes.",
+        higher_is_better=False,
+        lowest=0.0,
+        highest=np.inf,
+    ),
+    "wmse_delta": Score(
+        "Squared difference weighted by genes: |t| between real treated and control cells, brought "
+        "to 0 to 1, squared, adding up to 1 (Mejía et al. 2025, Diversity by Design, "
+        "arXiv 2506.22641, there against all other perturbations).",
+        higher_is_better=False,
+        lowest=0.0,
+        highest=np.inf,
+    ),
+    "discrimination": Score(
+        "Share of the other pairs whose real change is farther from the prediction than the right "
+        "one, ties half; 0.5 is chance (Euclidean; rank of PerturBench, perturbation "
+        "discrimination score of the Virtual Cell Challenge: Roohani et al. 2025, Cell).",
+        higher_is_better=True,
+        lowest=0.0,
+        highest=1.0,
+    ),
+    "e_distance": Score(
+        "Energy distance between predicted and real treated cells in log1p expression, see "
+        "`pyro_fcr.metrics.populations.e_distance`.",
+        higher_is_better=False,
+        lowest=-np.inf,
+        highest=np.inf,
+    ),
+}
+
+
+def change_scores(
+    predicted: FloatArray, real: FloatArray, *, reference: FloatArray, weights: FloatArray
+) -> dict[str, FloatArray]:
+    """Score predicted changes, all but ``discrimination`` and ``e_distance``.
+
+    Parameters
+    ----------
+    predicted, real
+        Changes against control, ``(..., n_genes)``; ``(n_genes,)`` of the first goes with all rows
+        of the second. The 100 genes of largest change are those of the first row of `real`.
+    reference
+        Mean change of the treated training conditions, ``(n_genes,)``.
+    weights
+        Of the genes, see :func:`gene_weights`.
+
+    Returns
+    -------
+    Score of each row, ``(...,)``, by the names of :data:`SCORES`; nan for a correlation with what
+    is constant.
+
+    Examples
+    --------
+    >>> change = np.array([1.0, 0.0, -2.0])
+    >>> found = change_scores(change, 2 * change, reference=np.ones(3), weights=np.ones(3) / 3)
+    >>> {name: float(value.round(2)) for name, value in found.items()}["cosine_logfc"]
+    1.0
+    """
+    top = largest_changes(real.reshape(-1, real.shape[-1])[0], 100)
+    squares = (predicted - real) ** 2
+    return {
+        "cosine_logfc": _cosine(predicted, real),
+        "pearson_delta": _pearson(predicted, real),
+        "pearson_delta_de100": _pearson(predicted[..., top], real[..., top]),
+        "pearson_vs_treated": _pearson(predicted - reference, real - reference, of=reference),
+        "mse_delta": squares.mean(axis=-1),
+        "wmse_delta": squares @ weights,
+    }
+
+
+def gene_weights(t: npt.ArrayLike) -> FloatArray:
+    """Weigh genes by how surely they respond, as in ``wmse_delta``.
+
+    Parameters
+    ----------
+    t
+        t statistics between treated and control cells, ``(n_genes,)``.
+
+    Returns
+    -------
+    ``(n_genes,)``, adding up to 1; even where all genes respond alike.
+
+    Examples
+    --------
+    >>> gene_weights([1.0, -3.0, 2.0])
+    array([0. , 0.8, 0.2])
+    """
+    size = np.abs(np.asarray(t, dtype=np.float64))
+    spread = np.ptp(size)
+    weights = ((size - size.min()) / spread) ** 2 if spread > 0 else np.ones_like(size)
+    return weights / weights.sum()
+
+
+def discrimination(predicted: FloatArray, real: FloatArray, others: FloatArray) -> FloatArray:
+    """Give the share of other changes that are farther from the prediction than the right one.
+
+    Parameters
+    ----------
+    predicted, real
+        As in :func:`change_scores`.
+    others
+        Real changes of other pairs, ``(n_others, ..., n_genes)``.
+
+    Returns
+    -------
+    ``(...,)``, between 0 and 1, ties half; nan without others.
+
+    Examples
+    --------
+    >>> real, others = np.array([1.0, 0.0]), np.array([[0.0, 1.0], [1.0, 0.1]])
+    >>> float(discrimination(np.array([0.9, 0.2]), real, others))
+    0.5
+    """
+    shape = np.broadcast_shapes(predicted.shape, real.shape)[:-1]
+    if not len(others):
+        return np.full(shape, np.nan)
+    right, wrong = (_distance(predicted, values) for values in (real, others))
+    return np.broadcast_to(((wrong > right) + 0.5 * (wrong == right)).mean(axis=0), shape)
+
+
+def _distance(predicted: FloatArray, real: FloatArray) -> FloatArray:
+    """Squared, less the prediction's own square; one formula, so that ties are ties."""
+    return (real**2).sum(axis=-1) - 2 * (real * predicted).sum(axis=-1)
+
+
+def _cosine(a: FloatArray, b: FloatArray) -> FloatArray:
+    norm = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    inner = (a * b).sum(axis=-1)
+    return np.divide(inner, norm, out=np.full(np.shape(inner), np.nan), where=norm > 0)
+
+
+def _pearson(a: FloatArray, b: FloatArray, *, of: FloatArray | None = None) -> FloatArray:
+    """Correlate; nan where one is constant but for rounding, or all rounding beside `of`."""
+    size = 0.0 if of is None else np.abs(of).max()
+    centred = [values - values.mean(axis=-1, keepdims=True) for values in (a, b)]
+    constant = [
+        np.ptp(values, axis=-1) <= 1e-9 * np.maximum(np.abs(values).max(axis=-1), size)
+        for values in (a, b)
+    ]
+    return np.where(constant[0] | constant[1], np.nan, _cosine(*centred))

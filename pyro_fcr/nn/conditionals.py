@@ -1,0 +1,200 @@
+"""Conditional distributions: modules whose ``forward(*parents)`` returns a distribution.
+
+Every module takes leading sample dimensions, ``(*, n_cells, n_features)``, and builds its
+distribution anew at each call. To give a site another family, write one more of these.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from pyro.distributions import Normal, TorchDistribution
+from torch import Tensor, nn
+
+_LOG_SCALE_BOUND = 1.5  # prior scales stay within exp(+-1.5), so that a block cannot drift in scale
+
+
+def join(*parents: Tensor) -> Tensor:
+    """Concatenate features of tensors whose leading dimensions broadcast."""
+    shape = torch.broadcast_shapes(*(p.shape[:-1] for p in parents))
+    return torch.cat([p.expand(*shape, p.shape[-1]) for p in parents], dim=-1)
+
+
+def linear_of_parts(layer: nn.Linear, *inputs: Tensor) -> Tensor:
+    """Apply a linear layer to inputs side by side, without the copy that joining them would be.
+
+    The copy of the expression for each of three encoders was a fifth of the time of their first
+    layers; leading dimensions broadcast.
+    """
+    weights = layer.weight.split([each.shape[-1] for each in inputs], dim=-1)
+    h = F.linear(inputs[0], weights[0], layer.bias)
+    for each, weight in zip(inputs[1:], weights[1:], strict=True):
+        h = h + F.linear(each, weight)
+    return h
+
+
+def mlp(n_in: int, n_hidden: int, n_layers: int, *, dropout: float = 0.0) -> nn.Sequential:
+    """Hidden layers (linear, LayerNorm, SiLU, dropout) from ``n_in`` to ``n_hidden`` features."""
+    layers: list[nn.Module] = []
+    for size in [n_in, *[n_hidden] * (n_layers - 1)]:
+        layers += [nn.Linear(size, n_hidden), nn.LayerNorm(n_hidden), nn.SiLU()]
+        layers += [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(*layers)
+
+
+def _prior(loc: Tensor, log_scale: Tensor) -> TorchDistribution:
+    bounded = _LOG_SCALE_BOUND * torch.tanh(log_scale / _LOG_SCALE_BOUND)
+    return Normal(loc, bounded.exp()).to_event(1)
+
+
+class LinearPrior(nn.Module):
+    """Gaussian whose mean and log-scale are linear in one exogenous parent.
+
+    The parent's zero vector (no treatment) has mean 0, and combinations (A+B) add up.
+
+    Parameters
+    ----------
+    n_parent
+        Features of the parent.
+    n_latent
+        Dimensions of the block.
+
+    Examples
+    --------
+    >>> LinearPrior(3, 2)(torch.zeros(5, 3)).mean.abs().max()
+    tensor(0., grad_fn=<MaxBackward1>)
+    """
+
+    def __init__(self, n_parent: int, n_latent: int) -> None:
+        super().__init__()
+        self.loc = nn.Linear(n_parent, n_latent, bias=False)
+        self.log_scale = nn.Linear(n_parent, n_latent)
+        nn.init.normal_(self.loc.weight, std=0.5)
+        nn.init.normal_(self.log_scale.weight, std=0.1)
+        nn.init.zeros_(self.log_scale.bias)
+
+    def forward(self, parent: Tensor) -> TorchDistribution:
+        """Give p(z | parent): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
+        return _prior(self.loc(parent), self.log_scale(parent))
+
+
+class InteractionPrior(nn.Module):
+    """Gaussian whose parameters depend on the product of embeddings of treatment and context.
+
+    The elementwise product is that of Mao et al. 2024, here ``(t A) * ((x - m) B)`` with m the mean
+    of x over the cells that were given the agent. What an agent does on average over the contexts
+    where it was seen cannot be said here and is left to z_t, as the interactions of an analysis of
+    variance sum to zero. Without treatment nothing interacts; a context that was never seen under
+    any treatment gets about the average response, other unseen pairs what the treatment's other
+    contexts and the context's other treatments suggest.
+
+    Parameters
+    ----------
+    n_t, n_x
+        Features of treatment and covariates.
+    n_latent
+        Dimensions of the block.
+    n_embedding
+        Dimensions of the embeddings.
+    mean_context
+        m for each feature of the treatment, ``(n_t, n_x)``; None takes all features of x as equally
+        frequent.
+    """
+
+    mean_context: Tensor
+
+    def __init__(
+        self,
+        n_t: int,
+        n_x: int,
+        n_latent: int,
+        *,
+        n_embedding: int = 32,
+        mean_context: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        mean_context = torch.full((n_t, n_x), 1.0 / n_x) if mean_context is None else mean_context
+        self.register_buffer("mean_context", mean_context)
+        self.treatment = nn.Linear(n_t, n_embedding, bias=False)
+        self.context = nn.Linear(n_x, n_embedding, bias=False)
+        self.loc = nn.Linear(n_embedding, n_latent, bias=False)
+        self.log_scale = nn.Linear(n_embedding, n_latent)
+        nn.init.normal_(self.treatment.weight)
+        nn.init.normal_(self.context.weight, std=0.3)
+        nn.init.normal_(self.loc.weight, std=0.5 * n_embedding**-0.5)
+        nn.init.normal_(self.log_scale.weight, std=0.1 * n_embedding**-0.5)
+        nn.init.zeros_(self.log_scale.bias)
+        with torch.no_grad():  # a context without treated cells would keep its random start
+            self.context.weight *= (mean_context != 0).any(dim=0)
+
+    def forward(self, t: Tensor, x: Tensor) -> TorchDistribution:
+        """Give p(z | t, x): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
+        average = self.treatment.weight.T * self.context(self.mean_context)
+        embedding = self.treatment(t) * self.context(x) - t @ average
+        return _prior(self.loc(embedding), self.log_scale(embedding))
+
+
+class Encoder(nn.Module):
+    """Amortised Gaussian q(z | y, parents).
+
+    Parameters
+    ----------
+    n_in
+        Features of all inputs together.
+    n_latent
+        Dimensions of the block.
+    n_hidden, n_layers, dropout
+        The hidden layers.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_latent: int,
+        *,
+        n_hidden: int = 128,
+        n_layers: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.hidden = mlp(n_in, n_hidden, n_layers, dropout=dropout)
+        self.head = nn.Linear(n_hidden, 2 * n_latent)
+
+    def forward(self, *inputs: Tensor) -> TorchDistribution:
+        """Give q(z | inputs): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
+        h = linear_of_parts(cast(nn.Linear, self.hidden[0]), *inputs)
+        for layer in islice(self.hidden, 1, None):
+            h = layer(h)
+        loc, raw_scale = self.head(h).chunk(2, dim=-1)
+        return Normal(loc, F.softplus(raw_scale) + 1e-4).to_event(1)
+
+
+class LogNormalize(nn.Module):
+    """Counts to ``log1p(count / library * target_sum)``, what encoders read.
+
+    Parameters
+    ----------
+    target_sum
+        Counts per cell that all cells are scaled to.
+    """
+
+    target_sum: Tensor
+
+    def __init__(self, target_sum: float) -> None:
+        super().__init__()
+        self.register_buffer("target_sum", torch.tensor(float(target_sum)))
+
+    def forward(self, y: Tensor, library: Tensor) -> Tensor:
+        """Give the features, of the shape of ``y``."""
+        return torch.log1p(y * (self.target_sum / library))
+
+
+class Identity(nn.Module):
+    """Expression that is on the log1p scale already, as it is."""
+
+    def forward(self, y: Tensor, library: Tensor) -> Tensor:
+        """Give ``y``."""
+        return y

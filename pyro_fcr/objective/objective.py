@@ -1,0 +1,221 @@
+"""The loss: minus the ELBO plus the penalties that follow from the graph, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_fcr.batch import Batch
+from pyro_fcr.graph import Claim, Graph, claims
+from pyro_fcr.graph.contract import check_programs
+from pyro_fcr.graph.runs import Run
+from pyro_fcr.objective.schedules import Ramp, Weight, settled_after, weight_at
+from pyro_fcr.objective.terms import (
+    KL,
+    Discriminator,
+    Label,
+    Permutation,
+    Reconstruction,
+    Structure,
+    Term,
+)
+
+DEFAULT_WEIGHTS: Mapping[str, Weight] = {
+    "reconstruction": 1.0,
+    "kl": 1.0,
+    "structure": Ramp(5.0),
+    "permutation": Ramp(2.0),
+    "label": 0.0,
+    "extra": 1.0,
+}
+"""The weight of each kind of term; a term's own name takes precedence."""
+
+
+class Losses(NamedTuple):
+    """What one evaluation of the loss gives.
+
+    Parameters
+    ----------
+    total
+        The weighted sum, a scalar with a gradient.
+    terms
+        Each term by name, unweighted, nats per cell.
+    run
+        The run of the two programs that they were taken from.
+    """
+
+    total: Tensor
+    terms: Mapping[str, Tensor]
+    run: Run
+
+
+class Objective(nn.Module):
+    """The loss of a model and a guide, ``objective(batch).total``.
+
+    It is a module that holds model, guide, discriminators and heads, so that wrapping it for
+    several processes synchronises all of them.
+
+    Parameters
+    ----------
+    model, guide
+        The two Pyro programs.
+    terms
+        The terms of the loss.
+    weights
+        The weight of a term by its name or kind (the name's part before the first ``_``): a number
+        or a schedule over the progress of training. Kinds that are left out have
+        :data:`DEFAULT_WEIGHTS`.
+    """
+
+    current_weights: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        guide: nn.Module,
+        *,
+        terms: Sequence[Term],
+        weights: Mapping[str, Weight] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+        self.weights = resolve_weights([term.name for term in terms], weights or {})
+        kept = [term for term in terms if self.weights[term.name] != 0.0]
+        self.terms = nn.ModuleDict({term.name: term for term in kept})
+        self.weights = {name: self.weights[name] for name in self.terms}
+        self.register_buffer("current_weights", torch.zeros(len(self.terms)), persistent=False)
+        self.set_progress(0.0)
+
+    @classmethod
+    def from_programs(
+        cls,
+        model: nn.Module,
+        guide: nn.Module,
+        batch: Batch,
+        *,
+        weights: Mapping[str, Weight] | None = None,
+        enforced: Iterable[Claim] | None = None,
+        extra: Iterable[Term] = (),
+    ) -> Objective:
+        """Check two programs and build the loss that their graph asks for.
+
+        Parameters
+        ----------
+        model, guide
+            The two Pyro programs.
+        batch
+            A few cells, on the device of the programs.
+        weights
+            As in the class.
+        enforced
+            The independences to enforce; None takes those that the graph claims.
+        extra
+            Further terms, for instance :class:`pyro_fcr.objective.terms.Extra`.
+
+        Raises
+        ------
+        pyro_fcr.graph.contract.ProgramError
+            Model and guide do not fit together.
+        """
+        checked = check_programs(model, guide, batch)
+        graph, run = checked.graph, checked.run
+        enforced = claims(graph) if enforced is None else enforced
+        terms = [
+            *(Reconstruction(site, name=_outcome_name(site, graph)) for site in graph.outcomes),
+            *(KL(site, analytic=checked.has_closed_form_kl(site)) for site in graph.latents),
+            *(_claim_term(claim, graph, run) for claim in enforced),
+            *_label_terms(graph, run),
+            *extra,
+        ]
+        return cls(model, guide, terms=terms, weights=weights).to(batch["library"].device)
+
+    def forward(self, batch: Batch) -> Losses:
+        """Run guide and model on a batch and evaluate every term."""
+        return self.evaluate(Run.trace(self.model, self.guide, batch))
+
+    def evaluate(self, run: Run) -> Losses:
+        """Evaluate every term on a run that was made elsewhere."""
+        values = {name: term(run) for name, term in self.terms.items()}
+        total = (torch.stack(list(values.values())) * self.current_weights).sum()
+        return Losses(total, values, run)
+
+    def adversary_loss(self, run: Run) -> Tensor | None:
+        """Sum the adversaries' losses on detached latents; None without adversaries."""
+        losses = [term.adversary_loss(run) for term in self._terms()]
+        found = [loss for loss in losses if loss is not None]
+        return torch.stack(found).sum() if found else None
+
+    def elbo(self, losses: Losses) -> Tensor:
+        """Give the ELBO with all weights 1, nats per cell (higher is better)."""
+        parts = [
+            losses.terms[n] for n, t in self.terms.items() if isinstance(t, Reconstruction | KL)
+        ]
+        return -torch.stack(parts).sum()
+
+    def _terms(self) -> list[Term]:
+        return [term for term in self.terms.values() if isinstance(term, Term)]
+
+    def set_progress(self, progress: float) -> None:
+        """Set all scheduled weights to their values at a progress between 0 and 1."""
+        values = [weight_at(weight, progress) for weight in self.weights.values()]
+        self.current_weights.copy_(torch.tensor(values))
+
+    @property
+    def settled_after(self) -> float:
+        """The progress from which on no weight changes any more."""
+        return max((settled_after(weight) for weight in self.weights.values()), default=0.0)
+
+    def adversary_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the discriminators."""
+        adversaries = [getattr(term, "adversary", None) for term in self.terms.values()]
+        return [p for a in adversaries if a is not None for p in a.parameters()]
+
+    def main_parameters(self) -> list[nn.Parameter]:
+        """Parameters of model, guide and heads: everything but the discriminators."""
+        adversarial = {id(p) for p in self.adversary_parameters()}
+        return [p for p in self.parameters() if id(p) not in adversarial]
+
+
+def resolve_weights(names: Sequence[str], weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """Give every term its weight: by its name, else by its kind, else the default.
+
+    Raises
+    ------
+    ValueError
+        A weight is named that fits no term.
+    """
+    kinds = {name.split("_", 1)[0] for name in names}
+    known = {*names, *kinds, *DEFAULT_WEIGHTS}
+    if unknown := set(weights) - known:
+        raise ValueError(
+            f"Weights {sorted(unknown)} fit no term. The terms are {sorted(names)}; the kinds "
+            f"{sorted(kinds)} stand for all terms whose name begins so."
+        )
+    merged = {**DEFAULT_WEIGHTS, **weights}
+    return {n: merged.get(n, merged.get(n.split("_", 1)[0], 1.0)) for n in names}
+
+
+def _outcome_name(site: str, graph: Graph) -> str:
+    return "reconstruction" if len(graph.outcomes) == 1 else f"reconstruction_{site}"
+
+
+def _claim_term(claim: Claim, graph: Graph, run: Run) -> Term:
+    if claim.kind == "structure":
+        return Structure(claim, graph.exogenous)
+    sites = (claim.left, claim.right, *claim.given)
+    n_in = sum(run.value(site).shape[-1] for site in sites)
+    return Permutation(claim, Discriminator(n_in))
+
+
+def _label_terms(graph: Graph, run: Run) -> list[Term]:
+    heads: list[Term] = []
+    for site in graph.exogenous:
+        blocks = tuple(z for z in graph.blocks if graph.parents[z] and site in graph.parents[z])
+        own = tuple(z for z in blocks if graph.parents[z] == (site,)) or blocks
+        if own:
+            n_in = sum(run.value(z).shape[-1] for z in own)
+            heads.append(Label(site, own, n_in=n_in, n_levels=run.batch.n_levels[site]))
+    return heads

@@ -1,0 +1,221 @@
+"""The named terms of the loss: each takes one run of the two programs, gives nats per cell."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from pyro_fcr.graph import Claim, Run, auxiliary_sites
+from pyro_fcr.objective import penalties
+
+_DRAWS_OF_MOMENTS = 16
+
+
+class Term(nn.Module, ABC):
+    """A named part of the loss. Subclass this, or pass a function to :class:`Extra`.
+
+    Parameters
+    ----------
+    name
+        Its name in weights, history and messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    @abstractmethod
+    def forward(self, run: Run) -> Tensor:
+        """Give the mean over the cells of the run, a scalar to be made small."""
+
+    def adversary_loss(self, run: Run) -> Tensor | None:
+        """Give the loss of the term's own adversary on detached latents, where it has one."""
+        return None
+
+
+class Reconstruction(Term):
+    """Minus the log-probability of an outcome given the latents.
+
+    Parameters
+    ----------
+    site
+        The observed site, ``y`` in the shipped model.
+    name
+        The term's name.
+    """
+
+    def __init__(self, site: str, *, name: str = "reconstruction") -> None:
+        super().__init__(name)
+        self.site = site
+
+    def forward(self, run: Run) -> Tensor:
+        """Give nats per cell."""
+        summed = run.log_prob_sum(self.site)
+        if summed is not None:
+            return -summed / len(run.batch)
+        return -run.per_cell(self.site, run.prior(self.site).log_prob(run.value(self.site)))
+
+
+class KL(Term):
+    """KL divergence of a latent's guide from its conditional prior.
+
+    Parameters
+    ----------
+    site
+        The latent.
+    analytic
+        In closed form; otherwise from the drawn value. Closed form is right only if no cause of
+        the latent is drawn in the guide from the latent itself: see
+        :meth:`pyro_fcr.graph.contract.Checked.has_closed_form_kl`.
+    """
+
+    def __init__(self, site: str, *, analytic: bool = True) -> None:
+        super().__init__(f"kl_{site}")
+        self.site, self.analytic = site, analytic
+
+    def forward(self, run: Run) -> Tensor:
+        """Give nats per cell."""
+        posterior, prior = run.posterior(self.site), run.prior(self.site)
+        if self.analytic:
+            return run.per_cell(self.site, kl_divergence(posterior, prior))
+        value = run.value(self.site)
+        log_ratio = posterior.log_prob(value).sum() - prior.log_prob(value).sum()
+        for node in auxiliary_sites(run.guide_trace, self.site):
+            log_ratio = log_ratio + node["fn"].log_prob(node["value"]).sum()
+        return run.per_cell(self.site, log_ratio)
+
+
+class Structure(Term):
+    """Keeps a block from depending on an exogenous site that is no cause of it.
+
+    Parameters
+    ----------
+    claim
+        The independence, of the kind ``"structure"``.
+    exogenous
+        All exogenous sites: their joint value is a condition.
+    """
+
+    def __init__(self, claim: Claim, exogenous: tuple[str, ...]) -> None:
+        super().__init__(claim.name)
+        self.block, self.condition = claim.left, exogenous
+
+    def forward(self, run: Run) -> Tensor:
+        """Give nats per cell."""
+        posterior, prior = _moments(run.posterior(self.block)), _moments(run.prior(self.block))
+        stratum, n_strata = run.batch.stratum(self.condition)
+        return penalties.structure_divergence(posterior, prior, stratum, n_strata)
+
+
+def _moments(distribution: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """Mean and variance per cell; from draws where the family has no closed form (flows)."""
+    try:
+        return distribution.mean, distribution.variance
+    except NotImplementedError:
+        draws = distribution.rsample(torch.Size([_DRAWS_OF_MOMENTS]))
+        return draws.mean(dim=0), draws.var(dim=0)
+
+
+class Discriminator(nn.Module):
+    """Tells pairs of blocks of the same cell from pairs of different cells of a stratum.
+
+    Parameters
+    ----------
+    n_in
+        Features of both blocks and of what is conditioned on.
+    n_hidden
+        Width of the two hidden layers.
+    """
+
+    def __init__(self, n_in: int, *, n_hidden: int = 128) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(n_in, n_hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(n_hidden, n_hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(n_hidden, 1),
+        )
+
+    def forward(self, left: Tensor, right: Tensor, given: Tensor) -> Tensor:
+        """Give the logit of "same cell", ``(n_cells,)``."""
+        return self.net(torch.cat([left, right, given], dim=-1)).squeeze(-1)
+
+
+class Permutation(Term):
+    """Keeps two blocks independent within strata, against a discriminator of its own.
+
+    Parameters
+    ----------
+    claim
+        The independence, of the kind ``"permutation"``.
+    discriminator
+        The adversary; it is trained by :meth:`adversary_loss` only.
+    """
+
+    def __init__(self, claim: Claim, discriminator: nn.Module) -> None:
+        super().__init__(claim.name)
+        self.claim, self.adversary = claim, discriminator
+
+    def forward(self, run: Run) -> Tensor:
+        """Give the mean log density ratio; its gradient reaches the encoders."""
+        return penalties.log_density_ratio(self.adversary, *self._inputs(run))
+
+    def adversary_loss(self, run: Run) -> Tensor:
+        """Give the discriminator's cross-entropy."""
+        stratum, _ = run.batch.stratum(self.claim.given)
+        return penalties.discriminator_loss(self.adversary, *self._inputs(run), stratum)
+
+    def _inputs(self, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+        left, right = run.value(self.claim.left), run.value(self.claim.right)
+        return left, right, run.joined(self.claim.given)
+
+
+class Label(Term):
+    """Cross-entropy of reading an exogenous site's value off some blocks.
+
+    Parameters
+    ----------
+    site
+        The exogenous site.
+    blocks
+        The latents that the linear head reads.
+    n_in, n_levels
+        Features of these latents, distinct values of the site.
+    """
+
+    def __init__(self, site: str, blocks: tuple[str, ...], *, n_in: int, n_levels: int) -> None:
+        super().__init__(f"label_{site}")
+        self.site, self.blocks, self.head = site, blocks, nn.Linear(n_in, n_levels)
+
+    def forward(self, run: Run) -> Tensor:
+        """Give nats per cell."""
+        logits = self.head(run.joined(self.blocks))
+        return F.cross_entropy(logits, run.batch.codes[self.site])
+
+
+class Extra(Term):
+    """A user's own term.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    function
+        Takes a run, returns a scalar that is a mean over cells.
+    """
+
+    def __init__(self, name: str, function: Callable[[Run], Any]) -> None:
+        super().__init__(name)
+        self.function = function
+
+    def forward(self, run: Run) -> Tensor:
+        """Call the function."""
+        return self.function(run)

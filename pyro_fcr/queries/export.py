@@ -1,0 +1,343 @@
+"""A fitted model as ArviZ has it: groups of named draws with named dimensions.
+
+ArviZ and xarray are imported when they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from pyro_fcr.data import Registry
+from pyro_fcr.draws import QueryError, block_seed, check_held, held_by_default
+from pyro_fcr.draws.sites import Draws, Sampler
+from pyro_fcr.queries import Query, condition_marks, source_cells
+
+if TYPE_CHECKING:
+    from pyro_fcr.api import FCR
+
+_TARGET = ("treatment", "dose", "covariates", "hold")
+_SAMPLE = ("chain", "draw")
+_MARKS = ("extrapolated", "support")
+
+Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
+
+
+def to_arviz(
+    fcr: FCR,
+    adata: AnnData | str | Path | None = None,
+    *,
+    predictions: Mapping[str, Any] | None = None,
+    genes: str | Iterable[str] | None = None,
+    n_draws: int = 100,
+    seed: int = 0,
+) -> Any:
+    """Draw latents and expression of cells, for ArviZ to summarise, plot and store.
+
+    Parameters
+    ----------
+    fcr
+        A fitted model.
+    adata
+        The cells; None takes those of training. A few hundred are usual: memory is 4 bytes times
+        cells, kept genes and draws for each of three groups.
+    predictions
+        Another condition for the same cells, in the words of :meth:`pyro_fcr.FCR.counterfactual`:
+        ``treatment``, ``dose``, ``covariates``, ``hold``. None makes no such group.
+    genes
+        The genes whose expression is kept, in this order; None keeps all.
+    n_draws
+        Draws per cell.
+    seed
+        Of the draws; the global random state is left alone.
+
+    Returns
+    -------
+    ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with ArviZ 1.x, with the groups
+
+    - ``posterior``: the latents, drawn from the guide given the cells' expression;
+    - ``posterior_predictive``: ``y`` with its observation noise, given the latents of the same
+      draw in ``posterior``;
+    - ``log_likelihood``: ``y`` of a cell given its latents, nats, summed over **all** genes;
+    - ``prior``, ``prior_predictive``: latents from their conditional priors under the cells' own
+      treatment and covariates, and ``y`` given them;
+    - ``predictions``: latents and ``y`` of the same cells under the other condition. What is held
+      is that of the same draw in ``posterior``, so that a difference from
+      ``posterior_predictive`` is one cell's own;
+    - ``observed_data``: ``y``, counts or log1p values as in the schema;
+    - ``constant_data``, ``predictions_constant_data``: the sites that are set (``x``, ``t``, ...),
+      ``library``, and for each cell the columns of the schema, for the predictions those of the
+      target with its ``extrapolated`` and ``support``. A column whose name is taken has ``obs_``
+      before it.
+
+    Dimensions are ``chain`` (one), ``draw``, ``cell``, ``gene``, ``<latent>_dim``,
+    ``<covariate site>_level``, ``t_agent`` (``t_feature`` with treatment features). A latent that
+    all cells share has no ``cell``.
+
+    Raises
+    ------
+    ImportError
+        ArviZ is not installed.
+    pyro_fcr.QueryError
+        A gene, the target or ``n_draws`` is none that there is.
+    pyro_fcr.SchemaError
+        The cells or the target are not what the schema says.
+
+    Notes
+    -----
+    The spread of ``posterior`` is what the guide leaves open about a cell, that of a predictive
+    group has the observation noise in it. Weights of the networks are point estimates: their
+    uncertainty is nowhere, unless the model draws them as shared latents.
+
+    The draws are independent, from variational inference: R-hat and effective sample sizes say
+    nothing (``az.summary(..., kind="stats")`` leaves them out).
+
+    ``az.loo`` leaves out one cell at a time. Each cell has latents of its own, which the guide drew
+    having read that very cell; without it they have only their prior, far from the draws. So most
+    Pareto k will be high, and then the estimate is not to be trusted, in either direction; and the
+    networks have seen the cell, too. To compare models, take :meth:`pyro_fcr.FCR.elbo` of held-out
+    cells.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> from pyro_fcr.queries.export import to_arviz
+    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(adata, schema)
+    >>> history = fcr.fit(max_epochs=1, progress=False)
+    >>> cells, genes = adata[:40].copy(), adata.var_names[:5]
+    >>> target = {"treatment": "panobinostat"}
+    >>> data = to_arviz(fcr, cells, genes=genes, predictions=target, n_draws=20)
+    >>> dict(data.posterior_predictive["y"].sizes)
+    {'chain': 1, 'draw': 20, 'cell': 40, 'gene': 5}
+    >>> by_patient = data.posterior["z_x"].groupby(data.constant_data["patient"]).mean()
+    >>> "patient" in by_patient.dims
+    True
+    """
+    _arviz_version()
+    source = source_cells(fcr, adata)
+    target = None if predictions is None else _Target.read(fcr, predictions, source.obs, seed)
+    kept = _kept(genes, fcr.registry)
+    if n_draws < 1:
+        raise QueryError(f"n_draws is {n_draws}, wanted 1 or more.")
+    sampler = Sampler(
+        model=fcr.model,
+        guide=fcr.guide,
+        graph=fcr.graph,
+        genes=torch.tensor(kept, dtype=torch.long),
+        n_draws=n_draws,
+    )
+    draws, fixed = _sample(fcr, sampler, source, target, seed)
+    coords = _coords(source, kept, fcr.registry)
+    groups = _groups(fcr, draws, fixed, source.obs, target)
+    return _container({name: _dataset(group, coords) for name, group in groups.items()})
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The condition of the predictions: annotation, values of the sites, what is set and held."""
+
+    obs: pd.DataFrame
+    sites: Mapping[str, Tensor]
+    intervened: tuple[str, ...]
+    held: tuple[str, ...]
+
+    @classmethod
+    def read(cls, fcr: FCR, asked: Mapping[str, Any], obs: pd.DataFrame, seed: int) -> _Target:
+        if unknown := set(asked) - set(_TARGET):
+            raise QueryError(
+                f"predictions: {sorted(unknown)[0]!r} is no part of a target; these are: "
+                f"{', '.join(_TARGET)}."
+            )
+        query = Query(
+            treatment=asked.get("treatment"),
+            dose=asked.get("dose"),
+            covariates=asked.get("covariates") or {},
+            seed=seed,
+        )
+        intervened, hold = query.intervened(fcr.registry.schema), asked.get("hold")
+        held = held_by_default(fcr.graph, intervened) if hold is None else tuple(hold)
+        check_held(fcr.graph, held, intervened)
+        target = query.target_obs(obs, fcr.registry)
+        return cls(target, fcr.registry.encode_obs(target), intervened, held)
+
+    def do(self, rows: slice, device: torch.device) -> dict[str, Tensor]:
+        return {site: self.sites[site][rows].to(device) for site in self.intervened}
+
+
+def _arviz_version() -> int:
+    try:
+        return int(version("arviz").split(".")[0])
+    except PackageNotFoundError as error:
+        raise ImportError(
+            "to_arviz needs ArviZ, which is not installed: pip install arviz h5netcdf"
+        ) from error
+
+
+def _kept(genes: str | Iterable[str] | None, registry: Registry) -> list[int]:
+    if genes is None:
+        return list(range(len(registry.genes)))
+    position = {gene: number for number, gene in enumerate(registry.genes)}
+    wanted = list(dict.fromkeys([genes] if isinstance(genes, str) else genes))
+    if unknown := [gene for gene in wanted if gene not in position]:
+        raise QueryError(
+            f"genes: {len(unknown)} of {len(wanted)} are no genes of the model, first "
+            f"{unknown[0]!r}; it knows {', '.join(registry.genes[:5])}, ... (fcr.registry.genes)."
+        )
+    return [position[gene] for gene in wanted]
+
+
+def _sample(
+    fcr: FCR, sampler: Sampler, source: AnnData, target: _Target | None, seed: int
+) -> tuple[dict[str, Draws], dict[str, np.ndarray]]:
+    chunks: list[dict[str, Draws]] = []
+    fixed: list[dict[str, np.ndarray]] = []
+    for number, (batch, rows) in enumerate(fcr.chunks(source)):
+        chunks.append(
+            sampler.groups(
+                batch,
+                do={} if target is None else target.do(rows, fcr.device),
+                hold=() if target is None else target.held,
+                first=chunks[0] if chunks else None,
+                seed=block_seed(seed, number),
+            )
+        )
+        values = {**batch.values, "y": batch["y"][:, sampler.genes.to(fcr.device)]}
+        fixed.append({name: value.cpu().numpy() for name, value in values.items()})
+    draws = {
+        name: Draws.join([chunk[name] for chunk in chunks], fcr.graph.shared) for name in chunks[0]
+    }
+    return draws, {name: np.concatenate([f[name] for f in fixed]) for name in fixed[0]}
+
+
+def _coords(source: AnnData, kept: list[int], registry: Registry) -> dict[str, Any]:
+    named = {"cell": source.obs_names, "gene": [registry.genes[i] for i in kept]}
+    if registry.schema.treatment_features is None:
+        named["t_agent"] = registry.agents
+    for site, keys in registry.schema.sites.items():
+        pairs = [(key, level) for key in keys for level in registry.covariates[key]]
+        named[f"{site}_level"] = [
+            level if len(keys) == 1 else f"{key}={level}" for key, level in pairs
+        ]
+    return {dim: np.array([str(name) for name in names], object) for dim, names in named.items()}
+
+
+def _groups(
+    fcr: FCR,
+    draws: Mapping[str, Draws],
+    fixed: Mapping[str, np.ndarray],
+    obs: pd.DataFrame,
+    target: _Target | None,
+) -> dict[str, Variables]:
+    registry, posterior, prior = fcr.registry, draws["posterior"], draws["prior"]
+    score, latents = posterior.log_likelihood, [_latents(d, fcr) for d in (posterior, prior)]
+    assert score is not None  # the cells have expression
+    groups: dict[str, Variables] = {
+        "posterior": latents[0],
+        "posterior_predictive": {"y": _drawn_y(posterior, registry)},
+        "log_likelihood": {"y": ((*_SAMPLE, "cell"), score.numpy()[None])},
+        "prior": latents[1],
+        "prior_predictive": {"y": _drawn_y(prior, registry)},
+        "observed_data": {"y": (("cell", "gene"), _counts(fixed["y"], registry))},
+        "constant_data": _constants(fixed, obs, registry),
+    }
+    if target is not None:
+        predicted = draws["predictions"]
+        sites = {site: value.numpy() for site, value in target.sites.items()}
+        constants = _constants({**fixed, **sites}, target.obs, registry)
+        marks = condition_marks(target.obs, registry)
+        constants |= {name: (("cell",), values) for name, values in marks.items()}
+        groups["predictions"] = {**_latents(predicted, fcr), "y": _drawn_y(predicted, registry)}
+        groups["predictions_constant_data"] = constants
+    return groups
+
+
+def _latents(draws: Draws, fcr: FCR) -> Variables:
+    variables: Variables = {}
+    for site, values in draws.latents.items():
+        dims = _SAMPLE if site in fcr.graph.shared else (*_SAMPLE, "cell")
+        rest = values.ndim + 1 - len(dims)
+        names = [f"{site}_dim"] if rest == 1 else [f"{site}_dim_{i}" for i in range(rest)]
+        variables[site] = ((*dims, *names), values.numpy()[None])
+    return variables
+
+
+def _drawn_y(draws: Draws, registry: Registry) -> tuple[tuple[str, ...], np.ndarray]:
+    return (*_SAMPLE, "cell", "gene"), _counts(draws.y.numpy()[None], registry)
+
+
+def _counts(values: np.ndarray, registry: Registry) -> np.ndarray:
+    """Make whole numbers of counts, which ArviZ then plots as discrete."""
+    if registry.schema.expression != "counts":
+        return values
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(np.int32)
+    return whole if np.array_equal(whole, values) else values
+
+
+def _constants(fixed: Mapping[str, np.ndarray], obs: pd.DataFrame, registry: Registry) -> Variables:
+    schema = registry.schema
+    agents = "t_agent" if schema.treatment_features is None else "t_feature"
+    variables: Variables = {s: (("cell", f"{s}_level"), fixed[s]) for s in schema.sites}
+    variables["t"] = (("cell", agents), fixed["t"])
+    variables["library"] = (("cell",), fixed["library"][:, 0])
+    taken = {*variables, *(dim for dims, _ in variables.values() for dim in dims), *_MARKS}
+    for key in (schema.treatment_key, schema.dose_key, *schema.covariate_keys):
+        if key is not None:
+            name = f"obs_{key}" if key in taken else key
+            variables[name] = (("cell",), _label(obs[key]))
+    return variables
+
+
+def _label(column: pd.Series) -> np.ndarray:
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return column.to_numpy(np.float64, na_value=np.nan)
+    return np.array(["" if pd.isna(value) else str(value) for value in column], object)
+
+
+def _dataset(variables: Variables, coords: Mapping[str, Any]) -> Any:
+    import xarray  # noqa: PLC0415
+
+    sizes = {
+        dim: size
+        for dims, values in variables.values()
+        for dim, size in zip(dims, values.shape, strict=True)
+    }
+    named = {dim: coords.get(dim, np.arange(size)) for dim, size in sizes.items()}
+    return xarray.Dataset(variables, coords=named, attrs=_attrs())
+
+
+def _attrs() -> dict[str, str]:
+    return {
+        "created_at": datetime.now(UTC).isoformat(),
+        "creation_library": "pyro_fcr",
+        "creation_library_version": version("pyro-fcr"),
+        "creation_library_language": "Python",
+        "inference_library": "pyro",
+        "inference_library_version": version("pyro-ppl"),
+        "sampling_method": "SVI: independent draws from the guide",
+    }
+
+
+def _container(groups: Mapping[str, Any]) -> Any:
+    import xarray  # noqa: PLC0415
+
+    # Not by hasattr(arviz, "InferenceData"): ArviZ 1 answers with DataTree, and a warning.
+    if _arviz_version() >= 1:
+        return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=_attrs()), **groups})
+    from arviz import InferenceData  # noqa: PLC0415
+
+    return InferenceData(attrs=_attrs(), **groups)
