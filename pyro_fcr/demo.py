@@ -25,7 +25,6 @@ from pyro_fcr.metrics import (
     split_half_ceiling,
     umap,
 )
-from pyro_fcr.queries.coverage import interval_coverage
 from pyro_fcr.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -161,7 +160,7 @@ def heldout_coverage(fcr: FCR, adata: AnnData, *, seed: int) -> pd.DataFrame:
     See :func:`pyro_fcr.queries.coverage.interval_coverage`; the held-out pair has rows of its own.
     """
     parts = [None, adata[adata.obs["split"] == "test"]]
-    return pd.concat([interval_coverage(fcr, part, seed=seed) for part in parts], ignore_index=True)
+    return pd.concat([fcr.interval_coverage(part, seed=seed) for part in parts], ignore_index=True)
 
 
 def _scores(

@@ -12,7 +12,7 @@ from conftest import SCHEMA, make_programs, simulate
 from pyro import poutine
 
 from pyro_fcr import FCR, Architecture, QueryError, Schema, SchemaError
-from pyro_fcr.data import Registry
+from pyro_fcr.data import Registry, register
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_latents_have_one_row_per_cell_and_do_not_touch_the_data(fitted, adata):
     fitted.add_latents_to(copied)
     assert sorted(copied.obsm) == ["X_fcr_z_t", "X_fcr_z_tx", "X_fcr_z_x"]
     np.testing.assert_array_equal(copied.obsm["X_fcr_z_tx"], z_tx)
-    with pytest.raises(ValueError, match="block 'z_y' is no latent of the model.*z_x, z_tx, z_t"):
+    with pytest.raises(ValueError, match="Unknown block 'z_y'.*z_x, z_tx, z_t"):
         fitted.get_latent_representation("z_y")
 
 
@@ -275,7 +275,7 @@ def test_nothing_is_overwritten(fitted, tmp_path):
 
 
 def test_own_programs_are_saved_and_loaded(adata, tmp_path):
-    registry = SCHEMA.register(adata)
+    registry = register(adata, SCHEMA)[0]
     batch = registry.encode(adata).batch(np.arange(8))
     model, guide = make_programs(batch)
     fcr = FCR(adata, SCHEMA, model=model, guide=guide)
@@ -345,7 +345,7 @@ def test_paths_are_read(adata, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     fcr = FCR(tmp_path / "cells.h5ad", SCHEMA, architecture=Architecture(n_tx=1, n_hidden=8))
     fcr.fit(max_epochs=1, progress=False)
-    assert isinstance(fcr.adata, ad.AnnData)
+    assert isinstance(fcr.source(None), ad.AnnData)
     assert fcr.get_latent_representation("z_x", tmp_path / "cells.h5ad").shape[0] == adata.n_obs
 
 

@@ -132,6 +132,7 @@ def interactions(
     """
     with plain_messages():
         from pyro_fcr.api import FCR
+        from pyro_fcr.data import register
         from pyro_fcr.discovery import cross_fit, rank_interactions
 
         for name in ("pairs.csv", "genes.csv"):
@@ -142,7 +143,7 @@ def interactions(
             raise ValueError(f"--level is {level}, wanted a number between 0 and 1, such as 0.1.")
         settings = training.settings()
         schema, adata = columns.schema(treatment_key, covariate_key), read(cells)
-        architecture = sizes.architecture(schema.register(adata))
+        architecture = sizes.architecture(register(adata, schema)[0])
         cross = cross_fit(
             FCR(adata, schema, architecture=architecture, seed=seed),
             replicate_key=replicate_key,

@@ -56,13 +56,14 @@ def fit(
     """Train a model on cells and save it."""
     with plain_messages():
         from pyro_fcr.api import FCR
+        from pyro_fcr.data import register
 
         check_free(out, overwrite=overwrite)
         if out.exists() and not (out / "model.json").is_file():
             raise FileExistsError(f"{out} holds no model, so it is not replaced.")
         settings = training.settings()
         schema, adata = columns.schema(treatment_key, covariate_key), read(cells)
-        architecture = sizes.architecture(schema.register(adata))
+        architecture = sizes.architecture(register(adata, schema)[0])
         model = FCR(adata, schema, architecture=architecture, seed=seed)
         history = model.fit(**settings, seed=seed, checkpoint=checkpoint, resume=resume)
         model.save(out, overwrite=overwrite)
@@ -79,6 +80,7 @@ def inspect(
     """Show the conditions, graph and claims of a saved model, or check cells before training."""
     with plain_messages():
         from pyro_fcr.api import FCR
+        from pyro_fcr.data import register
 
         if (path / "model.json").is_file():
             model = FCR.load(path)
@@ -90,7 +92,8 @@ def inspect(
                 f"{path} is no saved model. To check cells, say what their columns mean: "
                 "--treatment-key and --covariate-key."
             )
-        _show_registry(columns.schema(treatment_key, covariate_key).register(read(path)))
+        registry, _ = register(read(path), columns.schema(treatment_key, covariate_key))
+        _show_registry(registry)
 
 
 def _show_registry(registry: Registry) -> None:

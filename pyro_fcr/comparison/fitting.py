@@ -11,7 +11,7 @@ from torch import nn
 
 from pyro_fcr.api import FCR
 from pyro_fcr.comparison.catalogue import COMPARISONS, Comparison
-from pyro_fcr.data import Registry, Schema
+from pyro_fcr.data import Registry, Schema, register
 from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.programs import build_programs, default_architecture
@@ -44,7 +44,7 @@ def build_comparison(
     >>> schema = pyro_fcr.Schema(
     ...     treatment_key="treatment", control="control", covariate_keys="patient"
     ... )
-    >>> registry = schema.register(pyro_fcr.data.datasets.gbm_panobinostat())
+    >>> registry, cells = pyro_fcr.data.register(pyro_fcr.datasets.gbm_panobinostat(), schema)
     >>> model, guide = build_comparison("ivae", registry)
     >>> type(model).__name__
     'IdentifiableVAE'
@@ -112,7 +112,7 @@ def fit_comparison(
     >>> COMPARISONS["cvae"].latents(cvae)["z_x"].shape
     (5000, 18)
     """
-    comparison, registry = _named(name), schema.register(adata)
+    comparison, registry = _named(name), register(adata, schema)[0]
     architecture = architecture or default_architecture(registry)
     with seeded(seed):
         extra = comparison.extra(architecture)

@@ -2,17 +2,11 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.features import Features, read_features
 from pyro_fcr.data.sites import group_by_site, read_sites
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from pyro_fcr.data.registry import Registry
 
 Expression = Literal["counts", "log1p"]
 
@@ -111,37 +105,15 @@ class Schema:
         return group_by_site(self.covariate_keys, self.covariate_sites)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of `.obs` that it names."""
+        single = (self.treatment_key, self.dose_key, self.split_key)
+        return (*(key for key in single if key is not None), *self.covariate_keys)
+
+    @property
     def source(self) -> str:
         """Name of the matrix in code, as messages quote it."""
         return "adata.X" if self.layer is None else f"adata.layers[{self.layer!r}]"
-
-    def register(self, adata: "AnnData | str | Path") -> "Registry":
-        """Check a data set and learn its levels, dose ranges and training conditions.
-
-        Parameters
-        ----------
-        adata
-            Cells x genes, in memory or backed, or the path of an `.h5ad` or `.zarr`. Not changed.
-
-        Returns
-        -------
-        Registry
-            What `Registry.encode` needs to turn this or other data into tensors.
-
-        Raises
-        ------
-        SchemaError
-            If anything in the data would make training fail or mean something else.
-
-        Warns
-        -----
-        UserWarning
-            If a covariate level has no control cells, or counts are given as log1p.
-        """
-        # Registry holds a Schema, so importing it above would be a circle.
-        from pyro_fcr.data.registration import register  # noqa: PLC0415
-
-        return register(adata, self)
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the settings in lists, dicts, strings and numbers; `Schema(**saved)` reads them.

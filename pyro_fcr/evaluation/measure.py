@@ -20,7 +20,6 @@ from pyro_fcr.data.design import read_labels
 from pyro_fcr.evaluation import blocks, judging
 from pyro_fcr.evaluation.encoded import encode
 from pyro_fcr.metrics.metrics import nan_to_null
-from pyro_fcr.queries import source_cells
 
 TABLES = (
     "headline", "responses", "dimensions", "clustering", "independence", "prior_rank",
@@ -181,7 +180,7 @@ def assess(
     ['headline', 'responses', 'dimensions', 'clustering', 'independence', 'prior_rank',
     'singular_values']
     """
-    given = source_cells(fcr, adata)
+    given = fcr.source(adata)
     split = split or fcr.split_of(given)
     plan = judging.plan_judgement(fcr, _own_genes(fcr, given), split)
     replicate = _replicate(given, replicate_key)

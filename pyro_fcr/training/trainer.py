@@ -109,7 +109,9 @@ class Trainer:
     ) -> None:
         self.device = plan.torch_device()
         self.objective, self.plan, self.checkpoint = objective.to(self.device), plan, checkpoint
-        self.train = Batches(cells, split.train, batch_size=plan.batch_size, device=self.device)
+        self.train = Batches.for_training(
+            cells, split.train, batch_size=plan.batch_size, device=self.device
+        )
         self.heldout = self.train.of(split.heldout) if len(split.heldout) else None
         self.n_epochs = plan.epochs(len(split.train))
         self.patience = plan.patience_for(len(split.train))
