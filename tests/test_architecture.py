@@ -10,7 +10,7 @@ import pyro_fcr
 ROOT = Path(pyro_fcr.__file__).parent
 FLOORS = [
     {"cli"},
-    {"demo", "science"},
+    {"demo"},
     {"report"},
     {"plots"},
     {"discovery", "comparison", "evaluation"},
