@@ -29,7 +29,7 @@ FLOORS = [
     {"simulation"},
     {"data"},
     {"batch", "modes", "files"},
-    {"counts"},
+    {"counts", "_torch"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_ANNDATA = {
