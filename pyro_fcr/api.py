@@ -48,7 +48,6 @@ from pyro_fcr.training import Batches, TrainingPlan, fit, mean_terms
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
 _CHUNK = 2_048  # cells looked at together outside of training
 
 
@@ -380,11 +379,11 @@ class FCR(Questions):
 
         Returns
         -------
-        The folder, with ``model.json``, ``weights.pt`` and, of a fitted model, ``history.csv`` and
-        ``split.csv.gz`` (names of the training and held-out cells; no expression).
+        The folder, with ``model.json``, ``weights.safetensors`` and, of a fitted model,
+        ``history.csv`` and ``split.csv.gz`` (names of the training and held-out cells; no
+        expression).
         """
         record = {
-            "format": _FORMAT,
             "versions": {name: version(name) for name in ("pyro-fcr", "pyro-ppl", "torch")},
             "programs": {"model": _class_name(self.model), "guide": _class_name(self.guide)},
             "architecture": None if self.architecture is None else asdict(self.architecture),

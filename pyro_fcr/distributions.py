@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.distributions import Gamma, constraints
 
+from pyro_fcr._torch import get_proxy_mode
 from pyro_fcr.counts import TAIL_BOUND, TAIL_COUNTS, CountSummary, Tails
 
 _SHIFT = 8  # Stirling's series with two terms is exact in float32 from here on
@@ -141,7 +141,8 @@ class NegativeBinomial(TorchDistribution):
     def sample(self, sample_shape=()):  # noqa: D102
         with torch.no_grad():
             theta = self.log_dispersion.exp().expand(self._extended_shape(sample_shape))
-            return torch.poisson(torch._standard_gamma(theta) / theta * self.mean)
+            factor = Gamma(theta, theta, validate_args=False).sample()
+            return torch.poisson(factor * self.mean)
 
     def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
         if self._validate_args:

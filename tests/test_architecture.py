@@ -10,7 +10,7 @@ import pyro_fcr
 ROOT = Path(pyro_fcr.__file__).parent
 FLOORS = [
     {"cli"},
-    {"demo", "science"},
+    {"demo"},
     {"report"},
     {"plots"},
     {"comparison", "evaluation"},
@@ -30,7 +30,7 @@ FLOORS = [
     {"simulation"},
     {"data"},
     {"batch", "modes", "files"},
-    {"counts"},
+    {"counts", "_torch"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_ANNDATA = {

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pyro_fcr.cli import benchmark, discover, draw, evaluate, predict, simulate, train
+from pyro_fcr.cli import discover, draw, evaluate, predict, simulate, train
 from pyro_fcr.cli.options import grouped
 
 app = typer.Typer(
@@ -45,7 +45,6 @@ for _command in (
     discover.interactions,
     draw.plot,
     simulate.simulate,
-    benchmark.benchmark_science,
 ):
     app.command()(grouped(_command))
 
