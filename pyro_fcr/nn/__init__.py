@@ -1,7 +1,7 @@
 """Modules that the shipped programs are made of: conditionals and decoders.
 
 Every module takes leading sample dimensions, ``(*, n_cells, n_features)``, and builds its
-distribution anew at each call. To give a site another family, write one more of these.
+distribution anew at each call. Write one more of them to give a site another family.
 """
 
 from pyro_fcr.nn.conditionals import (

@@ -24,16 +24,16 @@ class RandomInteractions:
     Parameters
     ----------
     n_pairs
-        How many pairs of treatment and context interact.
+        Number of pairs of treatment and context that interact.
     n_genes
-        On how many genes each of them.
+        Number of genes that each pair affects.
     effect
-        How much there, up or down, natural log fold change.
+        Size of the effect on these genes, up or down, as a natural log fold change.
 
     Raises
     ------
     ValueError
-        A number is negative.
+        If a number is negative.
 
     Examples
     --------
@@ -48,24 +48,24 @@ class RandomInteractions:
     def __post_init__(self) -> None:
         for name in ("n_pairs", "n_genes"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, wanted 0 or more")
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Names that interactions can have: treatments without the control, contexts, genes."""
+    """Names that interactions can refer to: treatments without the control, contexts, genes."""
 
     treatments: Sequence[str]
     contexts: Sequence[str]
     genes: Sequence[str]
 
     def check(self, planted: Interactions | RandomInteractions) -> None:
-        """Refuse interactions of what there is not.
+        """Refuse interactions of unknown treatments, contexts or genes.
 
         Raises
         ------
         ValueError
-            Names the first unknown name and the nearest known one, or says what is too many.
+            If a name is unknown or a number too large. The message has the nearest known name.
         """
         if isinstance(planted, RandomInteractions):
             self._check_numbers(planted)
@@ -76,13 +76,13 @@ class Levels:
             self.check_changes(genes, place=f"interactions of {treatment!r} in {context!r}")
 
     def check_changes(self, changes: Mapping[str, float], *, place: str) -> None:
-        """Refuse unknown genes, and log fold changes that are no numbers."""
+        """Refuse unknown genes, and log fold changes that are not finite."""
         known = set(self.genes)
         for gene, change in changes.items():
             if gene not in known:
                 self._check_name("gene", gene, self.genes)
             if not np.isfinite(change):
-                raise ValueError(f"{place}: gene {gene!r} has {change}, wanted a finite number")
+                raise ValueError(f"{place}: gene {gene!r} has {change}; expected a finite number.")
 
     def check_treatments(self, treatments: Sequence[str]) -> None:
         """Refuse unknown treatments."""
@@ -92,7 +92,7 @@ class Levels:
     def draw(
         self, planted: Interactions | RandomInteractions, rng: np.random.Generator
     ) -> Interactions:
-        """Give the interactions by name, drawn if need be."""
+        """Return the interactions by name; draw them if they are random."""
         if not isinstance(planted, RandomInteractions):
             return planted
         pairs, genes = list(product(self.treatments, self.contexts)), np.asarray(self.genes, str)
@@ -104,7 +104,7 @@ class Levels:
         return found
 
     def log_fold_changes(self, interactions: Interactions) -> Floats:
-        """Give ``(1 + n_treatments, n_contexts, n_genes)``, the control first and zero."""
+        """Return the changes, ``(1 + n_treatments, n_contexts, n_genes)``; the control is first."""
         positions = {
             kind: {name: i for i, name in enumerate(getattr(self, kind))} for kind in vars(self)
         }
@@ -118,20 +118,20 @@ class Levels:
         n_pairs = len(self.treatments) * len(self.contexts)
         if planted.n_pairs > n_pairs or planted.n_genes > len(self.genes):
             raise ValueError(
-                f"interactions: {planted.n_pairs} pairs of {n_pairs}, {planted.n_genes} genes of "
-                f"{len(self.genes)}: there are not so many"
+                f"interactions: {planted.n_pairs} pairs of {n_pairs} and {planted.n_genes} genes "
+                f"of {len(self.genes)} are too many."
             )
 
     def _check_name(self, kind: str, name: str, known: Sequence[str]) -> None:
         if name not in known:
             raise ValueError(
-                f"no {kind} {name!r} for an effect to be planted on; there are {listed(known)}."
+                f"Unknown {kind} {name!r} in the planted effects; expected one of {listed(known)}."
                 f"{did_you_mean(str(name), known)}"
             )
 
 
 def tidy(interactions: Interactions) -> dict[str, npt.NDArray[np.object_] | Floats]:
-    """Give columns with a row per pair and gene, as they can stand in ``uns``."""
+    """Return columns with a row per pair and gene, in a form that ``uns`` can store."""
     rows = [(*pair, gene, c) for pair, genes in interactions.items() for gene, c in genes.items()]
     names = ("treatment", "context", "gene")
     columns = {name: np.array([row[i] for row in rows], object) for i, name in enumerate(names)}
