@@ -27,12 +27,7 @@ from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.objective import Objective
 from pyro_fcr.objective.schedules import Weight
 from pyro_fcr.objective.terms import Term
-from pyro_fcr.programs import (
-    build_programs,
-    default_architecture,
-    example_batch,
-    report_conditions,
-)
+from pyro_fcr.programs import build_programs, example_batch, report_conditions
 from pyro_fcr.queries import Form, Query
 from pyro_fcr.queries.answers import Output
 from pyro_fcr.saving import Saved, find_split, name_split, read_model, write_model
@@ -52,9 +47,7 @@ class FCR:
     schema
         What its columns mean.
     architecture
-        Sizes and likelihood of the shipped programs; None fits them to the data (negative binomial
-        on counts, Normal on log1p; as many dimensions of z_tx as the conditions can identify, 8 at
-        most).
+        Sizes and likelihood of the shipped programs; what it leaves at None is chosen by the data.
     model, guide
         Pyro programs of your own in place of the shipped ones, both or none.
     seed
@@ -123,7 +116,7 @@ class FCR:
         if (model is None) != (guide is None):
             raise ValueError("Give model and guide both, or neither for the shipped ones.")
         if model is None or guide is None:
-            self.architecture = architecture or default_architecture(registry)
+            self.architecture = (architecture or Architecture()).resolve(registry)
             model, guide = build_programs(registry, self.architecture, seed=seed)
         self.model, self.guide = model, guide
 

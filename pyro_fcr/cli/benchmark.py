@@ -4,53 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from pyro_fcr.cli.options import Out, Training
-from pyro_fcr.cli.shell import check_free, plain_messages, write_table
+from pyro_fcr.cli.options import Out, PlanOptions
+from pyro_fcr.cli.shell import check_free, write_table
+from pyro_fcr.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from pyro_fcr.science import Suite
     from pyro_fcr.simulation import FCRDesign
 
 
+_FIT = ("max_epochs", "batch_size", "learning_rate", "device", "engine")
+
+
 def benchmark_science(
     *,
     out: Out,
-    settings: Annotated[
-        list[str], typer.Option(help="Simulated settings, A or B; repeatable, or A,B.")
-    ] = ["A", "B"],  # noqa: B006
-    models: Annotated[
-        list[str], typer.Option(help="FCR and what it is held against; repeatable, or fcr,cvae.")
-    ] = ["fcr"],  # noqa: B006
-    seeds: Annotated[int, typer.Option(help="Number of seeds, of cells and fits.", min=1)] = 5,
-    first_seed: Annotated[int, typer.Option(help="The first of them.", min=0)] = 0,
-    cells: Annotated[int | None, typer.Option(help="Cells of a set; 20,000 if left out.")] = None,
-    training: Training,
-    conditions: Annotated[
-        bool,
-        typer.Option("--conditions", help="Vary the number of conditions around 2 n_tx + 1."),
-    ] = False,
+    settings: list[str] | None = None,
+    models: list[str] | None = None,
+    seeds: int = 5,
+    first_seed: int = 0,
+    cells: int | None = None,
+    plan: PlanOptions = TrainingPlan(),
+    conditions: bool = False,
 ) -> None:
     """Fit simulated cells of known latents over seeds; write scores, medians and a figure.
 
     What is in the folder already is not done again: an interrupted run goes on.
-    """
-    with plain_messages():
-        from pyro_fcr.science import Suite
 
-        check_free(out, overwrite=True)
-        designs = _designs(_listed(settings), conditions=conditions)
-        suite = Suite(
-            settings=designs,
-            models=_listed(models),
-            seeds=range(first_seed, first_seed + seeds),
-            n_cells=cells,
-            fit=training.settings(),
-        )
-        _run(suite, out, name="conditions" if conditions else "science")
+    Parameters
+    ----------
+    settings
+        Simulated settings, A or B; repeatable, or A,B; both if left out.
+    models
+        FCR and what it is held against; repeatable, or fcr,cvae; FCR alone if left out.
+    seeds
+        Number of seeds, of cells and fits.
+    first_seed
+        The first of them.
+    cells
+        Cells of a set; 20,000 if left out.
+    conditions
+        Vary the number of conditions around 2 n_tx + 1.
+    """
+    from pyro_fcr.science import Suite
+
+    check_free(out, overwrite=True)
+    designs = _designs(_listed(settings or ["A", "B"]), conditions=conditions)
+    suite = Suite(
+        settings=designs,
+        models=_listed(models or ["fcr"]),
+        seeds=range(first_seed, first_seed + seeds),
+        n_cells=cells,
+        fit={name: getattr(plan, name) for name in _FIT},
+    )
+    _run(suite, out, name="conditions" if conditions else "science")
 
 
 def _run(suite: Suite, out: Path, *, name: str) -> None:
@@ -60,11 +69,11 @@ def _run(suite: Suite, out: Path, *, name: str) -> None:
     record = run_suite(suite, out / f"{name}.json")
     summary = summary_table(record)
     write_table(summary, out / f"{name}.csv")
-    typer.echo("medians over seeds [floor, ceiling]")
-    typer.echo(headlines(summary).to_string())
+    print("medians over seeds [floor, ceiling]")
+    print(headlines(summary).to_string())
     if name == "conditions":
         for path in draw_sweeps(record, out):
-            typer.echo(f"figure in {path}")
+            print(f"figure in {path}")
 
 
 def _designs(names: Sequence[str], *, conditions: bool) -> dict[str, FCRDesign]:
