@@ -94,7 +94,7 @@ def test_simulate_from_controls(controls, tmp_path):
         (["--interaction", "drug1|gene3=1"], "is not of the form drug1|line2|gene3=1.2"),
         (["--interaction", "drug1|line9|gene3=1"], "no context 'line9'"),
         (["--interaction", "drug1|line1|gene3=1", "--interacting-pairs", 2], "one of the two"),
-        (["--likelihood", "poisson"], "wanted normal or nb"),
+        (["--likelihood", "poisson"], "Unknown --likelihood 'poisson'; expected normal or nb."),
         (["--context-key", "patient"], "goes with --from-controls"),
         (["--from-controls", "no.h5ad"], "leave it out"),
     ],
@@ -161,8 +161,8 @@ def test_benchmark_science_sweeps_conditions(tmp_path, monkeypatch):
         (["--settings", "C"], "--settings 'C'"),
         (["--models", "fcrr"], "Did you mean 'fcr'"),
         (["--cells", 0], "n_cells is 0"),
-        (["--max-epochs", 0], "max_epochs is 0"),
-        (["--device", "gpu"], "--device 'gpu' is none"),
+        (["--max-epochs", 0], "--max-epochs is 0"),
+        (["--device", "gpu"], "Unknown --device 'gpu'"),
     ],
 )
 def test_benchmark_science_says_what_is_wrong(tmp_path, arguments, message):

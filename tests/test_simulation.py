@@ -86,7 +86,7 @@ def test_batches_shift_means_of_cells_that_are_alike_otherwise():
     [
         ({"leaks": {("z_t", "t"): 0.1}}, "is none of"),
         ({"leaks": {("z_t", "x"): 1.0}}, "no share of variance"),
-        ({"mixing": "deep"}, "wanted joint or additive"),
+        ({"mixing": "deep"}, "expected joint or additive"),
         ({"n_genes": 7}, "cannot hold 8 latents"),
         ({"n_contexts": 1}, "n_contexts is 1"),
         ({"interactions": {("drug9", "line1"): {}}}, "no treatment 'drug9'.*Did you mean"),

@@ -62,7 +62,7 @@ def read_options(app: App, arguments: Sequence[str] | None) -> Callable[[], Any]
         raise ValueError(unknown(str(error.token.keyword), error.token.value, known)) from error
     except ValueError as error:
         _, apps, _ = app.parse_commands(arguments)
-        options = apps[-1].assemble_argument_collection()
+        options = apps[-1].assemble_argument_collection(default_parameter=app.default_parameter)
         names = {option.field_info.name: option.name for option in options}
         words = re.sub(r"^(Unknown )?(\w+)", lambda m: _with_option(m, names), str(error))
         raise ValueError(words) from error

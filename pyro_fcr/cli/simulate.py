@@ -67,6 +67,7 @@ def simulate(
         With --from-controls: column of obs with the context.
     """
     from pyro_fcr import simulation
+    from pyro_fcr.data import read_cells
 
     check_file(out, (".h5ad",), overwrite=overwrite)
     drawn = None
@@ -78,9 +79,8 @@ def simulate(
     if from_controls is not None:
         key = _check_controls(design, leak, context_key)
         effects = simulation.EffectDesign(n_treatments=design.n_treatments, **planted)
-        adata = simulation.simulate_from_controls(
-            from_controls, effects, context_key=key, seed=seed
-        )
+        cells = read_cells(from_controls)
+        adata = simulation.simulate_from_controls(cells, effects, context_key=key, seed=seed)
     elif context_key is not None:
         raise ValueError("--context-key goes with --from-controls.")
     else:
