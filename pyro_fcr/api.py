@@ -35,12 +35,7 @@ from pyro_fcr.graph import Claim, Graph, check_programs, claims, describe_progra
 from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.objective import Objective, Term, Weight
-from pyro_fcr.programs import (
-    build_programs,
-    default_architecture,
-    example_batch,
-    report_conditions,
-)
+from pyro_fcr.programs import build_programs, example_batch, report_conditions
 from pyro_fcr.queries import Source
 from pyro_fcr.questions import Questions
 from pyro_fcr.saving import Saved, find_split, name_split, read_model, write_model
@@ -61,9 +56,7 @@ class FCR(Questions):
     schema
         What its columns mean.
     architecture
-        Sizes and likelihood of the shipped programs; None fits them to the data (negative binomial
-        on counts, Normal on log1p; as many dimensions of z_tx as the conditions can identify, 8 at
-        most).
+        Sizes and likelihood of the shipped programs; what it leaves at None is chosen by the data.
     model, guide
         Pyro programs of your own in place of the shipped ones, both or none.
     seed
@@ -135,7 +128,7 @@ class FCR(Questions):
             raise ValueError("Give model and guide both, or neither for the shipped ones.")
         self.registry, self.architecture = registry, architecture
         if model is None or guide is None:
-            self.architecture = architecture or default_architecture(registry)
+            self.architecture = (architecture or Architecture()).resolve(registry)
             model, guide = build_programs(registry, self.architecture, seed=seed)
         self._own_adata: AnnData | None = None
         self._own_cells: Cells | None = None

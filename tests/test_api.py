@@ -344,7 +344,9 @@ def test_conditions_are_counted_against_the_theory(adata, caplog):
 def test_likelihood_must_fit_the_scale(adata):
     with pytest.raises(ValueError, match="'normal' is for expression='log1p', the schema says"):
         FCR(adata, SCHEMA, architecture=Architecture(likelihood="normal"))
-    with pytest.raises(ValueError, match="likelihood 'poisson' is none of nb, zinb, normal"):
+    with pytest.raises(
+        ValueError, match="Unknown likelihood 'poisson'; expected nb, zinb or normal"
+    ):
         Architecture(likelihood="poisson")
 
 

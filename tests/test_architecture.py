@@ -9,6 +9,7 @@ import pyro_fcr
 
 ROOT = Path(pyro_fcr.__file__).parent
 FLOORS = [
+    {"__main__"},
     {"cli"},
     {"demo"},
     {"report"},
@@ -29,7 +30,7 @@ FLOORS = [
     {"distributions"},
     {"simulation"},
     {"data"},
-    {"batch", "modes", "files"},
+    {"batch", "modes", "files", "values"},
     {"counts", "_torch"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

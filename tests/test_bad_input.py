@@ -36,7 +36,7 @@ def _first_with(adata, drug):
         ({"dose_key": "line"}, ["'line'", "dose_key, covariate_keys"]),
         ({"split_key": "drug"}, ["'drug'", "treatment_key, split_key"]),
         ({"covariate_keys": ()}, ["covariate_keys is empty", "adata.obs['context'] = 'all'"]),
-        ({"expression": "log"}, ["'log'", "'counts', 'log1p'"]),
+        ({"expression": "log"}, ["'log'", "counts or log1p"]),
         ({"separator": " "}, ["separator", "None"]),
         ({"min_cells": 0}, ["min_cells is 0", "1 or more"]),
     ],

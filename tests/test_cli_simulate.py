@@ -90,7 +90,7 @@ def test_simulate_from_controls(controls, tmp_path):
         (["--interaction", "drug1|gene3=1"], "is not of the form drug1|line2|gene3=1.2"),
         (["--interaction", "drug1|line9|gene3=1"], "Unknown context 'line9'"),
         (["--interaction", "drug1|line1|gene3=1", "--interacting-pairs", 2], "one of the two"),
-        (["--likelihood", "poisson"], "expected normal or nb"),
+        (["--likelihood", "poisson"], "Unknown --likelihood 'poisson'; expected normal or nb."),
         (["--context-key", "patient"], "goes with --from-controls"),
         (["--from-controls", "no.h5ad"], "leave it out"),
     ],

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -197,7 +198,7 @@ def test_log1p_values_get_a_normal_likelihood():
         model, _ = build_comparison(name, registry)
         assert type(model.y).__name__ == "NormalDecoder"
     with pytest.raises(ValueError, match="likelihood 'nb' is for"):
-        build_comparison("cvae", registry, architecture=SIZES)
+        build_comparison("cvae", registry, architecture=replace(SIZES, likelihood="nb"))
 
 
 def test_an_unknown_name_is_refused(cells):

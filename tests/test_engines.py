@@ -191,7 +191,9 @@ def test_short_trainings_stay_eager():
     assert plan(engine="eager").engine_for(8_000, CPU) == "eager"
     assert plan(engine="graph").engine_for(10, CPU) == "trace"
     assert plan(engine="graph").engine_for(10, torch.device("cuda")) == "graph"
-    with pytest.raises(ValueError, match="engine is 'jit', wanted auto or eager or trace or graph"):
+    with pytest.raises(
+        ValueError, match="Unknown engine 'jit'; expected auto, eager, trace or graph"
+    ):
         plan(engine="jit")
 
 

@@ -256,10 +256,10 @@ def test_epochs_follow_the_number_of_cells():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"lr_schedule": "cos"}, "lr_schedule is 'cos', wanted cosine or plateau or constant"),
-        ({"alternate": "step"}, "alternate is 'step', wanted batch or epoch"),
-        ({"batch_size": 0}, "batch_size is 0, wanted 1 or more"),
-        ({"max_epochs": 0}, "max_epochs is 0, wanted 1 or more"),
+        ({"lr_schedule": "cos"}, "Unknown lr_schedule 'cos'; expected cosine, plateau or constant"),
+        ({"alternate": "step"}, "Unknown alternate 'step'; expected batch or epoch"),
+        ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
+        ({"max_epochs": 0}, "max_epochs is 0; expected 1 or more"),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(wrong, message):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from pyro_fcr.cli.options import CellsPath, ModelPath, Overwrite, Seed
-from pyro_fcr.cli.shell import check_file, plain_messages, read
+from pyro_fcr.cli.options import CellsPath, ModelPath, Out, Overwrite, Seed
+from pyro_fcr.cli.shell import check_file
 
 if TYPE_CHECKING:
     from pyro_fcr.evaluation import Assessment
@@ -20,21 +18,10 @@ _JSON, _PAGE = "evaluation.json", "evaluation.html"
 def evaluate(
     model: ModelPath,
     cells: CellsPath,
+    /,
     *,
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder for evaluation.json, evaluation.html and a csv per table.",
-            show_default=False,
-        ),
-    ],
-    replicate_key: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of obs with the replicate (donor, library, plate), which tests of "
-            "independence then respect."
-        ),
-    ] = None,
+    out: Out,
+    replicate_key: str | None = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -42,22 +29,29 @@ def evaluate(
 
     Give the cells of the fit under their names, those that its --split-key left out among them:
     conditions that the fit lacked altogether are predicted and judged. Nothing is fitted again.
-    """
-    with plain_messages():
-        from pyro_fcr.api import FCR
-        from pyro_fcr.evaluation import assess
-        from pyro_fcr.evaluation.measure import TABLES
 
-        for name in (_JSON, _PAGE, *(f"{table}.csv" for table in TABLES)):
-            check_file(out / name, [".json", ".html", ".csv"], overwrite=overwrite)
-        fitted = FCR.load(model, adata=read(cells))
-        found = assess(fitted, replicate_key=replicate_key, seed=seed)
-        _write(found, out, title=f"Evaluation of {model.resolve().name}")
-        for scenario in found.scenarios:
-            typer.echo(found.sentence(scenario))
-        for what, why in found.left_out.items():
-            typer.echo(f"Not judged: {what}: {why}")
-        typer.echo(f"{_PAGE}, {_JSON} and {len(found.tables)} tables in {out}")
+    Parameters
+    ----------
+    out
+        Folder for evaluation.json, evaluation.html and a csv per table.
+    replicate_key
+        Column of obs with the replicate (donor, library, plate), which tests of independence then
+        respect.
+    """
+    from pyro_fcr.api import FCR
+    from pyro_fcr.evaluation import assess
+    from pyro_fcr.evaluation.measure import TABLES
+
+    for name in (_JSON, _PAGE, *(f"{table}.csv" for table in TABLES)):
+        check_file(out / name, [".json", ".html", ".csv"], overwrite=overwrite)
+    fitted = FCR.load(model, adata=cells)
+    found = assess(fitted, replicate_key=replicate_key, seed=seed)
+    _write(found, out, title=f"Evaluation of {model.resolve().name}")
+    for scenario in found.scenarios:
+        print(found.sentence(scenario))
+    for what, why in found.left_out.items():
+        print(f"Not judged: {what}: {why}")
+    print(f"{_PAGE}, {_JSON} and {len(found.tables)} tables in {out}")
 
 
 def _write(found: Assessment, out: Path, *, title: str) -> None:

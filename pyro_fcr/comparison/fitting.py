@@ -14,7 +14,7 @@ from pyro_fcr.comparison.catalogue import COMPARISONS, Comparison
 from pyro_fcr.data import Registry, Schema, register
 from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
-from pyro_fcr.programs import build_programs, default_architecture
+from pyro_fcr.programs import build_programs
 
 
 def build_comparison(
@@ -50,7 +50,7 @@ def build_comparison(
     'IdentifiableVAE'
     """
     comparison = _named(name)
-    architecture = architecture or default_architecture(registry)
+    architecture = (architecture or Architecture()).resolve(registry)
     build_programs(registry, architecture, seed=seed)  # refuses what does not fit the data
     with seeded(seed):
         return comparison.build(
@@ -113,7 +113,7 @@ def fit_comparison(
     (5000, 18)
     """
     comparison, registry = _named(name), register(adata, schema)[0]
-    architecture = architecture or default_architecture(registry)
+    architecture = (architecture or Architecture()).resolve(registry)
     with seeded(seed):
         extra = comparison.extra(architecture)
     if comparison.build is Architecture.build:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -135,3 +135,11 @@ class NormalDecoder(Decoder):
 
 def _log_mean(logits: Tensor, library: Tensor) -> Tensor:
     return torch.log_softmax(logits, dim=-1) + torch.log(library)
+
+
+DECODERS: Mapping[str, type[Decoder]] = {
+    "nb": NegativeBinomialDecoder,
+    "zinb": ZeroInflatedNegativeBinomialDecoder,
+    "normal": NormalDecoder,
+}
+"""The decoder of each likelihood that :class:`pyro_fcr.Architecture` names."""

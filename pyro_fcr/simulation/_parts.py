@@ -6,12 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from pyro_fcr.simulation.planted import names
+
 Floats = npt.NDArray[np.float64]
-
-
-def names(word: str, n: int) -> list[str]:
-    """Return the names ``word1`` to ``word<n>``."""
-    return [f"{word}{i + 1}" for i in range(n)]
 
 
 def numbered(word: str, n: int) -> npt.NDArray[np.str_]:

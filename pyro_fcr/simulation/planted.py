@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from math import isfinite
+from typing import TYPE_CHECKING, TypeAlias
 
 from pyro_fcr.data.errors import did_you_mean, listed
-from pyro_fcr.simulation._parts import Floats
+
+if TYPE_CHECKING:  # the command line reads options of FCRDesign without numpy
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats: TypeAlias = npt.NDArray[np.float64]
 
 Interactions: TypeAlias = Mapping[tuple[str, str], Mapping[str, float]]
 """Natural log fold changes: ``{("drug1", "line2"): {"gene3": 1.2}}``."""
@@ -51,6 +54,11 @@ class RandomInteractions:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
 
 
+def names(word: str, n: int) -> list[str]:
+    """Return ``word1`` to ``word<n>``."""
+    return [f"{word}{i + 1}" for i in range(n)]
+
+
 @dataclass(frozen=True)
 class Levels:
     """Names that interactions can refer to: treatments without the control, contexts, genes."""
@@ -81,7 +89,7 @@ class Levels:
         for gene, change in changes.items():
             if gene not in known:
                 self._check_name("gene", gene, self.genes)
-            if not np.isfinite(change):
+            if not isfinite(change):
                 raise ValueError(f"{place}: gene {gene!r} has {change}; expected a finite number.")
 
     def check_treatments(self, treatments: Sequence[str]) -> None:
@@ -95,7 +103,7 @@ class Levels:
         """Return the interactions by name; draw them if they are random."""
         if not isinstance(planted, RandomInteractions):
             return planted
-        pairs, genes = list(product(self.treatments, self.contexts)), np.asarray(self.genes, str)
+        pairs, genes = list(product(self.treatments, self.contexts)), list(self.genes)
         found = {}
         for pair in rng.permutation(len(pairs))[: planted.n_pairs]:
             chosen = rng.choice(genes, planted.n_genes, replace=False).tolist()
@@ -105,6 +113,8 @@ class Levels:
 
     def log_fold_changes(self, interactions: Interactions) -> Floats:
         """Return the changes, ``(1 + n_treatments, n_contexts, n_genes)``; the control is first."""
+        import numpy as np  # noqa: PLC0415
+
         positions = {
             kind: {name: i for i, name in enumerate(getattr(self, kind))} for kind in vars(self)
         }
@@ -132,7 +142,9 @@ class Levels:
 
 def tidy(interactions: Interactions) -> dict[str, npt.NDArray[np.object_] | Floats]:
     """Return columns with a row per pair and gene, in a form that ``uns`` can store."""
+    import numpy as np  # noqa: PLC0415
+
     rows = [(*pair, gene, c) for pair, genes in interactions.items() for gene, c in genes.items()]
-    names = ("treatment", "context", "gene")
-    columns = {name: np.array([row[i] for row in rows], object) for i, name in enumerate(names)}
+    keys = ("treatment", "context", "gene")
+    columns = {key: np.array([row[i] for row in rows], object) for i, key in enumerate(keys)}
     return {**columns, "log_fold_change": np.array([row[3] for row in rows], float)}

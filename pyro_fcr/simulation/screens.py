@@ -10,7 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_fcr.simulation._parts import names, observations
+from pyro_fcr.simulation._parts import observations
+from pyro_fcr.simulation.planted import names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from pyro_fcr.data.checks import check_shape
 from pyro_fcr.data.design import read_labels
 from pyro_fcr.data.expression import read_expression
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.simulation._parts import Floats, names
-from pyro_fcr.simulation.planted import Interactions, Levels, RandomInteractions, tidy
+from pyro_fcr.simulation._parts import Floats
+from pyro_fcr.simulation.planted import Interactions, Levels, RandomInteractions, names, tidy
 
 Codes = npt.NDArray[np.int64]
 

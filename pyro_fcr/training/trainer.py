@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -176,8 +177,10 @@ class Trainer:
         return self._finish(stopped)
 
     def _bar(self) -> tqdm:
-        quiet = not self.plan.progress
-        return tqdm(total=self.n_epochs, initial=self.epoch, disable=quiet, unit="epoch")
+        shown = self.plan.progress
+        if shown is None:  # a notebook shows widgets, whatever its streams are
+            shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+        return tqdm(total=self.n_epochs, initial=self.epoch, disable=not shown, unit="epoch")
 
     def _run_epoch(self) -> None:
         start = time.perf_counter()
