@@ -16,7 +16,6 @@ FLOORS = [
     {"plots"},
     {"comparison", "evaluation"},
     {"api"},
-    {"questions"},
     {"discovery"},
     {"saving", "queries"},
     {"metrics"},
