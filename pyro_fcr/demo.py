@@ -21,8 +21,6 @@ from pyro_fcr.metrics import (
     baseline_deltas,
     mean_log1p,
     nan_to_null,
-    response_metrics,
-    split_half_ceiling,
     umap,
 )
 from pyro_fcr.queries.coverage import interval_coverage
@@ -82,7 +80,7 @@ def run_demo(
         **_facts(fcr, history, seconds=time.perf_counter() - start),
         "nmi": heldout_nmi(assessment),
         "heldout_pair": {"patient": PATIENT, "treatment": TREATMENT},
-        "response": _scores(adata, deltas, real, seed=seed),
+        "response": _scores(assessment),
         "coverage": heldout_coverage(fcr, adata, seed=seed).to_dict("records"),
     }
     tables = {"cells": cells, "predicted": predicted}
@@ -164,13 +162,12 @@ def heldout_coverage(fcr: FCR, adata: AnnData, *, seed: int) -> pd.DataFrame:
     return pd.concat([interval_coverage(fcr, part, seed=seed) for part in parts], ignore_index=True)
 
 
-def _scores(
-    adata: AnnData, deltas: Mapping[str, np.ndarray], real: np.ndarray, *, seed: int
-) -> dict[str, dict[str, float]]:
-    scores = {name: response_metrics(delta, real) for name, delta in deltas.items()}
-    control = adata[(adata.obs["patient"] == PATIENT) & (adata.obs["treatment"] == "control")]
-    treated = adata[adata.obs["split"] == "test"]
-    return {**scores, "split_half": split_half_ceiling(treated.X, control.X, seed=seed)}
+def _scores(assessment: Assessment) -> dict[str, dict[str, float]]:
+    rows = assessment.responses.query("scale == 'mean_log1p'")
+    return {
+        str(method): dict(zip(part["metric"], part["value"], strict=True))
+        for method, part in rows.groupby("method", sort=False)
+    }
 
 
 def _facts(fcr: FCR, history: pd.DataFrame, *, seconds: float) -> dict[str, Any]:
