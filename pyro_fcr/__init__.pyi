@@ -14,7 +14,7 @@ from .discovery import (
     rank_interactions,
 )
 from .draws import QueryError
-from .evaluation import Assessment, assess, label_blind_latents
+from .evaluation import Evaluation, evaluate, label_blind_latents
 from .graph import ProgramError
 from .guide import Guide
 from .model import Model
@@ -45,11 +45,11 @@ __all__ = [
     "AVERAGE",
     "FCR",
     "Architecture",
-    "Assessment",
     "Batch",
     "CrossFit",
     "EffectDesign",
     "Effects",
+    "Evaluation",
     "FCRDesign",
     "FCRLoss",
     "Guide",
@@ -65,7 +65,6 @@ __all__ = [
     "Schema",
     "SchemaError",
     "TrainingPlan",
-    "assess",
     "bootstrap",
     "cross_fit",
     "data",
@@ -73,6 +72,7 @@ __all__ = [
     "dose_response",
     "effects",
     "enrichment",
+    "evaluate",
     "interval_coverage",
     "label_blind_latents",
     "metrics",

@@ -11,10 +11,11 @@ ROOT = Path(pyro_fcr.__file__).parent
 FLOORS = [
     {"cli"},
     {"demo", "science"},
+    {"discovery", "comparison"},
+    {"api"},
+    {"evaluation"},
     {"report"},
     {"plots"},
-    {"discovery", "comparison", "evaluation"},
-    {"api"},
     {"saving"},
     {"queries"},
     {"metrics"},

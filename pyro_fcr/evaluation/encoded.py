@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from anndata import AnnData
 
-from pyro_fcr.api import FCR
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry
 from pyro_fcr.data.design import Codes
@@ -21,6 +20,7 @@ from pyro_fcr.draws import (
     posterior_moments,
 )
 from pyro_fcr.metrics.dimensions import Latents
+from pyro_fcr.queries import Fitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Encoded:
         Posterior means by block, ``(n_cells, n_latent)``: with the cells' labels, and with labels
         marginalised, see :func:`label_blind_latents`.
     variances
-        Of the labelled posteriors.
+        Variances of the labelled posteriors.
     codes
         By exogenous site the stratum of each cell, ``(n_cells,)``; many doses of an agent are
         binned.
@@ -51,7 +51,7 @@ class Encoded:
 
 
 def encode(
-    fcr: FCR, adata: AnnData | str | Path | None = None, *, n_labels: int = 32, seed: int = 0
+    fcr: Fitted, adata: AnnData | str | Path | None = None, *, n_labels: int = 32, seed: int = 0
 ) -> Encoded:
     """Encode cells both ways, a few thousand at a time.
 
@@ -80,13 +80,13 @@ def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def label_blind_latents(
-    fcr: FCR,
+    fcr: Fitted,
     adata: AnnData | str | Path | None = None,
     *,
     n_labels: int = 32,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Give the posterior mean of every block for cells whose labels are not looked at.
+    """Return the posterior mean of every block for cells whose labels are not looked at.
 
     Encoders are given the labels, so that what a latent shows of a cell's treatment may be a copy
     of the label. Here each cell is encoded under labels of the training conditions, the same ones
@@ -103,7 +103,7 @@ def label_blind_latents(
         The average is over all training conditions by their numbers of cells, where there are so
         many at most, and over as many draws of them otherwise.
     seed
-        Of the draws.
+        Seed of the draws.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def label_blind_latents(
 
 
 def label_distribution(registry: Registry, *, n_labels: int, seed: int) -> LabelDistribution:
-    """Give the training conditions by their numbers of cells, or as many draws of them.
+    """Return the training conditions by their numbers of cells, or as many draws of them.
 
     Raises
     ------

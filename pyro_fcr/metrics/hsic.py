@@ -15,9 +15,8 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial.distance import pdist, squareform
 
-from pyro_fcr.metrics.metrics import FloatArray
-from pyro_fcr.metrics.permutation import codes
-from pyro_fcr.metrics.sides import check_permutations, matrix
+from pyro_fcr.metrics.arrays import FloatArray, codes, draw_rows, matrix
+from pyro_fcr.metrics.sides import check_permutations
 
 RANDOM = "random"
 
@@ -90,7 +89,7 @@ def hsic(
     block = matrix(z, "z")
     other = _side(other, len(block), "other")
     rng = np.random.default_rng(seed)
-    cells = _some(len(block), max_cells, rng)
+    cells = draw_rows(len(block), max_cells, rng)
     left, right = _kernel(block[cells], "z"), _kernel(other[cells], "other")
     orders = [np.arange(len(cells)), *(rng.permutation(len(cells)) for _ in range(n_permutations))]
     found = np.array([np.vdot(left, right[np.ix_(order, order)]) for order in orders])
@@ -144,19 +143,13 @@ def hsic_table(
 
 
 def _side(values: npt.ArrayLike, n_cells: int, name: str) -> npt.NDArray[Any]:
-    """Give numbers as a matrix, labels as codes."""
+    """Return numbers as a matrix, labels as codes."""
     if np.ndim(values) == 1:
         return codes(values, n_cells, name)
     found = matrix(values, name)
     if len(found) != n_cells:
         raise ValueError(f"{name}: {len(found)} cells, z has {n_cells}.")
     return found
-
-
-def _some(n_cells: int, max_cells: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
-    if n_cells <= max_cells:
-        return np.arange(n_cells)
-    return np.sort(rng.choice(n_cells, size=max_cells, replace=False))
 
 
 def _kernel(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
@@ -233,7 +226,7 @@ def kci(
         ) from error
     block = matrix(z, "z")
     others = {name: _side(v, len(block), name) for name, v in (("other", other), ("given", given))}
-    cells = _some(len(block), max_cells, np.random.default_rng(seed))
+    cells = draw_rows(len(block), max_cells, np.random.default_rng(seed))
     sides = [_numbers(side[cells], name) for name, side in {"z": block, **others}.items()]
     return float(KCI_CInd().compute_pvalue(*sides)[0])
 

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pyro_fcr.metrics.metrics import FloatArray
+from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.plots._axes import BLUE, FAINT, INK, MUTED, check_columns, new_axes, plain
 
 _COLUMNS = ("n_conditions", "value", "floor", "ceiling")

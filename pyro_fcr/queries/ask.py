@@ -19,7 +19,7 @@ from anndata import AnnData
 from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
-from pyro_fcr.data import Registry, read_cells
+from pyro_fcr.data import Registry, Split, read_cells
 from pyro_fcr.draws import (
     QueryError,
     Responder,
@@ -31,7 +31,7 @@ from pyro_fcr.draws import (
     new_cells,
 )
 from pyro_fcr.draws.sinks import Rows
-from pyro_fcr.graph import Graph
+from pyro_fcr.graph import Claim, Graph
 from pyro_fcr.queries.answers import Output, Part, assemble, read_part
 from pyro_fcr.queries.support import support
 from pyro_fcr.queries.targets import AVERAGE, Form, Query
@@ -40,12 +40,13 @@ __all__ = ["AVERAGE", "Query", "counterfactual", "posterior_predictive", "predic
 
 
 class Fitted(Protocol):
-    """What a query asks: a fitted :class:`pyro_fcr.FCR`."""
+    """What queries and :mod:`pyro_fcr.evaluation` ask: a fitted :class:`pyro_fcr.FCR`."""
 
     model: nn.Module
     guide: nn.Module
     registry: Registry
     adata: AnnData | None
+    history: pd.DataFrame | None
 
     @property
     def graph(self) -> Graph:
@@ -55,8 +56,22 @@ class Fitted(Protocol):
     def device(self) -> torch.device:
         """Where the parameters are."""
 
-    def chunks(self, adata: AnnData | None = None) -> Iterator[tuple[Batch, slice]]:
-        """Give cells in order, with their positions."""
+    def chunks(self, adata: AnnData | str | Path | None = None) -> Iterator[tuple[Batch, slice]]:
+        """Yield cells in order, with their positions."""
+
+    def claims(self) -> tuple[Claim, ...]:
+        """Return the independences that the graph claims."""
+
+    def split_of(self, adata: AnnData | str | Path | None = None) -> Split:
+        """Find the training and held-out cells of the last fit among given ones."""
+
+    def elbo(self, adata: AnnData | str | Path | None = None) -> float:
+        """Return the evidence lower bound of cells, nats per cell."""
+
+    def counterfactual(
+        self, adata: AnnData | None = None, *, treatment: str | None, n_draws: int, seed: int
+    ) -> AnnData:
+        """Predict what given cells would express under another treatment."""
 
 
 def counterfactual(

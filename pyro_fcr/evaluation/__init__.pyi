@@ -1,0 +1,6 @@
+# What there is to import from here; read when a name is first used, see __init__.py.
+from .encoded import label_blind_latents
+from .measure import evaluate
+from .result import Evaluation
+
+__all__ = ["Evaluation", "evaluate", "label_blind_latents"]
