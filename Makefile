@@ -1,15 +1,16 @@
 # The two commands a newcomer needs; both set up .venv where it is missing.
 #   make demo   train on bundled real cells and write demo/report.html
 #   make test   lint, type-check and run all tests
-# and for who works on speed:
-#   make bench  ratios of steps, loader, sizes and imports, about 15 minutes
+# and for developers:
+#   make bench      ratios of steps, loader, sizes and imports, about 15 minutes
+#   make notebooks  execute the notebooks in place and keep their outputs, about 5 minutes
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench notebooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pyro-fcr demo --out $(OUT)
@@ -26,6 +27,10 @@ bench: $(VENV)/.installed
 	for name in step_speed loader scaling import_time; do \
 	  $(BIN)/python tests/benchmarks/$$name.py || exit 1; \
 	done
+
+notebooks: $(VENV)/.installed
+	PYTHONWARNINGS=ignore:IProgress $(BIN)/jupyter execute --inplace \
+	  --NotebookClient.record_timing=False notebooks/*.ipynb
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -10,7 +10,6 @@ from .discovery import (
     bootstrap,
     cross_fit,
     effects,
-    enrichment,
     rank_interactions,
 )
 from .draws import QueryError
@@ -23,11 +22,7 @@ from .objective import FCRLoss, Objective, Ramp
 from .queries import (
     AVERAGE,
     Output,
-    dose_response,
-    interval_coverage,
-    posterior_predictive,
 )
-from .queries.export import to_arviz
 from .simulation import (
     EffectDesign,
     FCRDesign,
@@ -69,19 +64,14 @@ __all__ = [
     "cross_fit",
     "data",
     "datasets",
-    "dose_response",
     "effects",
-    "enrichment",
     "evaluate",
-    "interval_coverage",
     "label_blind_latents",
     "metrics",
     "plots",
-    "posterior_predictive",
     "rank_interactions",
     "simulate",
     "simulate_from_controls",
     "simulate_interactions",
-    "to_arviz",
     "training",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -9,40 +12,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from anndata import AnnData
 from torch import nn
 
-from pyro_fcr import queries
 from pyro_fcr.batch import Batch
-from pyro_fcr.data import Cells, Registry, Schema, Split, read_cells, split_cells
-from pyro_fcr.draws import posterior_means, posterior_moments
-from pyro_fcr.graph import Claim, Graph, claims, read_graph
-from pyro_fcr.graph.contract import check_programs, describe_programs
-from pyro_fcr.metrics.dimensions import dimension_use
+from pyro_fcr.data import (
+    Cells,
+    Registry,
+    Schema,
+    SchemaError,
+    Split,
+    changed_cells,
+    changed_labels,
+    read_cells,
+    register,
+    snapshot,
+    split_cells,
+)
+from pyro_fcr.graph import Claim, Graph, check_programs, claims, describe_programs, read_graph
 from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
-from pyro_fcr.objective import Objective
-from pyro_fcr.objective.schedules import Weight
-from pyro_fcr.objective.terms import Term
-from pyro_fcr.programs import (
-    build_programs,
-    default_architecture,
-    example_batch,
-    report_conditions,
-)
-from pyro_fcr.queries import Form, Query
-from pyro_fcr.queries.answers import Output
+from pyro_fcr.objective import Objective, Term, Weight
+from pyro_fcr.programs import build_programs, example_batch, report_conditions
+from pyro_fcr.queries import Source
+from pyro_fcr.questions import Questions
 from pyro_fcr.saving import Saved, find_split, name_split, read_model, write_model
 from pyro_fcr.training import Batches, TrainingPlan, fit, mean_terms
 
-_FORMAT = 1
+logger = logging.getLogger(__name__)
+
 _CHUNK = 2_048  # cells looked at together outside of training
 
 
-class FCR:
+class FCR(Questions):
     """Factorized causal representation of perturbed cells.
 
     Parameters
@@ -52,9 +56,7 @@ class FCR:
     schema
         What its columns mean.
     architecture
-        Sizes and likelihood of the shipped programs; None fits them to the data (negative binomial
-        on counts, Normal on log1p; as many dimensions of z_tx as the conditions can identify, 8 at
-        most).
+        Sizes and likelihood of the shipped programs; what it leaves at None is chosen by the data.
     model, guide
         Pyro programs of your own in place of the shipped ones, both or none.
     seed
@@ -69,7 +71,13 @@ class FCR:
     history
         One row per epoch of the last :meth:`fit`.
     split
-        Training and held-out cells of the last :meth:`fit`, as positions in ``adata``.
+        Training and held-out cells of the last :meth:`fit`, as positions in :attr:`obs_names`.
+
+    Notes
+    -----
+    The model owns what it needs of ``adata``: a copy of the expression and of ``obs``. What is done
+    to ``adata`` later does not reach it. Cells that are passed to a method are taken as they are;
+    where they bear the names of the model's own but differ from them, a line in the log says so.
 
     Raises
     ------
@@ -103,9 +111,10 @@ class FCR:
         guide: nn.Module | None = None,
         seed: int = 0,
     ) -> None:
-        self.adata: AnnData | None = read_cells(adata)
-        self._set_up(schema.register(self.adata), architecture, (model, guide), seed)
-        self._own_cells: Cells | None = self.registry.encode(self.adata)
+        given = read_cells(adata)
+        registry, cells = register(given, schema)
+        self._set_up(registry, architecture, (model, guide), seed)
+        self._own(given, cells)
 
     def _set_up(
         self,
@@ -114,25 +123,62 @@ class FCR:
         programs: tuple[nn.Module | None, nn.Module | None],
         seed: int,
     ) -> None:
+        model, guide = programs
+        if (model is None) != (guide is None):
+            raise ValueError("Give model and guide both, or neither for the shipped ones.")
         self.registry, self.architecture = registry, architecture
+        if model is None or guide is None:
+            self.architecture = (architecture or Architecture()).resolve(registry)
+            model, guide = build_programs(registry, self.architecture, seed=seed)
+        self._own_adata: AnnData | None = None
+        self._own_cells: Cells | None = None
+        self._live: weakref.ref[AnnData] | None = None
+        self._take_programs(model, guide)
+
+    def _take_programs(self, model: nn.Module, guide: nn.Module) -> None:
+        self.model, self.guide = model, guide
         self.history: pd.DataFrame | None = None
         self.split: Split | None = None
         self._named_split: pd.Series | None = None
         self._graph: Graph | None = None
-        model, guide = programs
-        if (model is None) != (guide is None):
-            raise ValueError("Give model and guide both, or neither for the shipped ones.")
-        if model is None or guide is None:
-            self.architecture = architecture or default_architecture(registry)
-            model, guide = build_programs(registry, self.architecture, seed=seed)
-        self.model, self.guide = model, guide
+        self._initial: dict[str, Any] | None = None
+
+    def _own(self, adata: AnnData, cells: Cells | None = None) -> None:
+        """Copy what is needed of cells; of ``obsm``, true latents under the model's names."""
+        known = [name for name in adata.obsm if hasattr(self.model, name)]
+        self._own_cells, matrix = cells, None if cells is None else cells.expression
+        self._own_adata = snapshot(adata, self.registry.schema, matrix=matrix, obsm=known)
+        self._live = weakref.ref(adata)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_live": None}  # a weak reference cannot be pickled
 
     def __repr__(self) -> str:
-        epochs = 0 if self.history is None else len(self.history)
+        registry = self.registry
+        size = "" if self._own_adata is None else f"{self._own_adata.n_obs} cells, "
         return (
-            f"FCR: {len(self.registry.genes)} genes, {len(self.registry.conditions)} conditions of "
-            f"{len(self.registry.treatments)} treatments, trained for {epochs} epochs"
+            f"FCR: {size}{len(registry.genes)} genes, {len(registry.conditions)} conditions of "
+            f"{len(registry.treatments)} treatments, {self._fitted}"
         )
+
+    @property
+    def _fitted(self) -> str:
+        if self.history is None:
+            return "not fitted"
+        attrs = self.history.attrs
+        said = "; ".join(attrs[key] for key in ("start", "stopped") if key in attrs)
+        return f"fitted for {len(self.history)} epochs" + (f" ({said})" if said else "")
+
+    @property
+    def obs_names(self) -> pd.Index:
+        """Names of the model's own cells, in their order.
+
+        Raises
+        ------
+        ValueError
+            The model was loaded without data.
+        """
+        return self.source(None).obs_names
 
     @property
     def device(self) -> torch.device:
@@ -160,13 +206,19 @@ class FCR:
         rows = describe_programs(self.model, self.guide, self._example())
         return pd.DataFrame(rows).set_index("site")
 
+    def with_programs(self, model: nn.Module, guide: nn.Module) -> FCR:
+        """Return a model of the same cells that is not fitted, with other programs."""
+        other = copy.copy(self)
+        other._take_programs(model, guide)
+        return other
+
     def to(self, device: torch.device | str) -> FCR:
         """Move both programs to a device."""
         self.model.to(device)
         self.guide.to(device)
         return self
 
-    def fit(
+    def fit(  # noqa: PLR0913 (the words of one call)
         self,
         plan: TrainingPlan | None = None,
         *,
@@ -175,11 +227,14 @@ class FCR:
         extra: Iterable[Term] = (),
         heldout_fraction: float = 0.1,
         split: Split | None = None,
+        warm_start: bool = False,
         checkpoint: str | Path | None = None,
         resume: str | Path | None = None,
         **changes: Any,
     ) -> pd.DataFrame:
         """Train model and guide; keep the state of the best held-out ELBO.
+
+        A model that was fitted before starts anew from its initial parameters.
 
         Parameters
         ----------
@@ -191,12 +246,15 @@ class FCR:
         enforced
             The independences to enforce; None takes :meth:`claims`. A weight of 0 drops one, too.
         extra
-            Loss terms of your own, see :class:`pyro_fcr.objective.terms.Extra`.
+            Loss terms of your own, see :class:`pyro_fcr.objective.Extra`.
         heldout_fraction
             Share of the cells of every condition to hold out, where the schema's ``split_key``
             names none as ``"valid"``.
         split
-            The cells to train on and to hold out, as positions; None draws them as said above.
+            The cells to train on and to hold out, as positions in :attr:`obs_names`; None draws
+            them as said above.
+        warm_start
+            Whether to go on from the parameters of the last fit, on the same split.
         checkpoint, resume
             File to write checkpoints to, and one to go on from.
         **changes
@@ -204,19 +262,70 @@ class FCR:
 
         Returns
         -------
-        The history, see :func:`pyro_fcr.training.fit`.
+        The history, see :func:`pyro_fcr.training.fit`; ``attrs["start"]`` says what it began with.
+
+        Raises
+        ------
+        ValueError
+            ``split`` is given with ``warm_start``, which keeps the split of the last fit.
         """
         plan = replace(plan or TrainingPlan(), **changes)
-        cells, adata = self._cells(None), queries.source_cells(self, None)
+        obs, cells = self.source(None).obs, self._cells(None)
+        checked = check_programs(self.model, self.guide, self._example())
+        start = self._start(warm_start=warm_start, resume=resume)
+        if warm_start and self.history is not None:
+            if split is not None:
+                raise ValueError("warm_start keeps the split of the last fit: leave out split=.")
+            split = self.split_of()
         self.split = split or split_cells(
-            adata.obs, self.registry.schema, heldout_fraction=heldout_fraction, seed=plan.seed
+            obs, self.registry.schema, heldout_fraction=heldout_fraction, seed=plan.seed
         )
-        report_conditions(self.registry, check_programs(self.model, self.guide, self._example()))
+        self._say_changed_since(obs)
+        report_conditions(self.registry, checked)
         objective = self._objective(weights, enforced, extra, plan.seed)
         self.history = fit(
             objective, cells, split=self.split, plan=plan, checkpoint=checkpoint, resume=resume
         )
+        self.history.attrs["start"] = start
         return self.history
+
+    @property
+    def _programs(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"model": self.model, "guide": self.guide})
+
+    def _initial_state(self) -> dict[str, Any]:
+        """Return the parameters from before the first fit, which are copied at the first call."""
+        if self._initial is None:
+            self._initial = copy.deepcopy(self._programs.state_dict())
+        return self._initial
+
+    def _start(self, *, warm_start: bool, resume: str | Path | None) -> str:
+        """Put the parameters to where a fit begins, and say where that is."""
+        initial = self._initial_state()
+        if resume is not None:
+            return f"resumed from {resume}"
+        if self.history is None:
+            return "from initial parameters"
+        if warm_start:
+            return f"went on from {len(self.history)} epochs"
+        self._programs.load_state_dict(initial)
+        logger.info(
+            "The model was fitted before, for %d epochs. This fit starts anew from its initial "
+            "parameters; fit(warm_start=True) would go on.",
+            len(self.history),
+        )
+        return "anew from initial parameters"
+
+    def _say_changed_since(self, obs: pd.DataFrame) -> None:
+        live = None if self._live is None else self._live()
+        changed = live is not None and changed_labels(obs, live.obs, self.registry.schema)
+        if changed:
+            logger.warning(
+                "adata has changed since the model was made with it (cells: %s). The fit uses the "
+                "%d cells as they were then; make a new FCR to use them as they are now.",
+                changed,
+                len(obs),
+            )
 
     def _objective(
         self,
@@ -235,71 +344,7 @@ class FCR:
                 extra=extra,
             )
 
-    def get_latent_representation(
-        self, block: str, adata: AnnData | str | Path | None = None, *, labelled: bool = True
-    ) -> np.ndarray:
-        """Give the posterior mean of a block for cells.
-
-        Parameters
-        ----------
-        block
-            ``"z_x"``, ``"z_t"``, ``"z_tx"``, or another latent of the model.
-        adata
-            The cells; None takes those of training.
-        labelled
-            Whether treatment and covariates of the cells are known; if not, the guide must be one
-            that reads expression only.
-
-        Returns
-        -------
-        ``(n_cells, n_latent)``.
-        """
-        return self._latents(adata, (block,), labelled=labelled)[block]
-
-    def dimension_use(self, adata: AnnData | str | Path | None = None) -> pd.DataFrame:
-        """Say which dimensions of each block tell cells apart, and which stay at their prior.
-
-        Blocks may be larger than what there is to say: training leaves the rest unused.
-
-        Parameters
-        ----------
-        adata
-            The cells; None takes those of training.
-
-        Returns
-        -------
-        Columns ``block, dimension, share, in_use``; see
-        :func:`pyro_fcr.metrics.dimension_use`.
-        """
-        batches = self._batches(self._cells(adata)).in_order()
-        moments = posterior_moments(self.model, self.guide, batches, blocks=self.graph.blocks)
-        return dimension_use(*moments)
-
-    def add_latents_to(self, adata: AnnData) -> None:
-        """Write every block's posterior mean into ``adata.obsm["X_fcr_<block>"]``."""
-        for block, values in self._latents(adata, self.graph.blocks).items():
-            adata.obsm[f"X_fcr_{block}"] = values
-
-    def _latents(
-        self,
-        adata: AnnData | str | Path | None,
-        blocks: tuple[str, ...],
-        *,
-        labelled: bool = True,
-    ) -> dict[str, np.ndarray]:
-        if unknown := set(blocks) - set(self.graph.blocks):
-            raise ValueError(
-                f"block {sorted(unknown)[0]!r} is no latent of the model; these are: "
-                f"{', '.join(self.graph.blocks)}."
-            )
-        if labelled:
-            cells = self._cells(adata)
-        else:
-            cells = self.registry.encode_expression(queries.source_cells(self, adata))
-        batches = self._batches(cells).in_order()
-        return posterior_means(self.model, self.guide, batches, blocks=blocks)
-
-    def elbo(self, adata: AnnData | str | Path | None = None, *, seed: int = 0) -> float:
+    def elbo(self, adata: Source = None, *, seed: int = 0) -> float:
         """Give the evidence lower bound of cells, nats per cell (higher is better).
 
         Parameters
@@ -315,117 +360,6 @@ class FCR:
         only = {"structure": 0.0, "permutation": 0.0, "label": 0.0}
         return mean_terms(self._objective(only, None, (), seed), batches, seed=seed)["elbo"]
 
-    def predict(
-        self,
-        treatment: str,
-        *,
-        covariates: Mapping[str, str],
-        dose: Any = None,
-        n_cells: int = 500,
-        n_draws: int = 1,
-        library: npt.ArrayLike | None = None,
-        output: Form | Output = "draws",
-        seed: int = 0,
-    ) -> AnnData:
-        """Draw new cells of a condition from the model alone: latents from their priors, then y.
-
-        Parameters
-        ----------
-        treatment, dose
-            The treatment or combination; the dose, where the schema has doses.
-        covariates
-            A level for every covariate, or :data:`pyro_fcr.AVERAGE` to average it out.
-        n_cells
-            How many cells to draw.
-        n_draws
-            Draws per cell, which share nothing but the condition: ``n_cells=1, n_draws=1000,
-            output="summary"`` sums the condition up in a row.
-        library
-            Counts per cell: a number, or one for each cell; None takes the training median.
-        output, seed
-            As in :meth:`counterfactual`.
-
-        Returns
-        -------
-        Cells with the genes of training; ``obs`` holds the condition, ``extrapolated`` and
-        ``support``, ``uns["pyro_fcr"]`` the query; see :meth:`counterfactual`.
-        """
-        query = Query(
-            treatment=treatment,
-            covariates=covariates,
-            dose=dose,
-            output=output,
-            seed=seed,
-            n_draws=n_draws,
-        )
-        return queries.predict(self, query, n_cells=n_cells, library=library)
-
-    def counterfactual(  # noqa: PLR0913 (the words of one question)
-        self,
-        adata: AnnData | str | Path | None = None,
-        *,
-        treatment: str | None = None,
-        dose: Any = None,
-        covariates: Mapping[str, str] | None = None,
-        hold: Iterable[str] | None = None,
-        library: npt.ArrayLike | None = None,
-        n_draws: int = 1,
-        output: Form | Output = "draws",
-        seed: int = 0,
-    ) -> AnnData:
-        """Predict what given cells would express under another treatment, dose or context.
-
-        Abduct: what is held is drawn from the guide given the cells' expression. Act: the sites
-        are set to the target. Predict: all else is drawn from the conditional priors.
-
-        Parameters
-        ----------
-        adata
-            The source cells; None takes all cells of training.
-        treatment, dose, covariates
-            The target; what is left out stays as it is in each cell. At least one of them. A
-            covariate such as a technical batch can be set to :data:`pyro_fcr.AVERAGE`.
-        hold
-            Latents that cells keep; None holds every latent that the target is no cause of (z_x
-            for another treatment, z_t for another context).
-        library
-            Counts per cell: a number, or one for each cell; None leaves the cells their own.
-        n_draws
-            Draws per cell.
-        output
-            ``"draws"``: drawn counts, ``n_draws`` rows per cell; ``"mean"``: expected counts
-            averaged over draws, and their standard deviation in ``layers["sd"]``; ``"summary"``:
-            quantiles in ``layers["q05"]`` and the like, too. Or an
-            :class:`pyro_fcr.Output`, for the spread of drawn counts, other quantiles, and answers
-            that are written to a file within a bound of memory.
-        seed
-            Of the draws.
-
-        Returns
-        -------
-        Predicted cells. ``obs`` is that of the source with the target in the schema's columns, the
-        source's own values in ``source_<column>``, ``extrapolated`` (no training cell had this
-        treatment in this context) and ``support`` (:func:`pyro_fcr.queries.support.support`);
-        ``uns["pyro_fcr"]`` holds the query.
-
-        Raises
-        ------
-        pyro_fcr.SchemaError
-            The target has a level that was never seen; lists the known ones.
-        pyro_fcr.QueryError
-            There is no target, or what is held would undo it.
-        """
-        query = Query(
-            treatment=treatment,
-            covariates=covariates or {},
-            dose=dose,
-            output=output,
-            seed=seed,
-            n_draws=n_draws,
-        )
-        source = queries.source_cells(self, adata)
-        return queries.counterfactual(self, query, source, hold=hold, library=library)
-
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model to a folder.
 
@@ -438,11 +372,11 @@ class FCR:
 
         Returns
         -------
-        The folder, with ``model.json``, ``weights.pt`` and, of a fitted model, ``history.csv`` and
-        ``split.csv.gz`` (names of the training and held-out cells; no expression).
+        The folder, with ``model.json``, ``weights.safetensors`` and, of a fitted model,
+        ``history.csv`` and ``split.csv.gz`` (names of the training and held-out cells; no
+        expression).
         """
         record = {
-            "format": _FORMAT,
             "versions": {name: version(name) for name in ("pyro-fcr", "pyro-ppl", "torch")},
             "programs": {"model": _class_name(self.model), "guide": _class_name(self.guide)},
             "architecture": None if self.architecture is None else asdict(self.architecture),
@@ -457,7 +391,7 @@ class FCR:
         cls,
         folder: str | Path,
         *,
-        adata: AnnData | str | Path | None = None,
+        adata: Source = None,
         model: nn.Module | None = None,
         guide: nn.Module | None = None,
     ) -> FCR:
@@ -484,21 +418,23 @@ class FCR:
         self._set_up(Registry.from_json_dict(record["registry"]), architecture, (model, guide), 0)
         # An autoguide has no parameters before its first run.
         check_programs(self.model, self.guide, example_batch(self.registry))
+        self._initial_state()
         self.model.load_state_dict(saved.weights["model"])
         self.guide.load_state_dict(saved.weights["guide"])
         self.model.eval()
         self.guide.eval()
-        self.adata = None if adata is None else read_cells(adata)
-        self._own_cells, self.history, self._named_split = None, saved.history, saved.split
+        self.history, self._named_split = saved.history, saved.split
+        if adata is not None:
+            self._own(read_cells(adata))
         return self
 
-    def split_of(self, adata: AnnData | str | Path | None = None) -> Split:
+    def split_of(self, adata: Source = None) -> Split:
         """Find the cells of the last fit among given ones, by name.
 
         Parameters
         ----------
         adata
-            The cells; None takes those of training.
+            The cells; None takes the model's own.
 
         Returns
         -------
@@ -511,9 +447,9 @@ class FCR:
             The model was never fitted or saved by an earlier version, or no training cell is among
             the cells.
         """
-        if self.split is not None and (adata is None or adata is self.adata):
+        if self.split is not None and (adata is None or adata is self._own_adata):
             return self.split
-        names, named = queries.source_cells(self, adata).obs_names, self._split_by_name()
+        names, named = self.source(adata).obs_names, self._split_by_name()
         if named is None:
             raise ValueError(
                 "The model does not know which cells it was fitted to: it was never fitted, or "
@@ -528,27 +464,69 @@ class FCR:
         return found
 
     def _split_by_name(self) -> pd.Series | None:
-        if self.split is None or self.adata is None:
+        if self.split is None:
             return self._named_split
-        return name_split(self.split, self.adata.obs_names)
+        return name_split(self.split, self.obs_names)
 
-    def _cells(self, adata: AnnData | str | Path | None) -> Cells:
-        if adata is not None and adata is not self.adata:
-            return self.registry.encode(adata)
+    def source(self, adata: Source) -> AnnData:
+        """Return the cells that a question is about; None stands for the model's own.
+
+        Raises
+        ------
+        ValueError
+            The model was loaded without data.
+        """
+        if adata is not None:
+            return read_cells(adata)
+        if self._own_adata is None:
+            raise ValueError("The model was loaded without data: pass adata= here or to load().")
+        return self._own_adata
+
+    def _cells(self, adata: Source) -> Cells:
+        if adata is not None and adata is not self._own_adata:
+            return self._given_cells(read_cells(adata))
         if self._own_cells is None:
-            self._own_cells = self.registry.encode(queries.source_cells(self, None))
+            self._own_cells = self.registry.encode(self.source(None))
         return self._own_cells
 
-    def chunks(self, adata: AnnData | str | Path | None = None) -> Iterator[tuple[Batch, slice]]:
-        """Give all cells in order, a few thousand at a time, with their positions.
+    def _unlabelled_cells(self, adata: Source) -> Cells:
+        return self.registry.encode_expression(self.source(adata))
+
+    def _given_cells(self, adata: AnnData) -> Cells:
+        """Encode cells as they are, and say where the model knows them otherwise."""
+        try:
+            cells = self.registry.encode(adata)
+        except SchemaError as error:
+            if self._own_adata is None or not len(self.obs_names.intersection(adata.obs_names)):
+                raise
+            raise SchemaError(
+                f"{error}. The model keeps a copy of its own cells: leave out adata to ask about "
+                "them as they were when it was made"
+            ) from None
+        changed = {} if self._own_cells is None else changed_cells(self._own_cells, cells)
+        for what, names in changed.items():
+            logger.warning(
+                "%d of %d cells are known to the model with other values of %s, first %r. They are "
+                "taken as they are now; adata=None takes them as they were when it was made.",
+                *(len(names), len(cells), what, str(names[0])),
+            )
+        return cells
+
+    def chunks(
+        self, adata: Source = None, *, labelled: bool = True
+    ) -> Iterator[tuple[Batch, slice]]:
+        """Yield all cells in order, a few thousand at a time, with their positions.
 
         Parameters
         ----------
         adata
-            The cells; None takes those of training.
+            The cells; None takes the model's own.
+        labelled
+            Whether treatment and covariates of the cells are known.
         """
         start = 0
-        for batch in self._batches(self._cells(adata)).in_order():
+        read = self._cells if labelled else self._unlabelled_cells
+        for batch in self._batches(read(adata)).in_order():
             yield batch, slice(start, start + len(batch))
             start += len(batch)
 

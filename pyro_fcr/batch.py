@@ -14,7 +14,7 @@ from pyro_fcr.counts import CountSummary
 
 @dataclass(frozen=True)
 class Batch:
-    """Cells that are looked at together.
+    """Cells that are processed together.
 
     Parameters
     ----------
@@ -22,14 +22,15 @@ class Batch:
         A tensor per site, ``(n_cells, n_features)`` each: the expression ``y``, the exogenous sites
         (``x``, ``t``), and the ``library`` size ``(n_cells, 1)``.
     codes
-        For each exogenous site the stratum of its value, ``(n_cells,)`` integers: cells that the
-        penalties take as alike. Mostly one per distinct value; many doses of an agent are binned.
+        For each exogenous site, the stratum of each cell's value, ``(n_cells,)`` integers. The
+        penalties treat cells of a stratum as alike. There is one stratum per distinct value, except
+        that many doses of an agent are binned.
     n_levels
-        For each exogenous site how many strata there are in the whole data set.
+        For each exogenous site, the number of strata in the whole data set.
     n_total
-        Cells in one pass over the data, which is what a latent shared by all cells is spread over.
+        Number of cells in one pass over the data. A latent shared by all cells is spread over them.
     counts
-        Sums over the counts ``y`` of these cells that count likelihoods can use, if prepared.
+        Sums over the counts ``y`` of these cells for count likelihoods, if prepared.
 
     Examples
     --------
@@ -52,11 +53,11 @@ class Batch:
         return len(self.values["library"])
 
     def get(self, name: str) -> Tensor | None:
-        """Give the tensor of a site, or None where the batch does not hold it."""
+        """Return the tensor of a site, or None if the batch does not hold it."""
         return self.values.get(name)
 
     def without(self, *names: str) -> Batch:
-        """Leave out sites, for instance the expression that is to be predicted."""
+        """Return the batch without some sites, for instance without the expression."""
         kept = {k: v for k, v in self.values.items() if k not in names}
         return replace(self, values=kept, counts=self.counts if "y" in kept else None)
 
@@ -79,11 +80,11 @@ class Batch:
         )
 
     def tensors(self) -> dict[str, Any]:
-        """Give all tensors, in nested dictionaries and tuples."""
+        """Return all tensors, in nested dictionaries and tuples."""
         return {"values": dict(self.values), "codes": dict(self.codes), "counts": self.counts}
 
     def with_tensors(self, tensors: Mapping[str, Any]) -> Batch:
-        """Put other tensors into the places of :meth:`tensors`."""
+        """Return a batch with other tensors in the places of :meth:`tensors`."""
         return replace(self, **tensors)
 
     @classmethod
@@ -102,7 +103,7 @@ class Batch:
 
         Returns
         -------
-        The number of each cell's stratum, ``(n_cells,)``, and how many strata there can be.
+        The number of each cell's stratum, ``(n_cells,)``, and the number of possible strata.
         """
         code = torch.zeros(len(self), dtype=torch.long, device=self["library"].device)
         n = 1

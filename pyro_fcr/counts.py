@@ -1,8 +1,8 @@
-"""What a count likelihood needs of a batch's counts beyond the counts themselves, prepared once.
+"""Sums over the counts of a batch that make count likelihoods cheap; they are prepared once.
 
-Most entries of a count matrix are 0, 1 or 2. With one dispersion per gene the costly part of the
+Most entries of a count matrix are 0, 1 or 2. With one dispersion per gene, the costly part of the
 negative binomial, ``lgamma(theta + y) - lgamma(theta)``, is the sum of ``log(theta + k)`` over
-``k < y``, so that over the cells of a batch it only depends on how many of them exceed each k.
+``k < y``. Over the cells of a batch it only depends on how many of them exceed each k.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import torch
 from torch import Tensor
 
 TAIL_BOUND = 16
-"""Counts up to here are tabulated; the part of a count beyond it is listed."""
+"""Counts up to this one are tabulated; the excess of larger counts is listed."""
 
 _CUMULATED = np.triu(np.ones((TAIL_BOUND - 1, TAIL_BOUND - 1), np.float32))
 TAIL_COUNTS = torch.arange(TAIL_BOUND - 1, 0, -1)
-"""The counts that are tabulated, downwards: 15, 14, ... 1."""
+"""The tabulated counts in descending order: 15, 14, ... 1."""
 
 
 class Tails(NamedTuple):
-    """How many entries of each gene exceed each count.
+    """Number of entries of each gene that exceed each count.
 
     Parameters
     ----------
     exceeding
-        Cells with more than k counts of a gene, for k of :data:`TAIL_COUNTS`,
+        Number of cells with more than k counts of a gene, for k of :data:`TAIL_COUNTS`,
         ``(n_genes, TAIL_BOUND - 1)``.
     high_gene, high_excess
-        Gene of each count above :data:`TAIL_BOUND`, and by how much it is above, ``(n_high,)``
-        each. Filled up with excess 0, so that all batches of a training have one length.
+        Gene and excess of each count above :data:`TAIL_BOUND`, ``(n_high,)`` each. They are padded
+        with excess 0 to the same length in all batches of a training.
     """
 
     exceeding: Tensor
@@ -41,14 +41,14 @@ class Tails(NamedTuple):
 
 
 class CountSummary(NamedTuple):
-    """The counts of a batch, summed over its cells as far as likelihoods can use that.
+    """The counts of a batch, summed over its cells for count likelihoods.
 
     Parameters
     ----------
     log_factorial
         Sum of ``lgamma(y + 1)`` over cells and genes, a scalar.
     tails
-        The counts by gene; None where likelihoods are better evaluated entry by entry (on a GPU).
+        The counts by gene, or None if likelihoods are better evaluated entry by entry (on a GPU).
     """
 
     log_factorial: Tensor
@@ -66,11 +66,11 @@ def tabulate_tails(gene: npt.NDArray, count: npt.NDArray, *, n_genes: int, n_hig
     Parameters
     ----------
     gene, count
-        Gene and value of the entries that are not zero, ``(n_entries,)`` each.
+        Gene and value of the non-zero entries, ``(n_entries,)`` each.
     n_genes
         Number of genes.
     n_high
-        For how many counts above :data:`TAIL_BOUND` there shall be room at least.
+        Smallest number of counts above :data:`TAIL_BOUND` to leave room for.
 
     Examples
     --------

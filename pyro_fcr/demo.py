@@ -28,7 +28,7 @@ SCHEMA = Schema(
 
 
 def run_demo(
-    out: str | Path, *, max_epochs: int | None = 150, seed: int = 0, progress: bool = True
+    out: str | Path, *, max_epochs: int | None = 150, seed: int = 0, progress: bool | None = None
 ) -> dict[str, Any]:
     """Train on the glioblastoma cells with one pair held out, and write all results.
 
@@ -42,7 +42,7 @@ def run_demo(
     seed
         Seed of everything random.
     progress
-        Whether to show a progress bar.
+        Whether to show a progress bar; None shows it in terminals and notebooks.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Distributions that Pyro has not, or has not in the form that counts of cells need.
+"""Distributions that Pyro lacks, or lacks in the form that counts of cells need.
 
 Counts are parametrised by the logarithm of the mean and of the dispersion ``theta``:
 variance = mean + mean**2 / theta.
@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.distributions import Gamma, constraints
 
+from pyro_fcr._torch import get_proxy_mode
 from pyro_fcr.counts import TAIL_BOUND, TAIL_COUNTS, CountSummary, Tails
 
 _SHIFT = 8  # Stirling's series with two terms is exact in float32 from here on
@@ -22,15 +22,15 @@ _FAR = 0.01
 
 
 class Exogenous(TorchDistribution):
-    """A cause set by the experiment: draws give the value it was set to, no density is claimed.
+    """A cause set by the experiment: draws return the value that was set, without a density.
 
-    Every value has log-probability 0, so that the site can be observed, conditioned, intervened on
-    and un-observed without changing any other probability.
+    Every value has log-probability 0. The site can therefore be observed, conditioned, intervened
+    on and un-observed without changing any other probability.
 
     Parameters
     ----------
     value
-        What the experiment set, ``(*batch_shape, n_features)``.
+        The value that the experiment set, ``(*batch_shape, n_features)``.
     """
 
     arg_constraints = {"value": constraints.real_vector}
@@ -55,16 +55,16 @@ class Exogenous(TorchDistribution):
 
 
 def log_rising_ratio(base: Tensor, count: Tensor) -> Tensor:
-    """``lgamma(base + count) - lgamma(base) - count log(base)`` without cancellation in float32.
+    """Return ``lgamma(base + count) - lgamma(base) - count log(base)`` without cancellation.
 
-    For whole counts this is the sum of ``log(1 + k / base)`` over ``k < count``. Both arguments
-    are shifted by 8 through the recurrence of the gamma function, where the difference of
-    Stirling's series is taken term by term.
+    For whole counts this is the sum of ``log(1 + k / base)`` over ``k < count``. For float32, both
+    arguments are shifted by 8 through the recurrence of the gamma function, and the difference of
+    Stirling's series is taken there term by term.
 
     Parameters
     ----------
     base
-        Positive, any shape.
+        Positive numbers of any shape.
     count
         Non-negative counts, broadcastable with ``base``.
 
@@ -85,7 +85,7 @@ def log_rising_ratio(base: Tensor, count: Tensor) -> Tensor:
 
 
 def _log_rising_ratio_of_large(base: Tensor, count: Tensor) -> Tensor:
-    """``log_rising_ratio`` for a large base: from 16 on, one term of Stirling's tail is enough."""
+    """Return ``log_rising_ratio`` of a large base: from 16 on, one term of the tail is enough."""
     high = base + count
     return (high - 0.5) * torch.log1p(count / base) - count * (1.0 + 1.0 / (12.0 * base * high))
 
@@ -108,7 +108,7 @@ class NegativeBinomial(TorchDistribution):
     log_mean
         Logarithm of the mean, ``(*, n_genes)``.
     log_dispersion
-        Logarithm of theta, broadcastable with ``log_mean``; large theta is Poisson.
+        Logarithm of theta, broadcastable with ``log_mean``; a large theta approaches a Poisson.
 
     Examples
     --------
@@ -141,7 +141,8 @@ class NegativeBinomial(TorchDistribution):
     def sample(self, sample_shape=()):  # noqa: D102
         with torch.no_grad():
             theta = self.log_dispersion.exp().expand(self._extended_shape(sample_shape))
-            return torch.poisson(torch._standard_gamma(theta) / theta * self.mean)
+            factor = Gamma(theta, theta, validate_args=False).sample()
+            return torch.poisson(factor * self.mean)
 
     def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
         if self._validate_args:
@@ -149,7 +150,7 @@ class NegativeBinomial(TorchDistribution):
         return self._log_prob(value, _count_term(value, self.log_dispersion.exp()))
 
     def log_prob_sum(self, value: Tensor, counts: CountSummary) -> Tensor | None:
-        """Give the log-probability of all cells and genes together.
+        """Return the log-probability of all cells and genes together.
 
         Parameters
         ----------
@@ -160,7 +161,7 @@ class NegativeBinomial(TorchDistribution):
 
         Returns
         -------
-        A scalar; None where the dispersion is not one per gene, for which there is no short cut.
+        A scalar, or None if there is no short cut: the dispersion is not one per gene.
         """
         log_dispersion = self._own_log_dispersion
         if value.dim() != 2 or log_dispersion.shape != value.shape[1:]:
@@ -174,17 +175,17 @@ class NegativeBinomial(TorchDistribution):
         return self._log_prob(value, 0.0).sum() + rising - counts.log_factorial
 
     def _log_prob(self, value: Tensor, count_term: Tensor | float) -> Tensor:
-        """Give the log-probability, of which the part that is 0 at zero counts is known."""
+        """Return the log-probability, given the part of it that is 0 at zero counts."""
         terms: Any = _MeanTerms.apply
         mean_terms, _ = terms(self.log_mean, self._own_log_dispersion, value)
         return mean_terms + count_term
 
 
 class _MeanTerms(torch.autograd.Function):
-    """``y log(mean) - (y + theta) log(1 + mean / theta)``, ``y log(theta)`` left out.
+    """``y log(mean) - (y + theta) log(1 + mean / theta)``, without ``y log(theta)``.
 
-    Its gradient by the dispersion is written out: ``theta`` times a difference that vanishes for
-    large theta, where automatic differentiation in float32 is left with rounding errors.
+    The gradient with respect to the dispersion is written out: ``theta`` times a difference that
+    vanishes for large theta, of which automatic differentiation in float32 keeps rounding errors.
     """
 
     generate_vmap_rule = True
@@ -246,7 +247,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     Parameters
     ----------
     log_mean, log_dispersion
-        As in :class:`NegativeBinomial`; the mean is that before the loss.
+        As in :class:`NegativeBinomial`; the mean is the one before the loss.
     dropout_logit
         Logit of the probability of loss, broadcastable with ``log_mean``.
     """

@@ -10,16 +10,16 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Write to a file beside ``path`` that takes its place once everything went well.
+    """Write to a file beside ``path`` that replaces it once everything has gone well.
 
     Parameters
     ----------
     path
-        The file to be. Its folder is made where missing.
+        The file to write. Its folder is created if it is missing.
 
     Yields
     ------
-    The path to write to. After an error it is removed and ``path`` is as it was.
+    The path to write to. After an error it is removed, and ``path`` is left as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ class Guide(nn.Module):
     Parameters
     ----------
     features
-        Module that turns expression and library size into what the encoders read.
+        Module that turns expression and library size into the input of the encoders.
     z_x, z_tx, z_t
         Encoders: modules that take features and parents and return a distribution.
     """

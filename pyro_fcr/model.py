@@ -27,7 +27,7 @@ class Model(nn.Module):
     Parameters
     ----------
     z_x, z_tx, z_t, y
-        Conditionals: modules that take the parents' values and return a distribution.
+        Conditionals: modules that take the values of the parents and return a distribution.
 
     Examples
     --------
@@ -40,7 +40,7 @@ class Model(nn.Module):
         self.z_x, self.z_tx, self.z_t, self.y = z_x, z_tx, z_t, y
 
     def forward(self, batch: Batch) -> Tensor:
-        """Run the program; expression is drawn where the batch holds none."""
+        """Run the program; expression is drawn if the batch holds none."""
         with pyro.plate("cells", len(batch)):
             x = pyro.sample("x", Exogenous(batch["x"]), obs=batch["x"])
             t = pyro.sample("t", Exogenous(batch["t"]), obs=batch["t"])

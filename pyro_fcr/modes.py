@@ -1,4 +1,4 @@
-"""Contexts in which programs run without leaving a trace: random state, gradients, modes."""
+"""Context managers that leave random state, gradients and modules' modes as they were."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def seeded(seed: int, *, device: torch.device | None = None) -> Iterator[None]:
     Parameters
     ----------
     seed
-        Of all draws on the CPU and on ``device``.
+        Seed of all draws on the CPU and on ``device``.
     device
-        Where draws are made, if not only on the CPU.
+        The device of the draws, if they are not only on the CPU.
     """
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -37,7 +37,7 @@ def looking(
     Parameters
     ----------
     *modules
-        Modules to put into evaluation mode; their own mode comes back afterwards.
+        Modules to put into evaluation mode. Their own mode is restored afterwards.
     seed, device
         As in :func:`seeded`.
     """
@@ -56,15 +56,15 @@ def looking(
 def in_precision(
     precision: Literal["float32", "tf32", "bf16"], device: torch.device
 ) -> Iterator[None]:
-    """Let matrix products be less exact, and everything else be as it was.
+    """Let matrix products be less exact, and leave everything else as it was.
 
     Parameters
     ----------
     precision
-        ``"tf32"``: products of float32 with 10 bits on GPUs that can; ``"bf16"``: products in
-        bfloat16, where torch's autocast deems it safe; ``"float32"`` changes nothing.
+        ``"tf32"`` multiplies float32 with 10 bits on GPUs that can; ``"bf16"`` multiplies in
+        bfloat16 where torch's autocast considers it safe; ``"float32"`` changes nothing.
     device
-        Where they are computed.
+        The device of the products.
     """
     before = torch.get_float32_matmul_precision()
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -80,8 +80,8 @@ def in_precision(
 def outside_param_store() -> Iterator[None]:
     """Keep Pyro modules (autoguides) from entering their parameters into Pyro's global store.
 
-    Their parameters are their own; in the store a second model of the same names would get the
-    first one's.
+    The modules hold their own parameters. In the store, a second model with the same names would
+    get those of the first.
     """
     with pyro.get_param_store().scope():
         yield

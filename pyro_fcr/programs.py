@@ -17,14 +17,6 @@ from pyro_fcr.nn.architecture import Architecture
 logger = logging.getLogger(__name__)
 
 
-def default_architecture(registry: Registry) -> Architecture:
-    """Choose likelihood and sizes: as many dimensions of z_tx as are identifiable, 8 at most."""
-    identifiable = max(1, (registry.n_prior_conditions - 1) // 2)
-    if registry.schema.expression == "counts":
-        return Architecture(n_tx=min(8, identifiable), likelihood="nb")
-    return Architecture(n_tx=min(8, identifiable), likelihood="normal")
-
-
 def build_programs(
     registry: Registry, architecture: Architecture, *, seed: int
 ) -> tuple[nn.Module, nn.Module]:

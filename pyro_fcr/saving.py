@@ -14,10 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from pyro_fcr.data import Split
 
-_RECORD, _WEIGHTS, _HISTORY, _SPLIT = "model.json", "weights.pt", "history.csv", "split.csv.gz"
+FORMAT = 2  # 1: weights by torch.save
+_RECORD, _HISTORY, _SPLIT = "model.json", "history.csv", "split.csv.gz"
+_WEIGHTS, _WEIGHTS_1 = "weights.safetensors", "weights.pt"
 _TRAIN, _HELDOUT = "train", "held out"
 
 
@@ -30,7 +34,7 @@ class Saved:
     record
         What JSON can hold.
     weights
-        State dicts, on the CPU.
+        State dicts by ``model`` and ``guide``; on the CPU once they were read.
     history
         One row per epoch, or None.
     split
@@ -38,7 +42,7 @@ class Saved:
     """
 
     record: Mapping[str, Any]
-    weights: Mapping[str, Any]
+    weights: Mapping[str, Mapping[str, Tensor]]
     history: pd.DataFrame | None
     split: pd.Series | None
 
@@ -93,12 +97,15 @@ def write_model(folder: str | Path, saved: Saved, *, overwrite: bool = False) ->
     ------
     FileExistsError
         Something stands there and may not or must not be replaced.
+    TypeError
+        The state of a program is more than tensors.
     """
     folder = Path(folder)
     _check_free(folder, overwrite=overwrite)
+    record, weights = {"format": FORMAT, **saved.record}, _flat(saved.weights)
     with _new_folder(folder) as temporary:
-        (temporary / _RECORD).write_text(json.dumps(saved.record, indent=1) + "\n")
-        torch.save(dict(saved.weights), temporary / _WEIGHTS)
+        (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        save_file(weights, temporary / _WEIGHTS)
         if saved.history is not None:
             saved.history.to_csv(temporary / _HISTORY)
         if saved.split is not None:
@@ -108,25 +115,56 @@ def write_model(folder: str | Path, saved: Saved, *, overwrite: bool = False) ->
 
 
 def read_model(folder: str | Path) -> Saved:
-    """Read a model; folders of earlier versions have no split.
+    """Read a model; folders of earlier versions have ``weights.pt`` and may have no split.
 
     Raises
     ------
     FileNotFoundError
         The folder holds no model.
+    ValueError
+        A later version wrote it.
     """
     folder = Path(folder)
     if not (folder / _RECORD).is_file():
         raise FileNotFoundError(
             f"{folder} holds no {_RECORD}: not a saved model. Give the folder that save() wrote."
         )
+    record = json.loads((folder / _RECORD).read_text())
+    if record["format"] > FORMAT:
+        raise ValueError(
+            f"{folder} has format {record['format']}; this version of pyro-fcr reads formats up to "
+            f"{FORMAT}. Update pyro-fcr to the version that saved it, {record['versions']}."
+        )
     history, split = folder / _HISTORY, folder / _SPLIT
     return Saved(
-        record=json.loads((folder / _RECORD).read_text()),
-        weights=torch.load(folder / _WEIGHTS, map_location="cpu", weights_only=True),
+        record=record,
+        weights=_read_weights(folder, record["format"]),
         history=pd.read_csv(history, index_col="epoch") if history.is_file() else None,
         split=_read_split(split) if split.is_file() else None,
     )
+
+
+def _flat(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Join state dicts under names such as ``model.y.base.weight``."""
+    states = {f"{program}.{key}": v for program, each in weights.items() for key, v in each.items()}
+    for name, value in states.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"The state {name!r} is of type {type(value).__name__}; only tensors are saved. "
+                "Register it as a buffer, or build it where the program is built."
+            )
+    # Tensors that share memory cannot be in one file.
+    return {name: value.clone().contiguous() for name, value in states.items()}
+
+
+def _read_weights(folder: Path, written: int) -> Mapping[str, Mapping[str, Tensor]]:
+    if written == 1:
+        return torch.load(folder / _WEIGHTS_1, map_location="cpu", weights_only=True)
+    weights: dict[str, dict[str, Tensor]] = {"model": {}, "guide": {}}
+    for name, value in load_file(folder / _WEIGHTS).items():
+        program, key = name.split(".", 1)
+        weights[program][key] = value
+    return weights
 
 
 def _read_split(path: Path) -> pd.Series:

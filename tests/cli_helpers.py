@@ -1,12 +1,22 @@
 """The command line, called from tests."""
 
-from typer.testing import CliRunner
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 from pyro_fcr.cli import app
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+    """What a command leaves: exit code, what it wrote to both streams, and how it ended."""
+    out, exception = io.StringIO(), None
+    with redirect_stdout(out), redirect_stderr(out):
+        try:
+            app([str(each) for each in arguments])
+        except SystemExit as error:
+            exception = error
+    code = 0 if exception is None else exception.code
+    return SimpleNamespace(exit_code=code, output=out.getvalue(), exception=exception)
 
 
 def succeed(*arguments):

@@ -1,6 +1,8 @@
 import os
 import sys
 
+from pyro_fcr.data import register
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread per worker, before torch and numba are imported: numba raises torch's number of
     # threads as well, and two workers with two threads each wait for one another.
@@ -74,7 +76,7 @@ def schema():
 
 @pytest.fixture(scope="module")
 def cells(adata):
-    return SCHEMA.register(adata).encode(adata)
+    return register(adata, SCHEMA)[1]
 
 
 @pytest.fixture(scope="module")

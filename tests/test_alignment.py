@@ -5,7 +5,7 @@ from conftest import SCHEMA, make_batch, make_programs, simulate
 from edits import EDITS
 from torch import nn
 
-from pyro_fcr.data import split_cells
+from pyro_fcr.data import register, split_cells
 from pyro_fcr.nn import InteractionPrior, LinearPrior
 from pyro_fcr.objective import Objective
 from pyro_fcr.training import Batches, Trainer, TrainingPlan, alignment, fit
@@ -22,12 +22,16 @@ def quick(monkeypatch):
 
 
 def prepared(adata, schema=SCHEMA, build=None, *, extra=lambda model: ()):
-    cells = schema.register(adata).encode(adata)
+    cells = register(adata, schema)[1]
     batch = cells.batch(np.arange(16))
     torch.manual_seed(0)
-    model, guide = make_programs(batch) if build is None else build(schema.register(adata))
+    model, guide = make_programs(batch) if build is None else build(register(adata, schema)[0])
     objective = Objective.from_programs(model, guide, batch, extra=extra(model))
-    return objective, cells, Batches(cells, np.arange(len(cells)), batch_size=64, device=CPU)
+    return (
+        objective,
+        cells,
+        Batches.for_training(cells, np.arange(len(cells)), batch_size=64, device=CPU),
+    )
 
 
 def align(objective, batches, **changes):

@@ -10,9 +10,11 @@ import pytest
 import torch
 from conftest import SCHEMA, make_programs, simulate
 from pyro import poutine
+from safetensors.torch import load_file
 
 from pyro_fcr import FCR, Architecture, QueryError, Schema, SchemaError
-from pyro_fcr.data import Registry
+from pyro_fcr.data import Registry, register
+from pyro_fcr.saving import Saved, read_model, write_model
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def test_latents_have_one_row_per_cell_and_do_not_touch_the_data(fitted, adata):
     fitted.add_latents_to(copied)
     assert sorted(copied.obsm) == ["X_fcr_z_t", "X_fcr_z_tx", "X_fcr_z_x"]
     np.testing.assert_array_equal(copied.obsm["X_fcr_z_tx"], z_tx)
-    with pytest.raises(ValueError, match="block 'z_y' is no latent of the model.*z_x, z_tx, z_t"):
+    with pytest.raises(ValueError, match="Unknown block 'z_y'.*z_x, z_tx, z_t"):
         fitted.get_latent_representation("z_y")
 
 
@@ -199,7 +201,7 @@ def test_doses_are_interpolated_and_extrapolation_is_marked():
 
 def test_saved_model_is_the_same_without_its_data(fitted, adata, tmp_path):
     folder = fitted.save(tmp_path / "model")
-    files = ["history.csv", "model.json", "split.csv.gz", "weights.pt"]
+    files = ["history.csv", "model.json", "split.csv.gz", "weights.safetensors"]
     assert sorted(p.name for p in folder.iterdir()) == files
     pyro.clear_param_store()
     loaded = FCR.load(folder)
@@ -253,9 +255,45 @@ def test_cells_of_another_name_and_models_of_earlier_versions_are_refused(fitted
 
 def test_saved_files_hold_no_pickled_code(fitted, tmp_path):
     folder = fitted.save(tmp_path / "model")
-    torch.load(folder / "weights.pt", weights_only=True)
+    weights = load_file(folder / "weights.safetensors")
+    states = {"model": fitted.model.state_dict(), "guide": fitted.guide.state_dict()}
+    assert set(weights) == {f"{name}.{key}" for name, each in states.items() for key in each}
     record = json.loads((folder / "model.json").read_text())
     assert Registry.from_json_dict(record["registry"]) == fitted.registry
+
+
+def test_models_of_an_earlier_format_are_read(fitted, adata, tmp_path):
+    folder = fitted.to("cpu").save(tmp_path / "model")
+    record = json.loads((folder / "model.json").read_text())
+    states = {"model": fitted.model.state_dict(), "guide": fitted.guide.state_dict()}
+    (folder / "weights.safetensors").unlink()
+    torch.save(states, folder / "weights.pt")
+    (folder / "model.json").write_text(json.dumps({**record, "format": 1}))
+    some = adata[:9].copy()
+    np.testing.assert_array_equal(
+        FCR.load(folder).get_latent_representation("z_x", some),
+        fitted.get_latent_representation("z_x", some),
+    )
+    (folder / "model.json").write_text(json.dumps({**record, "format": 99}))
+    with pytest.raises(ValueError, match=r"model has format 99; .* reads formats up to 2"):
+        FCR.load(folder)
+
+
+def test_state_that_shares_memory_is_saved_and_state_that_is_no_tensor_is_refused(tmp_path):
+    table = torch.arange(6.0).reshape(2, 3)
+    states = {"model": {"a": table, "b": table, "a.t": table.T}, "guide": {"row": table[1]}}
+    write_model(tmp_path / "model", Saved({}, states, None, None))
+    found = read_model(tmp_path / "model").weights
+    assert {name: set(state) for name, state in found.items()} == {
+        "model": {"a", "b", "a.t"},
+        "guide": {"row"},
+    }
+    for name, state in states.items():
+        assert all(torch.equal(found[name][key], value) for key, value in state.items())
+    states["guide"] = {"prior._extra_state": 3}
+    with pytest.raises(TypeError, match=r"state 'guide\.prior\._extra_state' is of type int"):
+        write_model(tmp_path / "other", Saved({}, states, None, None))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_nothing_is_overwritten(fitted, tmp_path):
@@ -275,7 +313,7 @@ def test_nothing_is_overwritten(fitted, tmp_path):
 
 
 def test_own_programs_are_saved_and_loaded(adata, tmp_path):
-    registry = SCHEMA.register(adata)
+    registry = register(adata, SCHEMA)[0]
     batch = registry.encode(adata).batch(np.arange(8))
     model, guide = make_programs(batch)
     fcr = FCR(adata, SCHEMA, model=model, guide=guide)
@@ -306,7 +344,9 @@ def test_conditions_are_counted_against_the_theory(adata, caplog):
 def test_likelihood_must_fit_the_scale(adata):
     with pytest.raises(ValueError, match="'normal' is for expression='log1p', the schema says"):
         FCR(adata, SCHEMA, architecture=Architecture(likelihood="normal"))
-    with pytest.raises(ValueError, match="likelihood 'poisson' is none of nb, zinb, normal"):
+    with pytest.raises(
+        ValueError, match="Unknown likelihood 'poisson'; expected nb, zinb or normal"
+    ):
         Architecture(likelihood="poisson")
 
 
@@ -345,7 +385,7 @@ def test_paths_are_read(adata, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     fcr = FCR(tmp_path / "cells.h5ad", SCHEMA, architecture=Architecture(n_tx=1, n_hidden=8))
     fcr.fit(max_epochs=1, progress=False)
-    assert isinstance(fcr.adata, ad.AnnData)
+    assert isinstance(fcr.source(None), ad.AnnData)
     assert fcr.get_latent_representation("z_x", tmp_path / "cells.h5ad").shape[0] == adata.n_obs
 
 

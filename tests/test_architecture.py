@@ -9,15 +9,16 @@ import pyro_fcr
 
 ROOT = Path(pyro_fcr.__file__).parent
 FLOORS = [
+    {"__main__"},
     {"cli"},
-    {"demo", "science"},
-    {"discovery", "comparison"},
+    {"demo"},
+    {"comparison"},
     {"api"},
-    {"evaluation"},
+    {"questions"},
+    {"discovery", "evaluation"},
     {"report"},
     {"plots"},
-    {"saving"},
-    {"queries"},
+    {"saving", "queries"},
     {"metrics"},
     {"programs"},
     {"draws"},
@@ -29,8 +30,8 @@ FLOORS = [
     {"distributions"},
     {"simulation"},
     {"data"},
-    {"batch", "modes", "files"},
-    {"counts"},
+    {"batch", "modes", "files", "values"},
+    {"counts", "_torch"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_ANNDATA = {

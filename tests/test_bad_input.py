@@ -11,7 +11,7 @@ import pytest
 from data_helpers import make_adata, make_schema, only
 from scipy import sparse
 
-from pyro_fcr.data import Registry, Schema, SchemaError, read_cells, split_cells
+from pyro_fcr.data import Registry, Schema, SchemaError, read_cells, register, split_cells
 
 
 def _says(error, *parts):
@@ -36,7 +36,7 @@ def _first_with(adata, drug):
         ({"dose_key": "line"}, ["'line'", "dose_key, covariate_keys"]),
         ({"split_key": "drug"}, ["'drug'", "treatment_key, split_key"]),
         ({"covariate_keys": ()}, ["covariate_keys is empty", "adata.obs['context'] = 'all'"]),
-        ({"expression": "log"}, ["'log'", "'counts', 'log1p'"]),
+        ({"expression": "log"}, ["'log'", "counts or log1p"]),
         ({"separator": " "}, ["separator", "None"]),
         ({"min_cells": 0}, ["min_cells is 0", "1 or more"]),
     ],
@@ -82,7 +82,7 @@ def test_sites_that_do_not_fit_the_columns():
 
 def test_missing_column_of_a_site():
     with pytest.raises(SchemaError) as error:
-        make_schema(covariate_keys={"x": "line", "d": "donor"}).register(make_adata())
+        register(make_adata(), make_schema(covariate_keys={"x": "line", "d": "donor"}))
     _says(error, "'donor' is no column", "columns: 'drug', 'line'")
 
 
@@ -118,24 +118,24 @@ def test_bad_features(table, parts):
 def test_agents_without_features():
     table = {"b": [1.0], "C": [2.0]}
     with pytest.raises(SchemaError) as error:
-        make_schema(treatment_features=table).register(make_adata())
+        register(make_adata(), make_schema(treatment_features=table))
     _says(error, "'drug'", "'A', 'B' without a row", "rows of 'C', 'b'", "Add rows to the table")
     with pytest.raises(SchemaError, match="'B' without a row .* Did you mean 'b'"):
-        make_schema(treatment_features={**table, "A": [1.0]}).register(make_adata())
+        register(make_adata(), make_schema(treatment_features={**table, "A": [1.0]}))
 
 
 def test_features_that_are_those_of_control():
     table = {**FEATURES, "B": [0, 0]}
     with pytest.raises(SchemaError) as error:
-        make_schema(treatment_features=table).register(make_adata())
+        register(make_adata(), make_schema(treatment_features=table))
     _says(error, "'drug'", "'B' with zeros only", "control 'control'", "correct the table")
     treated = make_adata(treatments=("A", "B"))
-    make_schema(control=None, treatment_features=table).register(treated)
-    make_schema(treatment_features={**FEATURES, "New": [0, 0]}).register(make_adata())
+    register(treated, make_schema(control=None, treatment_features=table))
+    register(make_adata(), make_schema(treatment_features={**FEATURES, "New": [0, 0]}))
 
 
 def test_query_of_an_agent_without_features():
-    registry = make_schema(treatment_features=FEATURES).register(make_adata())
+    registry = register(make_adata(), make_schema(treatment_features=FEATURES))[0]
     adata = make_adata()
     _set(adata, "drug", "cell9", "A+new")
     for attempt in (
@@ -155,7 +155,7 @@ def test_query_of_an_agent_without_features():
 @pytest.mark.parametrize(("label", "dose"), [("New", 2), ("A+New", 2), ("A+New", "1+2")])
 def test_dose_of_an_agent_that_was_never_trained(label, dose):
     adata, schema = _dosed()
-    registry = replace(schema, treatment_features=FEATURES).register(adata)
+    registry = register(adata, replace(schema, treatment_features=FEATURES))[0]
     _set(adata, "drug", "cell9", label)
     _set(adata, "dose", "cell9", dose)
     for where, attempt in (
@@ -176,15 +176,15 @@ def test_dosed_agent_outside_training_has_no_scale():
     adata.obs["split"] = np.where(adata.obs["drug"] == "New", "ood", "train")
     schema = make_schema(split_key="split", dose_key="dose", treatment_features=FEATURES)
     with pytest.raises(SchemaError) as error:
-        schema.register(adata)
+        register(adata, schema)
     _says(error, "'drug': 'New' only in cells", "left out", "no scale of doses can be learnt")
-    replace(schema, dose_key=None).register(adata)
+    register(adata, replace(schema, dose_key=None))
 
 
 @pytest.mark.parametrize("role", ["treatment_key", "covariate_keys", "dose_key", "split_key"])
 def test_missing_column(role):
     with pytest.raises(SchemaError) as error:
-        make_schema(**{role: "lines"}).register(make_adata())
+        register(make_adata(), make_schema(**{role: "lines"}))
     _says(error, role, "'lines'", "columns: 'drug', 'line'", "Did you mean 'line'?")
 
 
@@ -192,7 +192,7 @@ def test_repeated_column():
     adata = make_adata()
     adata.obs = pd.concat([adata.obs, adata.obs[["line"]]], axis=1)
     with pytest.raises(SchemaError) as error:
-        make_schema().register(adata)
+        register(adata, make_schema())
     _says(error, "'line'", "2 columns of this name", "drop all but one")
 
 
@@ -204,7 +204,7 @@ def test_missing_label(column, nothing, dtype):
     _set(adata, column, "cell3", nothing)
     adata.obs[column] = adata.obs[column].astype(dtype)
     with pytest.raises(SchemaError) as error:
-        make_schema().register(adata)
+        register(adata, make_schema())
     _says(error, f"'{column}'", "1 of 48 cells", "'cell3'", f"adata.obs['{column}'].notna()")
 
 
@@ -212,12 +212,12 @@ def test_no_label_at_all():
     adata = make_adata()
     adata.obs["line"] = np.nan
     with pytest.raises(SchemaError, match="'line': 48 of 48 cells"):
-        make_schema().register(adata)
+        register(adata, make_schema())
 
 
 def test_control_is_not_there():
     with pytest.raises(SchemaError) as error:
-        make_schema(control="Ctrl").register(make_adata())
+        register(make_adata(), make_schema(control="Ctrl"))
     _says(error, "'Ctrl'", "'drug'", "'A', 'A+B', 'B'", "mean 'control'?", "control=None")
 
 
@@ -225,7 +225,7 @@ def test_control_outside_training_only():
     adata = make_adata()
     adata.obs["split"] = np.where(adata.obs["drug"] == "control", "test", "train")
     with pytest.raises(SchemaError, match="'control' is no label of any training cell"):
-        make_schema(split_key="split").register(adata)
+        register(adata, make_schema(split_key="split"))
 
 
 @pytest.mark.parametrize(("control", "label"), [("control", "control"), (None, "A")])
@@ -233,7 +233,7 @@ def test_nothing_to_compare(control, label):
     adata = make_adata()
     adata = adata[adata.obs["drug"] == label].copy()
     with pytest.raises(SchemaError, match=f"'drug' has one label only, '{label}'"):
-        make_schema(control=control).register(adata)
+        register(adata, make_schema(control=control))
 
 
 def test_level_without_control_is_a_warning():
@@ -241,7 +241,7 @@ def test_level_without_control_is_a_warning():
     keep = (adata.obs["drug"] != "control") | (adata.obs["line"] == "w")
     adata = adata[keep].copy()
     with pytest.warns(UserWarning, match="'line': 'u', 'v' without control cells") as caught:
-        make_schema().register(adata)
+        register(adata, make_schema())
     warning = only(caught, "without control cells")
     assert warning.filename == __file__
     assert "effects against control" in str(warning.message)
@@ -256,10 +256,10 @@ def test_too_few_cells_in_a_level(column, level, other):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(SchemaError) as error:
-            schema.register(adata)
+            register(adata, schema)
         _says(error, f"'{column}'", f"'{level}: 4'", "5 or more", f"!= '{level}'", "min_cells")
         assert f"{other}:" not in str(error.value)
-        make_schema(min_cells=4).register(adata)
+        register(adata, make_schema(min_cells=4))
 
 
 def test_control_outside_training_does_not_count():
@@ -267,7 +267,7 @@ def test_control_outside_training_does_not_count():
     out = (adata.obs["drug"] == "control") & (adata.obs["line"] == "u")
     adata.obs["split"] = np.where(out, "test", "train")
     with pytest.warns(UserWarning, match="'line': 'u' without control cells"):
-        make_schema(split_key="split").register(adata)
+        register(adata, make_schema(split_key="split"))
 
 
 def test_too_few_training_cells():
@@ -276,7 +276,7 @@ def test_too_few_training_cells():
     adata.obs["split"] = "train"
     adata.obs.iloc[rare[1:], adata.obs.columns.get_loc("split")] = "test"
     with pytest.raises(SchemaError, match="too few training cells in 'A: 1'"):
-        make_schema(split_key="split").register(adata)
+        register(adata, make_schema(split_key="split"))
 
 
 @pytest.mark.parametrize(("column", "level"), [("drug", "A"), ("line", "v")])
@@ -284,7 +284,7 @@ def test_level_outside_training_only(column, level):
     adata = make_adata(treatments=("control", "A", "B"))
     adata.obs["split"] = np.where(adata.obs[column] == level, "test", "train")
     with pytest.raises(SchemaError) as error:
-        make_schema(split_key="split").register(adata)
+        register(adata, make_schema(split_key="split"))
     _says(error, f"'{column}'", f"'{level}'", "nothing can be learnt", "'train'")
 
 
@@ -292,7 +292,7 @@ def test_agent_outside_training_only():
     adata = make_adata(treatments=("control", "A", "A+B"))
     adata.obs["split"] = np.where(adata.obs["drug"] == "A+B", "ood", "train")
     with pytest.raises(SchemaError, match="'drug': 'B' only in cells that are left out"):
-        make_schema(split_key="split").register(adata)
+        register(adata, make_schema(split_key="split"))
 
 
 @pytest.mark.parametrize("label", ["A+", "+A", "A++B"])
@@ -300,7 +300,7 @@ def test_empty_part_of_a_combination(label):
     adata = make_adata()
     _set(adata, "drug", "cell5", label)
     with pytest.raises(SchemaError) as error:
-        make_schema().register(adata)
+        register(adata, make_schema())
     _says(error, "'drug'", "'cell5'", repr(label), "separator")
 
 
@@ -308,14 +308,14 @@ def test_agent_twice_in_a_combination():
     adata = make_adata()
     _set(adata, "drug", "cell5", "B+A+B")
     with pytest.raises(SchemaError) as error:
-        make_schema().register(adata)
+        register(adata, make_schema())
     _says(error, "'drug'", "'cell5'", "'B+A+B'", "twice", "name it once")
 
 
 @pytest.mark.parametrize(("rows", "columns", "what"), [(0, 5, "cells"), (48, 0, "genes")])
 def test_nothing_there(rows, columns, what):
     with pytest.raises(SchemaError, match=f"adata has no {what}"):
-        make_schema().register(make_adata()[:rows, :columns].copy())
+        register(make_adata()[:rows, :columns].copy(), make_schema())
 
 
 def test_split_of_nothing():
@@ -331,7 +331,7 @@ def test_repeated_names(axis):
     names[1] = names[0]
     setattr(adata, f"{axis}_names", names)
     with pytest.raises(SchemaError) as error:
-        make_schema().register(adata)
+        register(adata, make_schema())
     _says(error, repr(names[0]), f"adata.{axis}_names_make_unique()")
 
 
@@ -358,10 +358,10 @@ def _with_value(convert, value, cell=11, gene=3):
 def test_values_that_are_no_counts(convert, value, mend):
     adata = _with_value(convert, value)
     with pytest.raises(SchemaError) as error:
-        make_schema().register(adata)
+        register(adata, make_schema())
     _says(error, "adata.X", "'cell11'", "'g3'", f"found {value:g}", mend)
     with pytest.raises(SchemaError, match="'cell11', gene 'g3'"):
-        make_schema().register(make_adata()).encode(adata)
+        register(make_adata(), make_schema())[0].encode(adata)
 
 
 @FORMATS
@@ -372,7 +372,7 @@ def test_values_that_are_not_finite_on_the_log_scale(convert, value):
     adata.X[11, 3] = value
     adata.X = convert(adata.X)
     with pytest.raises(SchemaError) as error:
-        make_schema(expression="log1p").register(adata)
+        register(adata, make_schema(expression="log1p"))
     _says(error, "'cell11'", "'g3'", f"found {value:g}", "fill or drop")
 
 
@@ -382,13 +382,13 @@ def test_values_that_are_not_finite_on_the_log_scale(convert, value):
 def test_bad_value_at_the_ends_of_a_cell(convert, cell, gene):
     adata = _with_value(convert, -3, cell=cell, gene=gene)
     with pytest.raises(SchemaError, match=f"cell 'cell{cell}', gene 'g{gene}': found -3"):
-        make_schema().register(adata)
+        register(adata, make_schema())
 
 
 def test_bad_value_in_a_later_block(monkeypatch):
     monkeypatch.setattr("pyro_fcr.data.checks._BLOCK", 7)
     with pytest.raises(SchemaError, match="cell 'cell40', gene 'g2': found -3"):
-        make_schema().register(_with_value(np.asarray, -3, cell=40, gene=2))
+        register(_with_value(np.asarray, -3, cell=40, gene=2), make_schema())
 
 
 @FORMATS
@@ -397,24 +397,24 @@ def test_log_values_given_as_counts(convert):
     adata.layers["raw"] = adata.X.copy()
     adata.X = convert(np.log1p(adata.X))
     with pytest.raises(SchemaError) as error:
-        make_schema().register(adata)
+        register(adata, make_schema())
     _says(error, "adata.X", "look log-normalised", "expression='log1p'", "layers: 'raw'")
-    make_schema(layer="raw").register(adata)
-    make_schema(expression="log1p").register(adata)
+    register(adata, make_schema(layer="raw"))
+    register(adata, make_schema(expression="log1p"))
 
 
 def test_corrected_counts_are_not_called_log_values():
     adata = make_adata()
     adata.X *= 40.5
     with pytest.raises(SchemaError) as error:
-        make_schema().register(adata)
+        register(adata, make_schema())
     _says(error, "normalised or corrected", "np.rint", "layers: none")
     assert "log1p" not in str(error.value)
 
 
 def test_counts_given_as_log_values_are_a_warning():
     with pytest.warns(UserWarning, match="whole numbers only.*expression='counts'") as caught:
-        registry = make_schema(expression="log1p").register(make_adata())
+        registry = register(make_adata(), make_schema(expression="log1p"))[0]
     assert only(caught, "whole numbers").filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # said once, at registration
@@ -425,8 +425,8 @@ def test_bad_value_in_the_layer_is_named_there():
     adata = make_adata()
     adata.layers["raw"] = _with_value(sparse.csr_matrix, -2).X
     with pytest.raises(SchemaError, match=re.escape("adata.layers['raw'], cell 'cell11'")):
-        make_schema(layer="raw").register(adata)
-    make_schema().register(adata)
+        register(adata, make_schema(layer="raw"))
+    register(adata, make_schema())
 
 
 @FORMATS
@@ -437,10 +437,10 @@ def test_zero_cells(convert, expression):
     adata.X = convert(adata.X if expression == "counts" else np.log1p(adata.X))
     schema = make_schema(expression=expression)
     with pytest.raises(SchemaError) as error:
-        schema.register(adata)
+        register(adata, schema)
     _says(error, "2 of 48 cells", "'cell4', 'cell9'", "sc.pp.filter_cells(adata, min_")
     with pytest.raises(SchemaError, match="2 of 48 cells"):
-        schema.register(adata[10:].copy()).encode(adata)
+        register(adata[10:].copy(), schema)[0].encode(adata)
 
 
 @FORMATS
@@ -449,10 +449,10 @@ def test_zero_genes(convert):
     adata.X[:, [1, 3]] = 0
     adata.X = convert(adata.X)
     with pytest.raises(SchemaError) as error:
-        make_schema().register(adata)
+        register(adata, make_schema())
     _says(error, "2 of 5 genes", "'g1', 'g3'", "sc.pp.filter_genes(adata, min_cells=1)")
     # New data may lack a gene's expression: it was learnt elsewhere.
-    make_schema().register(make_adata()).encode(adata)
+    register(make_adata(), make_schema())[0].encode(adata)
 
 
 @FORMATS
@@ -463,11 +463,11 @@ def test_zeros_of_a_layer_are_mended_in_the_layer(convert, axis):
     raw[(4, slice(None)) if axis == "cells" else (slice(None), 4)] = 0
     adata.layers["raw"] = convert(raw)
     with pytest.raises(SchemaError, match=f"1 of .* {axis} are zero") as error:
-        make_schema(layer="raw").register(adata)
+        register(adata, make_schema(layer="raw"))
     mend = str(error.value).split("drop them: ")[1]
     scope = {"adata": adata, "np": np}
     exec(mend, scope)
-    make_schema(layer="raw").register(scope["adata"])
+    register(scope["adata"], make_schema(layer="raw"))
     assert scope["adata"].n_obs == 48 - (axis == "cells")
 
 
@@ -476,14 +476,14 @@ def test_stored_zeros_are_zeros():
     adata.X = sparse.csr_matrix(adata.X)
     adata.X.data[adata.X.indptr[4] : adata.X.indptr[5]] = 0
     with pytest.raises(SchemaError, match="1 of 48 cells are zero in all 5 genes, first 'cell4'"):
-        make_schema().register(adata)
+        register(adata, make_schema())
 
 
 def test_missing_layer():
     adata = make_adata()
     adata.layers["counts"] = adata.X.copy()
     with pytest.raises(SchemaError) as error:
-        make_schema(layer="count").register(adata)
+        register(adata, make_schema(layer="count"))
     _says(
         error,
         "'count'",
@@ -498,7 +498,7 @@ def test_no_matrix():
     adata.layers["counts"] = adata.X.copy()
     adata.X = None
     with pytest.raises(SchemaError, match="X is empty; name a layer, of those there: 'counts'"):
-        make_schema().register(adata)
+        register(adata, make_schema())
 
 
 def _dosed():
@@ -525,17 +525,17 @@ def _dosed():
 )
 def test_bad_dose(drug, dose, parts):
     adata, schema = _dosed()
-    good = schema.register(adata)
+    good = register(adata, schema)[0]
     cell = _first_with(adata, drug)
     _set(adata, "dose", cell, dose)
-    for attempt in (schema.register, good.encode):
+    for attempt in (lambda cells: register(cells, schema), good.encode):
         with pytest.raises(SchemaError) as error:
             attempt(adata)
         _says(error, "'dose'", repr(cell), *parts)
 
 
 def test_unseen_levels_in_new_data():
-    registry = make_schema().register(make_adata())
+    registry = register(make_adata(), make_schema())[0]
     for column, level, known in [("drug", "A+C", "'A', 'B'"), ("line", "w", "'u', 'v'")]:
         adata = make_adata()
         _set(adata, column, "cell9", level)
@@ -548,14 +548,14 @@ def test_unseen_levels_in_new_data():
 
 
 def test_missing_genes_in_new_data():
-    registry = make_schema().register(make_adata())
+    registry = register(make_adata(), make_schema())[0]
     with pytest.raises(SchemaError) as error:
         registry.encode(make_adata()[:, ["g4", "g0"]].copy())
     _says(error, "3 of the 5 registered genes", "'g1', 'g2', 'g3'", "before any filtering")
 
 
 def test_new_cells_without_the_registered_genes():
-    registry = make_schema().register(make_adata())
+    registry = register(make_adata(), make_schema())[0]
     adata = make_adata(n_genes=6)
     adata.X[7, :5] = 0
     adata.X[7, 5] = 3
@@ -568,7 +568,7 @@ def test_new_cells_without_the_registered_genes():
 
 @pytest.mark.filterwarnings("ignore:.*names are not unique")
 def test_new_data_are_checked_like_the_old():
-    registry = make_schema().register(make_adata())
+    registry = register(make_adata(), make_schema())[0]
     adata = make_adata()
     adata.var_names = ["g0", "g0", "g2", "g3", "g4"]
     with pytest.raises(SchemaError, match="var_names_make_unique"):
@@ -581,7 +581,7 @@ def test_new_data_are_checked_like_the_old():
 
 @pytest.mark.filterwarnings("ignore:.*names are not unique")
 def test_expression_alone_is_checked_like_all_data():
-    registry = make_schema().register(make_adata())
+    registry = register(make_adata(), make_schema())[0]
     with pytest.raises(SchemaError, match="lacks 3 of the 5 registered genes, first 'g1'"):
         registry.encode_expression(make_adata()[:, ["g4", "g0"]].copy())
     with pytest.raises(SchemaError, match="'cell11', gene 'g3': found -1, wanted raw counts"):
@@ -603,11 +603,11 @@ def test_expression_alone_is_checked_like_all_data():
 def _query(dosed=False):
     adata = make_adata()
     if not dosed:
-        return make_schema().register(adata)
+        return register(adata, make_schema())[0]
     adata.obs["dose"] = np.select(
         [adata.obs["drug"] == "control", adata.obs["line"] == "u"], [0, 1], 10
     )
-    return make_schema(dose_key="dose").register(adata)
+    return register(adata, make_schema(dose_key="dose"))[0]
 
 
 @pytest.mark.parametrize(
@@ -665,7 +665,7 @@ def test_empty_training_split():
     adata = make_adata()
     adata.obs["split"] = np.resize(["Train", "valid"], len(adata))
     schema = make_schema(split_key="split")
-    for attempt in (lambda: schema.register(adata), lambda: split_cells(adata.obs, schema)):
+    for attempt in (lambda: register(adata, schema)[0], lambda: split_cells(adata.obs, schema)):
         with pytest.raises(SchemaError) as error:
             attempt()
         _says(error, "'split'", "labelled 'train'", "labels: 'Train', 'valid'", "mean 'Train'?")
@@ -724,7 +724,7 @@ def test_broken_file(suffix, tmp_path):
 
 def test_something_else_than_cells():
     with pytest.raises(SchemaError, match="found DataFrame, wanted an AnnData or the path"):
-        make_schema().register(make_adata().to_df())
+        register(make_adata().to_df(), make_schema())
 
 
 def test_unknown_storage():
@@ -732,7 +732,7 @@ def test_unknown_storage():
     adata.X = adata.X.astype(object)
     adata.X[0, 0] = "many"
     with pytest.raises(SchemaError, match=r"adata\.X is .*adata\.to_memory\(\)"):
-        make_schema().register(adata)
+        register(adata, make_schema())
 
 
 def test_schema_error_is_a_value_error():

@@ -11,7 +11,7 @@ import torch
 from data_helpers import assert_batches_equal, make_adata, make_schema, only, real_file, write
 from scipy import sparse
 
-from pyro_fcr.data import SchemaError, read_cells
+from pyro_fcr.data import SchemaError, read_cells, register
 from pyro_fcr.data.io import layer_names
 
 ROWS = np.array([7, 0, 3, 3, 47])
@@ -39,7 +39,7 @@ def _stored(kind, suffix, tmp_path):
 @pytest.fixture
 def reference():
     adata = make_adata()
-    registry = make_schema().register(adata)
+    registry = register(adata, make_schema())[0]
     return registry, registry.encode(adata).batch(ROWS)
 
 
@@ -47,7 +47,7 @@ def reference():
 def test_storage_in_memory(kind, reference):
     registry, expected = reference
     adata = _in_memory(kind)
-    assert make_schema().register(adata) == registry
+    assert register(adata, make_schema())[0] == registry
     cells = registry.encode(adata)
     assert sparse.issparse(cells.expression) == kind.startswith("cs")
     assert cells.expression.dtype == np.uint8
@@ -60,7 +60,7 @@ def test_storage_in_memory(kind, reference):
 def test_storage_on_disk(kind, suffix, tmp_path, reference):
     registry, expected = reference
     path = _stored(kind, suffix, tmp_path)
-    assert make_schema().register(path) == registry
+    assert register(path, make_schema())[0] == registry
     assert_batches_equal(registry.encode(str(path)).batch(ROWS), expected)
 
 
@@ -73,7 +73,7 @@ def test_backed(kind, view, tmp_path, reference):
     if view:
         adata = adata[adata.obs_names.tolist()]
         assert adata.is_view
-    assert make_schema().register(adata) == registry
+    assert register(adata, make_schema())[0] == registry
     assert_batches_equal(registry.encode(adata).batch(ROWS), expected)
     adata.file.close()
 
@@ -118,7 +118,7 @@ def test_sparse_is_never_densified(kind, tmp_path):
     if "backed" in kind:
         adata = ad.read_h5ad(write(adata, tmp_path / "wide.h5ad"), backed="r")
     tracemalloc.start()
-    cells = make_schema().register(adata).encode(adata)
+    cells = register(adata, make_schema())[1]
     cells.batch(np.arange(64))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -144,7 +144,7 @@ def test_batch_holds_what_the_columns_say(reference):
 
 def test_codes_are_the_distinct_rows():
     adata = make_adata()
-    cells = make_schema().register(adata).encode(adata)
+    cells = register(adata, make_schema())[1]
     batch = cells.batch(np.arange(len(cells)))
     for name in ("x", "t"):
         levels, codes = np.unique(batch.values[name].numpy(), axis=0, return_inverse=True)
@@ -157,7 +157,7 @@ def test_codes_are_the_distinct_rows():
 
 def test_labels_alone_give_the_same_sites():
     adata = make_adata()
-    registry = make_schema().register(adata)
+    registry = register(adata, make_schema())[0]
     cells, sites = registry.encode(adata), registry.encode_obs(adata.obs)
     assert sites.keys() == {"x", "t"}
     for name, rows in sites.items():
@@ -167,7 +167,7 @@ def test_labels_alone_give_the_same_sites():
 def test_several_covariates_are_blocks_of_one_site():
     adata = make_adata()
     adata.obs["donor"] = pd.Categorical(np.arange(len(adata)) % 3)
-    registry = make_schema(covariate_keys=["line", "donor"]).register(adata)
+    registry = register(adata, make_schema(covariate_keys=["line", "donor"]))[0]
     batch = registry.encode(adata).batch([4])
     assert registry.covariates == {"line": ("u", "v"), "donor": ("0", "1", "2")}
     levels = {"donor": "1", "line": adata.obs["line"].iloc[4]}
@@ -212,7 +212,7 @@ def test_new_cells_may_be_a_part_of_the_levels(reference):
 def test_the_users_data_stay_as_they_are(kind):
     adata = _in_memory(kind)
     before = adata.copy()
-    cells = make_schema().register(adata).encode(adata)
+    cells = register(adata, make_schema())[1]
     expected = cells.batch(ROWS)
     assert np.array_equal(
         np.asarray(sparse.csr_array(adata.X).data), sparse.csr_array(before.X).data
@@ -234,7 +234,7 @@ def test_untidy_sparse_is_tidied_in_a_copy():
     )
     adata.X = untidy
     nnz = adata.X.nnz
-    cells = make_schema().register(adata).encode(adata)
+    cells = register(adata, make_schema())[1]
     assert adata.X.nnz == nnz == 2 * tidy.nnz
     assert cells.expression.nnz == tidy.nnz
     np.testing.assert_array_equal(cells.batch(ROWS).values["y"], dense[ROWS])
@@ -243,7 +243,7 @@ def test_untidy_sparse_is_tidied_in_a_copy():
 def test_log1p_has_library_one():
     adata = make_adata()
     adata.X = np.log1p(adata.X / 3)
-    registry = make_schema(expression="log1p").register(adata)
+    registry = register(adata, make_schema(expression="log1p"))[0]
     batch = registry.encode(adata).batch(ROWS)
     assert registry.target_sum is None
     assert batch.values["library"].tolist() == [[1.0]] * len(ROWS)
@@ -281,7 +281,7 @@ def test_counts_are_held_in_the_narrowest_type_and_come_back_whole(kind, largest
     adata.X[7, 2] = largest
     dense = adata.X.copy()
     adata.X = adata.X if kind == "dense" else sparse.csr_array(adata.X)
-    cells = make_schema().register(adata).encode(adata)
+    cells = register(adata, make_schema())[1]
     assert cells.expression.dtype == dtype
     np.testing.assert_array_equal(cells.batch(np.arange(48)).values["y"], dense)
     np.testing.assert_array_equal(cells.library[:, 0], dense.sum(axis=1))
@@ -290,12 +290,12 @@ def test_counts_are_held_in_the_narrowest_type_and_come_back_whole(kind, largest
 def test_log_values_stay_floats(reference):
     adata = make_adata()
     adata.X = np.log1p(adata.X)
-    assert make_schema(expression="log1p").register(adata).encode(adata).expression.dtype == "f4"
+    assert register(adata, make_schema(expression="log1p"))[1].expression.dtype == "f4"
 
 
 def test_n_total_scales_to_the_training_cells():
     adata = make_adata()
-    cells = make_schema().register(adata).encode(adata)
+    cells = register(adata, make_schema())[1]
     assert (len(cells), cells.n_genes, cells.n_total) == (48, 5, 48)
     assert cells.batch(ROWS).n_total == 48
     assert replace(cells, n_total=40).batch(ROWS).n_total == 40
@@ -311,7 +311,7 @@ def test_batch_goes_to_the_device(reference):
 
 def test_nbytes_counts_every_array():
     adata = _in_memory("csr")
-    cells = make_schema().register(adata).encode(adata)
+    cells = register(adata, make_schema())[1]
     matrix = cells.expression
     arrays = [matrix.data, matrix.indices, matrix.indptr, cells.obs_names, cells.library.numpy()]
     arrays += [cells.levels[name].numpy() for name in ("x", "t")]
@@ -328,7 +328,7 @@ def test_read_cells_passes_anndata_through():
 def test_real_glioblastoma_from_disk_and_backed():
     path = real_file("gbm_panobinostat.h5ad")
     schema = make_schema(treatment_key="treatment", covariate_keys="patient", dose_key="dose")
-    registry = schema.register(path)
+    registry = register(path, schema)[0]
     cells = registry.encode(path)
     assert (len(cells), cells.n_genes) == (5000, 300)
     assert registry.widths == {"x": 5, "t": 1, "y": 300}
@@ -349,16 +349,16 @@ def test_real_combinations_with_zero_genes():
     adata = ad.read_h5ad(real_file("norman_k562_combinations.h5ad"))
     schema = make_schema(treatment_key="treatment", covariate_keys="cell_line")
     with pytest.raises(SchemaError, match=r"250 of 500 genes are zero.*sc\.pp\.filter_genes"):
-        schema.register(adata)
+        register(adata, schema)
     sc.pp.filter_genes(adata, min_cells=1)
-    registry = schema.register(adata)
+    registry = register(adata, schema)[0]
     assert registry.widths["y"] == 250
     assert sum(each.n_cells for each in registry.conditions) == len(registry.encode(adata)) == 3375
 
 
 def test_real_context_of_seven_cell_types():
     schema = make_schema(treatment_key="treatment", covariate_keys="cell_type", dose_key="dose")
-    registry = schema.register(real_file("kang_ifnb_small.h5ad"))
+    registry = register(real_file("kang_ifnb_small.h5ad"), schema)[0]
     assert registry.widths == {"x": 7, "t": 1, "y": 2001}
     assert registry.n_prior_conditions == 8
     assert sum(each.n_cells for each in registry.conditions) == 2694
@@ -368,7 +368,9 @@ def test_real_context_of_seven_cell_types():
 def test_real_combinations_add_up():
     adata = ad.read_h5ad(real_file("norman_k562_combinations.h5ad"))
     adata = adata[:, np.asarray(adata.X.sum(axis=0)).ravel() > 0].copy()
-    registry = make_schema(treatment_key="treatment", covariate_keys="cell_line").register(adata)
+    registry = register(adata, make_schema(treatment_key="treatment", covariate_keys="cell_line"))[
+        0
+    ]
     assert len(registry.treatments) == 34
     assert registry.n_prior_conditions == 34
     t = registry.encode(adata).site("t").numpy()
@@ -381,6 +383,6 @@ def test_real_data_without_control():
     adata = ad.read_h5ad(real_file("neutrophil_12cytokines.h5ad"))
     adata = adata[:, np.asarray(adata.X.sum(axis=0)).ravel() > 0].copy()
     schema = make_schema(treatment_key="treatment", control=None, covariate_keys="cell_type")
-    registry = schema.register(adata)
+    registry = register(adata, schema)[0]
     assert (len(registry.agents), registry.n_prior_conditions) == (12, 12)
     assert registry.encode(adata).site("t").sum(dim=1).unique().tolist() == [1.0]

@@ -174,7 +174,7 @@ def test_effects_of_refits_have_intervals_of_parameters(folder, doses, tmp_path)
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("none.csv", ["--gene", "gen3"], "'gen3' is no gene of the model. Did you mean 'gene3'?"),
+        ("none.csv", ["--gene", "gen3"], "Unknown --gene 'gen3'. Did you mean 'gene3'?"),
         ("none.csv", ["--treatment", "drug7"], "'drug7'"),
         ("none.csv", ["--level", "90"], "level is 90"),
         ("none.h5ad", ["--gene", "gene3"], "--gene is for a .csv"),
@@ -218,7 +218,7 @@ def test_interactions_write_pairs_and_genes_and_show_the_top(interactions):
     [
         (SCHEMA[:2] + SCHEMA[4:], "name them with --control"),
         ([*SCHEMA, "--level", 10], "--level is 10"),
-        ([*SCHEMA, "--device", "tpu"], "--device 'tpu' is none"),
+        ([*SCHEMA, "--device", "tpu"], "Unknown --device 'tpu'; expected auto, cpu or cuda."),
         ([*SCHEMA, "--likelihood", "normal"], "likelihood 'normal' is for expression='log1p'"),
         ([*SCHEMA, "--replicate-key", "donor"], "'donor'"),
     ],
@@ -276,7 +276,7 @@ def test_dose_response_follows_doses_in_contexts(doses, curve, tmp_path):
     [
         (["--treatment", "drug1", "--covariate", "line=line9"], "'line9'"),
         (["--treatment", "drug1", "--covariate", "lines=line1"], "'line' not given"),
-        (["--treatment", "drug1", "--gene", "gene99"], "'gene99' is no gene"),
+        (["--treatment", "drug1", "--gene", "gene99"], "Unknown --gene 'gene99'."),
         (["--treatment", "control"], "is the control, which has no dose"),
         (["--treatment", "drug1", "--dose", "-1"], "-1.0 is not a number from 0 up"),
     ],
@@ -344,7 +344,7 @@ def test_plot_draws_latents_and_makes_the_umap(folder, tmp_path):
     assert "--color: name a column of obs, of 'line', 'drug'" in fail("plot", *arguments, out=out)
     for wrong, message in [
         (["--color", "dose"], "no column 'dose'"),
-        (["--color", "drug", "--block", "z"], "--block 'z' is none of z_t, z_x"),
+        (["--color", "drug", "--block", "z"], "Unknown --block 'z'; expected z_t or z_x."),
     ]:
         assert message in fail("plot", *arguments, *wrong, out=out)
 
@@ -352,7 +352,7 @@ def test_plot_draws_latents_and_makes_the_umap(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pie", "effects.csv"], "'pie' is no kind of figure; these are: loss, latents"),
+        (["pie", "effects.csv"], "Unknown kind of figure 'pie'; expected loss, latents"),
         (["loss", "effects.csv", "effects.csv"], "2 files are given, wanted one"),
         (["loss", "effects.csv"], "no train/<term>"),
         (["loss", "nothing"], "nothing"),

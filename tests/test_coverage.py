@@ -10,7 +10,6 @@ from scipy import stats
 
 from pyro_fcr import FCR, Architecture, QueryError, Schema
 from pyro_fcr.metrics.intervals import central_shares, pit_of_draws
-from pyro_fcr.queries.coverage import interval_coverage
 from pyro_fcr.simulation import InteractionDesign, simulate_interactions
 
 DESIGN = InteractionDesign(
@@ -27,7 +26,7 @@ def fitted():
 
 
 def observed(fcr, adata=None, **settings):
-    table = interval_coverage(fcr, adata, **{"n_draws": 100, **settings})
+    table = fcr.interval_coverage(adata, **{"n_draws": 100, **settings})
     return table.set_index(["kind", "nominal"])["observed"]
 
 
@@ -55,7 +54,7 @@ def test_pit_refuses_more_ranks_than_draws():
 
 
 def test_intervals_hold_held_out_cells_as_often_as_they_say(fitted):
-    table = interval_coverage(fitted)
+    table = fitted.interval_coverage()
     assert list(table["kind"]) == ["observation"] * 2
     assert list(table["n"]) == [len(fitted.split.heldout) * 40] * 2
     half, most = table["observed"]
@@ -114,28 +113,28 @@ def test_unseen_conditions_stand_in_rows_of_their_own():
     )
     fcr = FCR(adata, schema, architecture=Architecture(n_tx=1, n_hidden=8))
     fcr.fit(max_epochs=1, progress=False)
-    assert set(interval_coverage(fcr, n_draws=2)["kind"]) == {"observation"}
-    table = interval_coverage(fcr, adata, levels=(0.8,), n_draws=2)
+    assert set(fcr.interval_coverage(n_draws=2)["kind"]) == {"observation"}
+    table = fcr.interval_coverage(adata, levels=(0.8,), n_draws=2)
     assert list(table["kind"]) == ["observation", "observation, unseen condition"]
     assert list(table["n"]) == [10 * (~pair).sum(), 10 * pair.sum()]
 
 
 def test_the_same_seed_gives_the_same_table_and_leaves_the_global_state_alone(fitted):
     state = torch.get_rng_state()
-    first = interval_coverage(fitted, n_draws=5, seed=3)
+    first = fitted.interval_coverage(n_draws=5, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
-    assert first.equals(interval_coverage(fitted, n_draws=5, seed=3))
-    assert not first.equals(interval_coverage(fitted, n_draws=5, seed=4))
+    assert first.equals(fitted.interval_coverage(n_draws=5, seed=3))
+    assert not first.equals(fitted.interval_coverage(n_draws=5, seed=4))
 
 
 def test_what_cannot_be_asked_is_named(fitted, adata):
     with pytest.raises(QueryError, match="levels: 90 is not between 0 and 1"):
-        interval_coverage(fitted, levels=(0.5, 90))
+        fitted.interval_coverage(levels=(0.5, 90))
     with pytest.raises(QueryError, match="n_draws is 0"):
-        interval_coverage(fitted, n_draws=0)
+        fitted.interval_coverage(n_draws=0)
     fresh = FCR(adata, SCHEMA, architecture=Architecture(n_tx=1))
     with pytest.raises(QueryError, match="no held-out cells.*adata="):
-        interval_coverage(fresh)
+        fresh.interval_coverage()
     fresh.fit(max_epochs=1, heldout_fraction=0.0, progress=False)
     with pytest.raises(QueryError, match="held out no cells.*heldout_fraction="):
-        interval_coverage(fresh)
+        fresh.interval_coverage()

@@ -12,6 +12,7 @@ from edits import EDITS, bayesian
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_fcr import AVERAGE, FCR, FCRLoss
+from pyro_fcr.data import register
 from pyro_fcr.graph import Claim
 from pyro_fcr.objective import Objective
 from pyro_fcr.objective.terms import KL
@@ -23,7 +24,7 @@ def edited(request):
     edit = EDITS[request.param]
     adata = edit.data()
     torch.manual_seed(0)
-    model, guide = edit.build(edit.schema.register(adata))
+    model, guide = edit.build(register(adata, edit.schema)[0])
     fcr = FCR(adata, edit.schema, model=model, guide=guide)
     fcr.fit(
         max_epochs=4,
@@ -107,7 +108,7 @@ def trained():
         edit = EDITS[name]
         adata = edit.data()
         torch.manual_seed(0)
-        model, guide = edit.build(edit.schema.register(adata))
+        model, guide = edit.build(register(adata, edit.schema)[0])
         fcr = FCR(adata, edit.schema, model=model, guide=guide)
         fcr.fit(max_epochs=4, batch_size=128, progress=False, **fit)
         return fcr, adata
@@ -165,7 +166,7 @@ def test_the_shipped_programs_refuse_sites_that_they_do_not_know():
 def test_kl_without_closed_form_is_taken_from_draws_with_one_line(name, caplog):
     edit = EDITS[name]
     adata = edit.data()
-    registry = edit.schema.register(adata)
+    registry = register(adata, edit.schema)[0]
     batch = registry.encode(adata).batch(np.arange(32))
     with caplog.at_level(logging.WARNING, logger="pyro_fcr"):
         objective = Objective.from_programs(*edit.build(registry), batch)
@@ -181,7 +182,7 @@ def test_kl_without_closed_form_is_taken_from_draws_with_one_line(name, caplog):
 def test_shared_latents_are_spread_over_the_data_and_drawn_from_the_guide():
     edit = EDITS["g_bayesian"]
     adata = edit.data()
-    registry = edit.schema.register(adata)
+    registry = register(adata, edit.schema)[0]
     model, guide = bayesian(registry, AutoNormal)
     fcr = FCR(adata, edit.schema, model=model, guide=guide)
     assert fcr.graph.shared == {"log_dispersion"}
@@ -198,7 +199,7 @@ def test_shared_latents_are_spread_over_the_data_and_drawn_from_the_guide():
 def test_a_user_s_own_svi_trains_an_autoguide_too():
     edit = EDITS["g_bayesian"]
     adata = edit.data()
-    registry = edit.schema.register(adata)
+    registry = register(adata, edit.schema)[0]
     batch = registry.encode(adata).batch(np.arange(64))
     for _ in range(2):  # a second model of the same names must train as well
         model, guide = bayesian(registry)

@@ -8,7 +8,8 @@ from conftest import SCHEMA, simulate
 from edits import EDITS
 
 from pyro_fcr import FCR, Architecture, Model, QueryError, Schema, SchemaError, bootstrap
-from pyro_fcr.discovery.effects import effects, enrichment
+from pyro_fcr.data import register
+from pyro_fcr.discovery.effects import effects
 from pyro_fcr.distributions import Exogenous
 from pyro_fcr.draws import new_cells
 from pyro_fcr.draws.paths import path_responses
@@ -36,7 +37,7 @@ def pseudobulk(adata):
 
 
 def test_total_effects_are_those_of_the_cells(fitted, table):
-    bulk = pseudobulk(fitted.adata)
+    bulk = pseudobulk(fitted.source(None))
     total = table[table["effect"] == "total"]
     for (drug, line), rows in total.groupby(["treatment", "line"]):
         real = bulk.loc[drug, line] - bulk.loc["control", line]
@@ -89,7 +90,7 @@ def test_both_worlds_are_drawn_from_the_same_noise(fitted):
 def test_the_interaction_block_cannot_say_what_a_treatment_does_everywhere():
     adata = simulate(900, n_x=4)
     adata = adata[(adata.obs["line"] != "line3") | (adata.obs["drug"] != "drug1")].copy()
-    registry = SCHEMA.register(adata)
+    registry = register(adata, SCHEMA)[0]
     seen = registry.mean_context("x")
     share = adata.obs["line"][adata.obs["drug"] == "drug1"].value_counts(normalize=True)
     np.testing.assert_allclose(seen[0], [*share.sort_index(), 0.0], rtol=1e-5)
@@ -119,7 +120,7 @@ class DirectModel(Model):
 
 def test_what_bypasses_the_blocks_is_a_part_of_its_own():
     adata = simulate(300, n_genes=12)
-    registry = SCHEMA.register(adata)
+    registry = register(adata, SCHEMA)[0]
     model, guide = SMALL.build(registry.widths, target_sum=registry.target_sum)
     decoder = NegativeBinomialDecoder([3, 3, 3, 2], 12)
     direct = DirectModel(z_x=model.z_x, z_tx=model.z_tx, z_t=model.z_t, y=decoder)
@@ -131,7 +132,7 @@ def test_what_bypasses_the_blocks_is_a_part_of_its_own():
 def test_every_graph_has_effects(name):
     edit = EDITS[name]
     adata = edit.data()
-    model, guide = edit.build(edit.schema.register(adata))
+    model, guide = edit.build(register(adata, edit.schema)[0])
     fcr = FCR(adata, edit.schema, model=model, guide=guide)
     found = effects(fcr, n_cells=20)
     reached = {z for z in fcr.graph.blocks if "t" in fcr.graph.ancestors(z)}
@@ -206,7 +207,7 @@ def test_questions_without_an_answer(fitted):
 
 def test_enrichment_ranks_treatments_by_what_they_spare(fitted):
     found = effects(fitted, n_cells=200)
-    table = enrichment(found, "line1")
+    table = found.enrichment("line1")
     assert list(table.columns) == ["treatment", "here", "elsewhere", "selectivity", "nearest"]
     assert table["selectivity"].is_monotonic_decreasing
     total = found.rows["effect"] == "total"
@@ -215,18 +216,18 @@ def test_enrichment_ranks_treatments_by_what_they_spare(fitted):
     row = table.set_index("treatment").loc["drug1"]
     assert row["here"] == pytest.approx(rms)
     assert row["selectivity"] == pytest.approx(row["here"] - row["elsewhere"])
-    one_gene = enrichment(found, "line1", genes=["gene5"])
+    one_gene = found.enrichment("line1", genes=["gene5"])
     assert not np.allclose(one_gene["here"], table["here"])
     with pytest.raises(QueryError, match="context 'lineX': the effects are of line0, line1, line2"):
-        enrichment(found, "lineX")
+        found.enrichment("lineX")
     with pytest.raises(KeyError, match="'geneX' is no gene"):
-        enrichment(found, "line1", genes=["geneX"])
+        found.enrichment("line1", genes=["geneX"])
 
 
 def test_effects_know_the_treatment_that_has_cells_in_features():
     edit = EDITS["i_features"]
     adata = edit.data()
-    model, guide = edit.build(edit.schema.register(adata))
+    model, guide = edit.build(register(adata, edit.schema)[0])
     fcr = FCR(adata, edit.schema, model=model, guide=guide)
     rows = effects(fcr, treatments=["drug3"], n_cells=10).rows
     assert rows["extrapolated"].all()

@@ -11,8 +11,9 @@ from conftest import SCHEMA, simulate
 from edits import EDITS
 from matplotlib import pyplot as plt
 
-from pyro_fcr import FCR, QueryError, Schema, export
-from pyro_fcr.queries.export import to_arviz
+from pyro_fcr import FCR, QueryError, Schema
+from pyro_fcr.data import register
+from pyro_fcr.queries import export
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 once a day
@@ -34,12 +35,12 @@ def fcr():
 
 @pytest.fixture(scope="module")
 def cells(fcr):
-    return fcr.adata[:40].copy()
+    return fcr.source(None)[:40].copy()
 
 
 @pytest.fixture(scope="module")
 def data(fcr, cells):
-    return to_arviz(fcr, cells, predictions={"treatment": "drug1"}, genes=GENES, n_draws=200)
+    return fcr.to_arviz(cells, predictions={"treatment": "drug1"}, genes=GENES, n_draws=200)
 
 
 def groups_of(data):
@@ -151,20 +152,18 @@ def test_expression_is_drawn_given_the_latents_of_its_draw(data, cells, fcr):
 
 
 def test_kept_genes_are_columns_of_all_genes(fcr, cells):
-    every = to_arviz(fcr, cells, n_draws=3)
-    some = to_arviz(fcr, cells, n_draws=3, genes=GENES)
+    every = fcr.to_arviz(cells, n_draws=3)
+    some = fcr.to_arviz(cells, n_draws=3, genes=GENES)
     assert every["prior_predictive"]["y"].sizes["gene"] == 12
     for group in ("posterior_predictive", "prior_predictive", "observed_data"):
         xr.testing.assert_equal(every[group]["y"].sel(gene=GENES), some[group]["y"])
     xr.testing.assert_equal(every["log_likelihood"]["y"], some["log_likelihood"]["y"])
-    assert list(to_arviz(fcr, cells, n_draws=1, genes="gene2")["observed_data"]["gene"]) == [
-        "gene2"
-    ]
+    assert list(fcr.to_arviz(cells, n_draws=1, genes="gene2")["observed_data"]["gene"]) == ["gene2"]
 
 
 def test_draws_are_the_seed_s_and_leave_the_random_state_alone(fcr, cells):
     before = torch.random.get_rng_state()
-    one, same, other = (to_arviz(fcr, cells, n_draws=2, seed=s)["posterior"] for s in (1, 1, 2))
+    one, same, other = (fcr.to_arviz(cells, n_draws=2, seed=s)["posterior"] for s in (1, 1, 2))
     assert torch.equal(before, torch.random.get_rng_state())
     np.testing.assert_array_equal(one["z_x"], same["z_x"])
     assert not np.array_equal(one["z_x"], other["z_x"])
@@ -172,14 +171,14 @@ def test_draws_are_the_seed_s_and_leave_the_random_state_alone(fcr, cells):
 
 
 def test_without_cells_the_training_cells_are_taken_and_the_target_left_out(fcr):
-    data = to_arviz(fcr, n_draws=2, genes=["gene0"])
+    data = fcr.to_arviz(n_draws=2, genes=["gene0"])
     assert data["posterior"].sizes["cell"] == 300
     assert set(groups_of(data)) == {*DRAWN, *SETS[:2]}
 
 
 def test_a_target_says_what_is_held_and_may_be_a_context(fcr, cells):
     target = {"covariates": {"line": "line1"}, "hold": []}
-    data = to_arviz(fcr, cells, n_draws=2, predictions=target)
+    data = fcr.to_arviz(cells, n_draws=2, predictions=target)
     assert set(data["predictions_constant_data"]["line"].values) == {"line1"}
     for site in ("z_x", "z_t", "z_tx"):
         assert not np.array_equal(data["predictions"][site], data["posterior"][site])
@@ -194,7 +193,7 @@ def edited(request):
     edit = EDITS[request.param]
     adata = edit.data()
     torch.manual_seed(0)
-    model, guide = edit.build(edit.schema.register(adata))
+    model, guide = edit.build(register(adata, edit.schema)[0])
     fcr = FCR(adata, edit.schema, model=model, guide=guide)
     fcr.inspect()  # an autoguide has no parameters before its first run
     return edit, adata[:30].copy(), fcr
@@ -203,7 +202,7 @@ def edited(request):
 @pytest.mark.parametrize("edited", EDITS, indirect=True)
 def test_every_edit_of_the_graph_is_exported(edited):
     edit, cells, fcr = edited
-    data = to_arviz(fcr, cells, predictions=edit.target, n_draws=8, genes=["gene5"])
+    data = fcr.to_arviz(cells, predictions=edit.target, n_draws=8, genes=["gene5"])
     for group in ("posterior", "prior", "predictions"):
         assert {*data[group].data_vars} - {"y"} == {*fcr.graph.latents}
         for site in fcr.graph.latents:
@@ -233,7 +232,7 @@ def test_shared_latents_are_one_draw_for_all_cells(edited, monkeypatch):
     seen = []
     assert fcr.graph.shared == {"log_dispersion"}  # read before the decoder is listened to
     hook = fcr.model.y.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[-1]))
-    data = to_arviz(fcr, cells, predictions={"treatment": "drug1"}, n_draws=2)
+    data = fcr.to_arviz(cells, predictions={"treatment": "drug1"}, n_draws=2)
     hook.remove()
     runs = np.stack([value.numpy() for value in seen]).reshape(3, 3, 2, 12)  # chunk, group, draw
     for number, group in enumerate(("posterior", "prior", "predictions")):
@@ -245,9 +244,9 @@ def test_shared_latents_are_one_draw_for_all_cells(edited, monkeypatch):
 
 
 def test_many_cells_are_drawn_in_chunks_and_stay_in_order(fcr, cells, monkeypatch):
-    whole = to_arviz(fcr, cells, predictions={"treatment": "drug2"}, n_draws=2)
+    whole = fcr.to_arviz(cells, predictions={"treatment": "drug2"}, n_draws=2)
     monkeypatch.setattr("pyro_fcr.api._CHUNK", 16)
-    parts = to_arviz(fcr, cells, predictions={"treatment": "drug2"}, n_draws=2)
+    parts = fcr.to_arviz(cells, predictions={"treatment": "drug2"}, n_draws=2)
     for group in SETS:
         left, right = (d[group] for d in (whole, parts))
         for name in left.data_vars:
@@ -268,7 +267,7 @@ def test_doses_and_columns_with_taken_names_are_labels_too():
     schema = Schema(treatment_key="t", control="control", dose_key="dose", covariate_keys="line")
     cells = adata[:20].copy()
     target = {"treatment": "drug1", "dose": 10.0}
-    data = to_arviz(FCR(adata, schema), cells, predictions=target, n_draws=2)
+    data = FCR(adata, schema).to_arviz(cells, predictions=target, n_draws=2)
     fixed = data["constant_data"]
     np.testing.assert_array_equal(fixed["obs_t"], cells.obs["t"])
     np.testing.assert_array_equal(fixed["dose"], cells.obs["dose"])
@@ -353,13 +352,13 @@ def test_what_cannot_be_asked_is_said_before_anything_is_drawn(
 ):
     monkeypatch.setattr("pyro_fcr.draws.sites.respond", lambda *_, **__: pytest.fail("drew"))
     with pytest.raises(QueryError, match=message):
-        to_arviz(fcr, cells, **asked)
+        fcr.to_arviz(cells, **asked)
 
 
 def test_a_model_without_data_asks_for_cells(fcr, tmp_path):
     loaded = FCR.load(fcr.save(tmp_path / "model"))
     with pytest.raises(ValueError, match="pass adata="):
-        to_arviz(loaded)
+        loaded.to_arviz()
 
 
 def test_without_arviz_the_message_says_how_to_get_it(fcr, monkeypatch):
@@ -368,4 +367,4 @@ def test_without_arviz_the_message_says_how_to_get_it(fcr, monkeypatch):
 
     monkeypatch.setattr(export, "version", missing)
     with pytest.raises(ImportError, match="pip install arviz"):
-        to_arviz(fcr)
+        fcr.to_arviz()

@@ -134,9 +134,9 @@ class _OtherPlate(nn.Module):
 
 def test_missing_and_renamed_latents_are_named(programs, batch):
     model, guide = programs
-    with pytest.raises(ProgramError, match="model draws z_tx, the guide does not"):
+    with pytest.raises(ProgramError, match="model draws z_tx, but the guide does not"):
         check_programs(model, Wrapped(guide, lambda g: poutine.block(g, hide=["z_tx"])), batch)
-    with pytest.raises(ProgramError, match=r"draws z_t, the guide does not.*z_treatment"):
+    with pytest.raises(ProgramError, match=r"draws z_t, but the guide does not.*z_treatment"):
         check_programs(model, _Renamed(guide), batch)
 
 
@@ -144,7 +144,7 @@ def test_wrong_size_family_and_plate_are_named(programs, batch):
     model, guide = programs
     with pytest.raises(ProgramError, match=r"z_x: event_shape is \(2,\).*\(3,\)"):
         check_programs(model, make_programs(batch, n_x=3)[1], batch)
-    with pytest.raises(ProgramError, match=r"z_x: stands in the plates cells .* rows"):
+    with pytest.raises(ProgramError, match=r"z_x: is in the plates cells .* rows"):
         check_programs(model, _OtherPlate(guide), batch)
     guide.z_tx = _Poisson()
     with pytest.raises(ProgramError, match="z_tx: the guide's Poisson has no reparametrised draws"):
@@ -208,7 +208,7 @@ class _NoPlate(nn.Module):
 
 def test_a_forgotten_plate_or_event_dimension_is_named(programs, batch):
     model, guide = programs
-    with pytest.raises(ProgramError, match=r"z_x: stands in the plates none .* cells"):
+    with pytest.raises(ProgramError, match=r"z_x: is in the plates none .* cells"):
         check_programs(_NoPlate(model), guide, batch)
 
     class Flat(nn.Module):
@@ -220,7 +220,7 @@ def test_a_forgotten_plate_or_event_dimension_is_named(programs, batch):
             return self.encoder(*inputs).base_dist  # .to_event(1) forgotten
 
     guide.z_t = Flat(guide.z_t)
-    with pytest.raises(ProgramError, match=r"at site z_t .*end its distribution with .to_event"):
+    with pytest.raises(ProgramError, match=r"at site z_t .*End its distribution with .to_event"):
         check_programs(model, guide, batch)
 
 
@@ -237,7 +237,7 @@ class _TwoPlates(nn.Module):
 
 def test_a_second_plate_is_named(programs, batch):
     model, guide = programs
-    with pytest.raises(ProgramError, match=r"named 'cells'.*second time.*under one .with"):
+    with pytest.raises(ProgramError, match=r"named 'cells'.*second use.*under one .with"):
         check_programs(model, _TwoPlates(guide), batch)
 
 
@@ -255,7 +255,7 @@ class _NoOutcome(nn.Module):
 
 def test_an_outcome_must_be_observed(programs, batch):
     model, guide = programs
-    with pytest.raises(ProgramError, match=r"observes nothing .*pass obs=batch.get\('y'\)"):
+    with pytest.raises(ProgramError, match=r"observes nothing .*Pass obs=batch.get\('y'\)"):
         check_programs(_NoOutcome(model), guide, batch)
 
 

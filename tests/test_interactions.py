@@ -5,6 +5,7 @@ import torch
 from conftest import make_programs
 
 from pyro_fcr import FCR, Architecture, QueryError, Schema, SchemaError
+from pyro_fcr.data import register
 from pyro_fcr.discovery import interactions as module
 from pyro_fcr.discovery.interactions import rank_interactions
 from pyro_fcr.discovery.refits import CrossFit, bootstrap, cross_fit
@@ -238,7 +239,7 @@ def test_refits_start_anew_and_draw_with_replacement(planted):
 
 
 def test_own_programs_need_a_way_to_be_made_anew(planted):
-    batch = SCHEMA.register(planted).encode(planted).batch(np.arange(8))
+    batch = register(planted, SCHEMA)[1].batch(np.arange(8))
     model, guide = make_programs(batch)
     fcr = FCR(planted, SCHEMA, model=model, guide=guide)
     with pytest.raises(ValueError, match="pass programs=, a function"):

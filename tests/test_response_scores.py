@@ -518,7 +518,7 @@ def test_what_treated_cells_share_is_the_mean_change_of_the_training_conditions(
 
 
 def test_changes_are_those_that_were_scored(interacting):
-    adata, made, table = interacting
+    adata, _, table = interacting
     means = adata.to_df().groupby([adata.obs["line"], adata.obs["drug"]]).mean()
     own = table.changes.loc[("unseen pair", "a", "u")]
     real = means.loc[("u", "a")] - means.loc[("u", "none")]

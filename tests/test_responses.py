@@ -14,13 +14,13 @@ from scipy import sparse
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyro_fcr import FCR, Architecture, QueryError, Schema, SchemaError, responses
+from pyro_fcr import FCR, Architecture, QueryError, Schema, SchemaError, draws
+from pyro_fcr.data import register
 from pyro_fcr.distributions import NegativeBinomial
 from pyro_fcr.draws import responder
 from pyro_fcr.draws.sinks import Moments, Quantiles
-from pyro_fcr.queries import ask, posterior_predictive
+from pyro_fcr.queries import ask
 from pyro_fcr.queries.answers import Output
-from pyro_fcr.queries.curves import dose_response
 from pyro_fcr.queries.support import support
 
 SMALL = Architecture(n_x=3, n_t=2, n_tx=2, n_hidden=16)
@@ -141,11 +141,11 @@ def test_answers_do_not_change_with_the_memory(fcr, form, small_blocks):
 
 def test_blocks_of_cells_have_their_own_seeds(fcr, small_blocks):
     whole = fcr.counterfactual(treatment="drug1", output="mean")
-    first = fcr.counterfactual(fcr.adata[:128].copy(), treatment="drug1", output="mean")
+    first = fcr.counterfactual(fcr.source(None)[:128].copy(), treatment="drug1", output="mean")
     np.testing.assert_array_equal(whole.X[:128], first.X)
     new = fcr.predict("drug1", covariates={"line": "line0"}, n_cells=128, output="mean").X
     assert not np.isclose(new[:64], new[64:]).all(axis=1).any()
-    seeds = {responses.block_seed(seed, number) for seed in range(-5, 5) for number in range(50)}
+    seeds = {draws.block_seed(seed, number) for seed in range(-5, 5) for number in range(50)}
     assert len(seeds) == 500
 
 
@@ -174,8 +174,8 @@ def test_the_guide_runs_once_where_its_draws_do_not_depend_on_one_another(fcr):
     runs = []
     handle = fcr.guide.register_forward_pre_hook(lambda *_: runs.append(1))
     moments = Moments()
-    batch = fcr.registry.encode(fcr.adata).batch(np.arange(30), device=fcr.device)
-    drawer = responses.Responder(fcr.model, fcr.guide, hold=("z_x",))
+    batch = fcr.registry.encode(fcr.source(None)).batch(np.arange(30), device=fcr.device)
+    drawer = draws.Responder(fcr.model, fcr.guide, hold=("z_x",))
     drawer.feed(batch, expected=[moments], n_draws=30)
     handle.remove()
     assert len(runs) == 2  # the graph is read once, too
@@ -185,12 +185,12 @@ def test_the_guide_runs_once_where_its_draws_do_not_depend_on_one_another(fcr):
 def test_a_guide_whose_draws_depend_on_one_another_runs_for_every_draw():
     edit = EDITS["g_bayesian"]  # an autoguide draws the shared latent from an auxiliary one
     adata = edit.data()
-    model, guide = edit.build(edit.schema.register(adata))
-    batch = edit.schema.register(adata).encode(adata).batch(np.arange(30))
-    responses.Responder(model, guide, hold=("log_dispersion",)).feed(batch)  # autoguides start
+    model, guide = edit.build(register(adata, edit.schema)[0])
+    batch = register(adata, edit.schema)[1].batch(np.arange(30))
+    draws.Responder(model, guide, hold=("log_dispersion",)).feed(batch)  # autoguides start
     seen = []
     handle = model.y.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[-1].clone()))
-    responses.Responder(model, guide, hold=("log_dispersion",)).feed(batch, n_draws=3)
+    draws.Responder(model, guide, hold=("log_dispersion",)).feed(batch, n_draws=3)
     handle.remove()
     assert not torch.equal(seen[-1], seen[-2])
 
@@ -307,15 +307,15 @@ def test_outputs_that_there_are_not_are_refused(fcr, tmp_path):
 
 
 def test_the_target_s_own_cells_do_not_reach_a_counterfactual(fcr):
-    drug = fcr.adata.obs["drug"].to_numpy()
+    drug = fcr.source(None).obs["drug"].to_numpy()
     at = np.flatnonzero(drug == "drug1")
-    permuted = fcr.adata.copy()
-    permuted.X[at] = fcr.adata.X[np.roll(at, 7)]
-    assert not np.array_equal(permuted.X, fcr.adata.X)
+    permuted = fcr.source(None).copy()
+    permuted.X[at] = fcr.source(None).X[np.roll(at, 7)]
+    assert not np.array_equal(permuted.X, fcr.source(None).X)
     other = FCR(permuted, SCHEMA, model=fcr.model, guide=fcr.guide)
     control, treated = drug == "control", drug == "drug1"
     one, two = (
-        m.counterfactual(m.adata[control].copy(), treatment="drug1", n_draws=2).X.toarray()
+        m.counterfactual(m.source(None)[control].copy(), treatment="drug1", n_draws=2).X.toarray()
         for m in (fcr, other)
     )
     np.testing.assert_array_equal(one, two)
@@ -328,13 +328,13 @@ def test_the_target_s_own_cells_do_not_reach_a_counterfactual(fcr):
 
 
 def test_library_sizes_are_the_cells_own_or_set(fcr):
-    own = np.asarray(fcr.adata.X.sum(axis=1)).ravel()
+    own = np.asarray(fcr.source(None).X.sum(axis=1)).ravel()
     sizes = np.linspace(10, 90, 400)
     for library, expected in [(None, own), (250.0, 250.0), (sizes, sizes)]:
         ask = {"output": "mean", "library": library}
         for answer in (
             fcr.counterfactual(treatment="drug1", **ask),
-            posterior_predictive(fcr, **ask),
+            fcr.posterior_predictive(**ask),
         ):
             np.testing.assert_allclose(answer.X.sum(axis=1), expected, rtol=1e-4)
     with pytest.raises(QueryError, match=r"shape \(3,\), wanted a number or one for each of 400"):
@@ -344,11 +344,11 @@ def test_library_sizes_are_the_cells_own_or_set(fcr):
 
 
 def test_a_posterior_predictive_draws_all_latents_from_the_guide(fcr):
-    some = fcr.adata[:50].copy()
+    some = fcr.source(None)[:50].copy()
     own = [fcr.get_latent_representation(block, some) for block in ("z_x", "z_tx", "z_t")]
     seen = []
     handle = fcr.model.y.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[:3]))
-    answer = posterior_predictive(fcr, some, n_draws=200, output="mean")
+    answer = fcr.posterior_predictive(some, n_draws=200, output="mean")
     handle.remove()
     for i, expected in enumerate(own):
         drawn = torch.stack([latents[i] for latents in seen]).mean(dim=0).cpu().numpy()
@@ -368,16 +368,16 @@ def test_predict_sums_a_condition_up(fcr):
 
 
 def test_unknown_levels_are_listed_by_every_query(with_doses):
-    foreign = with_doses.adata[:5].copy()
+    foreign = with_doses.source(None)[:5].copy()
     foreign.obs["line"] = "line7"
     message = r"'line7'.*'line0', 'line1', 'line2'"
     target = {"treatment": "drug1", "dose": 1.0, "covariates": {"line": "line7"}}
     for answer in (
         lambda: with_doses.counterfactual(**target),
         lambda: with_doses.predict(**target),
-        lambda: posterior_predictive(with_doses, foreign),
-        lambda: dose_response(with_doses, "drug1", cells={"line": "line7"}),
-        lambda: dose_response(with_doses, "drug1", cells=foreign),
+        lambda: with_doses.posterior_predictive(foreign),
+        lambda: with_doses.dose_response("drug1", cells={"line": "line7"}),
+        lambda: with_doses.dose_response("drug1", cells=foreign),
         lambda: support(with_doses.registry, "drug1", {"line": "line7"}, dose=1.0),
     ):
         with pytest.raises(SchemaError, match=message):
@@ -403,7 +403,7 @@ def test_an_unseen_treatment_with_features_is_answered_and_marked():
 def test_support_falls_from_a_seen_pair_to_an_unseen_one_to_nothing():
     adata = dosed()
     drug, line = adata.obs["drug"], adata.obs["line"]
-    registry = DOSED.register(adata[(line != "line2") | (drug == "control")].copy())
+    registry = register(adata[(line != "line2") | (drug == "control")].copy(), DOSED)[0]
 
     def score(treatment, line, dose):
         return support(registry, treatment, {"line": line}, dose=dose)
@@ -422,7 +422,7 @@ def test_support_falls_from_a_seen_pair_to_an_unseen_one_to_nothing():
 
 
 def test_curves_are_those_of_the_conditions(with_doses):
-    curve = dose_response(with_doses, "drug1", n_draws=2000, seed=1)
+    curve = with_doses.dose_response("drug1", n_draws=2000, seed=1)
     assert list(curve.columns) == [
         "treatment", "line", "dose", "gene", "estimate", "lower", "upper", "extrapolated", "support"
     ]  # fmt: skip
@@ -444,9 +444,9 @@ def test_curves_are_those_of_the_conditions(with_doses):
 
 
 def test_curves_of_given_cells_hold_what_they_keep(with_doses):
-    control = with_doses.adata[with_doses.adata.obs["drug"] == "control"].copy()
+    control = with_doses.source(None)[with_doses.source(None).obs["drug"] == "control"].copy()
     ask = {"doses": [1.0, 100.0], "genes": ["gene3"], "n_draws": 1000}
-    curve = dose_response(with_doses, "drug1", cells=control, **ask)
+    curve = with_doses.dose_response("drug1", cells=control, **ask)
     assert set(curve["line"]) == {"line0", "line1", "line2"}
     assert curve["gene"].eq("gene3").all()
     assert list(curve["extrapolated"]) == [False, False, True] * 3
@@ -466,7 +466,7 @@ def test_curves_of_given_cells_hold_what_they_keep(with_doses):
     )
     assert curve["lower"][1] == pytest.approx(np.quantile(change, 0.05), abs=0.15)
     assert curve["upper"][1] == pytest.approx(np.quantile(change, 0.95), abs=0.15)
-    again = dose_response(with_doses, "drug1", cells=control, **ask)
+    again = with_doses.dose_response("drug1", cells=control, **ask)
     pd.testing.assert_frame_equal(curve, again)
 
 
@@ -475,7 +475,7 @@ def test_curves_of_log1p_data_are_differences():
     adata.X = np.log1p(1e3 * adata.X / adata.X.sum(axis=1, keepdims=True))
     schema = dataclasses.replace(DOSED, expression="log1p")
     fcr = FCR(adata, schema, architecture=dataclasses.replace(SMALL, likelihood="normal"))
-    curve = dose_response(fcr, "drug1", cells={"line": "line0"}, doses=[10.0], n_draws=2000)
+    curve = fcr.dose_response("drug1", cells={"line": "line0"}, doses=[10.0], n_draws=2000)
     means = [
         fcr.predict(t, covariates={"line": "line0"}, dose=d, n_cells=2000, output="mean").X.mean(0)
         for t, d in [("control", 0.0), ("drug1", 10.0)]
@@ -496,12 +496,12 @@ def test_curves_without_a_range_say_what_is_missing(fcr, with_doses):
         (with_doses, "drug1", {"n_draws": 0}, "n_draws is 0"),
     ]:
         with pytest.raises(QueryError, match=message):
-            dose_response(model, treatment, **more)
-    both = dose_response(with_doses, "drug1+drug2", doses=[5.0], cells={"line": "line0"})
+            model.dose_response(treatment, **more)
+    both = with_doses.dose_response("drug1+drug2", doses=[5.0], cells={"line": "line0"})
     assert both["extrapolated"].iloc[-1]
     assert both["support"].iloc[-1] == pytest.approx(2 / 3)
     with pytest.raises(SchemaError, match=r"'drug9'.*'drug1', 'drug2'"):
-        dose_response(with_doses, "drug9")
+        with_doses.dose_response("drug9")
 
 
 def test_without_controls_dose_zero_is_extrapolated():
@@ -509,7 +509,7 @@ def test_without_controls_dose_zero_is_extrapolated():
     adata = adata[adata.obs["drug"] != "control"].copy()
     schema = Schema(treatment_key="drug", control=None, covariate_keys="line", dose_key="dose")
     fcr = FCR(adata, schema, architecture=SMALL)
-    curve = dose_response(fcr, "drug1", cells={"line": "line0"}, n_draws=20)
+    curve = fcr.dose_response("drug1", cells={"line": "line0"}, n_draws=20)
     np.testing.assert_array_equal(curve["extrapolated"], curve["dose"] == 0)
 
 

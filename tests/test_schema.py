@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from data_helpers import make_adata, make_schema
 
-from pyro_fcr.data import Condition, Registry, Schema, split_cells
+from pyro_fcr.data import Condition, Registry, Schema, register, split_cells
 
 DOSES = {"control": 0, "A": 0.5, "B": 3, "A+B": "1+30"}
 
@@ -37,7 +37,7 @@ def test_schema_takes_keywords_only():
 
 def test_registry_holds_what_the_data_have():
     adata = make_adata()
-    registry = make_schema().register(adata)
+    registry = register(adata, make_schema())[0]
     assert registry.genes == ("g0", "g1", "g2", "g3", "g4")
     assert registry.agents == ("A", "B")
     assert registry.covariates == {"line": ("u", "v")}
@@ -51,15 +51,15 @@ def test_registry_holds_what_the_data_have():
 
 def test_conditions_of_the_prior_share_one_control():
     adata = make_adata()
-    assert make_schema().register(adata).n_prior_conditions == 3 * 2 + 1
+    assert register(adata, make_schema())[0].n_prior_conditions == 3 * 2 + 1
     treated = adata[adata.obs["drug"] != "control"].copy()
-    assert make_schema(control=None).register(treated).n_prior_conditions == 3 * 2
+    assert register(treated, make_schema(control=None))[0].n_prior_conditions == 3 * 2
 
 
 def test_conditions_differ_by_dose():
     adata = _dosed()
     adata.obs.loc[(adata.obs["drug"] == "A") & (adata.obs["line"] == "u"), "dose"] = "1"
-    registry = make_schema(dose_key="dose").register(adata)
+    registry = register(adata, make_schema(dose_key="dose"))[0]
     assert Condition("A", (1.0,), {"line": "u"}, 6) in registry.conditions
     assert Condition("A", (0.5,), {"line": "v"}, 6) in registry.conditions
     assert Condition("A+B", (1.0, 30.0), {"line": "v"}, 6) in registry.conditions
@@ -69,14 +69,14 @@ def test_conditions_differ_by_dose():
 def test_doses_of_a_label_count_together():
     adata = _dosed()
     adata.obs.loc[(adata.obs["drug"] == "A") & (adata.obs["line"] == "u"), "dose"] = "1"
-    registry = make_schema(dose_key="dose", min_cells=12).register(adata)
+    registry = register(adata, make_schema(dose_key="dose", min_cells=12))[0]
     assert [each.n_cells for each in registry.conditions if each.treatment == "A"] == [6, 6]
 
 
 @pytest.mark.parametrize("dose_key", [None, "dose"])
 def test_json_round_trip(dose_key):
     adata = _dosed()
-    registry = make_schema(dose_key=dose_key).register(adata)
+    registry = register(adata, make_schema(dose_key=dose_key))[0]
     plain = registry.to_json_dict()
     text = json.dumps(plain, allow_nan=False)
     assert json.loads(text) == plain
@@ -89,7 +89,7 @@ def test_json_round_trip(dose_key):
 
 @pytest.mark.parametrize("label", ["A+B", "B+A", " B + A ", "A+control+B"])
 def test_order_and_control_do_not_change_a_combination(label):
-    registry = make_schema().register(make_adata())
+    registry = register(make_adata(), make_schema())[0]
     assert registry.canonical(label) == "A+B"
     assert registry.encode_treatment(label).tolist() == [1, 1]
     assert not registry.is_extrapolated(label, {"line": "u"})
@@ -106,7 +106,7 @@ def test_order_and_control_do_not_change_a_combination(label):
     ],
 )
 def test_single_agents_and_control(label, canonical, row):
-    registry = make_schema().register(make_adata())
+    registry = register(make_adata(), make_schema())[0]
     assert registry.canonical(label) == canonical
     row_of_label = registry.encode_treatment(label)
     assert row_of_label.dtype == np.float32
@@ -121,14 +121,14 @@ def test_spellings_in_the_data_are_merged():
     drug[(drug == "A+B") & odd] = "B+A"
     drug[(drug == "A") & odd] = "control+A"
     respelt.obs["drug"] = drug
-    assert make_schema().register(respelt) == make_schema().register(adata)
+    assert register(respelt, make_schema())[0] == register(adata, make_schema())[0]
 
 
 def test_separator_may_be_another_or_none():
     adata = make_adata()
     adata.obs["drug"] = adata.obs["drug"].str.replace("+", " & ", regex=False)
-    assert make_schema(separator="&").register(adata).agents == ("A", "B")
-    registry = make_schema(separator=None).register(adata)
+    assert register(adata, make_schema(separator="&"))[0].agents == ("A", "B")
+    registry = register(adata, make_schema(separator=None))[0]
     assert registry.agents == ("A", "A & B", "B")
     assert registry.encode_treatment("A & B").tolist() == [0, 1, 0]
 
@@ -136,13 +136,13 @@ def test_separator_may_be_another_or_none():
 def test_control_with_a_separator_in_its_name():
     adata = make_adata()
     adata.obs["drug"] = adata.obs["drug"].replace("control", "DMSO+PBS")
-    registry = make_schema(control="DMSO+PBS").register(adata)
+    registry = register(adata, make_schema(control="DMSO+PBS"))[0]
     assert registry.agents == ("A", "B")
 
 
 def test_without_control_every_label_is_an_agent():
     adata = make_adata(treatments=("A", "B", "C"))
-    registry = make_schema(control=None).register(adata)
+    registry = register(adata, make_schema(control=None))[0]
     assert registry.agents == ("A", "B", "C")
     assert registry.encode(adata).site("t").sum(dim=1).tolist() == [1.0] * len(adata)
 
@@ -153,7 +153,7 @@ def test_labels_need_not_be_text():
     adata.obs["drug"] = pd.Categorical(
         adata.obs["drug"], categories=["never", "control", "A", "B", "A+B"]
     )
-    registry = make_schema(covariate_keys="donor").register(adata)
+    registry = register(adata, make_schema(covariate_keys="donor"))[0]
     assert registry.covariates == {"donor": ("0", "1")}
     assert registry.agents == ("A", "B")
     assert registry.encode_covariates({"donor": 1})["x"].tolist() == [0, 1]
@@ -163,7 +163,7 @@ def test_labels_need_not_be_text():
 
 
 def test_dose_scale():
-    registry = make_schema(dose_key="dose").register(_dosed())
+    registry = register(_dosed(), make_schema(dose_key="dose"))[0]
     assert registry.doses == {"A": (0.5, 1.0), "B": (3.0, 30.0)}
     for dose, share in [(1, 1), (0.5, np.log(2) / np.log(3)), (2, np.log(5) / np.log(3))]:
         np.testing.assert_allclose(registry.encode_treatment("A", dose), [share, 0], rtol=1e-6)
@@ -187,13 +187,13 @@ def test_dose_scale():
     ],
 )
 def test_doses_follow_the_parts_of_the_label(label, dose):
-    registry = make_schema(dose_key="dose").register(_dosed())
+    registry = register(_dosed(), make_schema(dose_key="dose"))[0]
     np.testing.assert_allclose(registry.encode_treatment(label, dose), [1, 1])
     assert not registry.is_extrapolated(label, {"line": "u"}, dose=dose)
 
 
 def test_one_number_is_the_dose_of_each_part():
-    registry = make_schema(dose_key="dose").register(_dosed())
+    registry = register(_dosed(), make_schema(dose_key="dose"))[0]
     row = registry.encode_treatment("A+B", 3)
     np.testing.assert_array_equal(row, registry.encode_treatment("A+B", "3+3"))
     np.testing.assert_array_equal(
@@ -203,7 +203,7 @@ def test_one_number_is_the_dose_of_each_part():
 
 def test_doses_in_the_data_follow_the_labels():
     adata = _dosed()
-    cells = make_schema(dose_key="dose").register(adata).encode(adata)
+    cells = register(adata, make_schema(dose_key="dose"))[1]
     low_a, low_b = np.log(2) / np.log(3), np.log(2) / np.log(11)
     expected = {"control": (0, 0), "A": (low_a, 0), "B": (0, low_b), "A+B": (1, 1)}
     rows = np.array([expected[drug] for drug in adata.obs["drug"]])
@@ -215,7 +215,7 @@ def test_any_type_of_dose_column(dtype):
     adata = make_adata()
     adata.obs["dose"] = adata.obs["drug"].map({"control": 0, "A": 0.2, "B": 0.2, "A+B": 0.2})
     adata.obs["dose"] = adata.obs["dose"].astype(dtype)
-    registry = make_schema(dose_key="dose").register(adata)
+    registry = register(adata, make_schema(dose_key="dose"))[0]
     assert registry.doses == {"A": (0.2, 0.2), "B": (0.2, 0.2)}
     assert registry.encode(adata).site("t").unique().tolist() == [0, 1]
     assert registry.encode_treatment("A").tolist() == [1, 0]
@@ -227,7 +227,7 @@ def test_control_has_no_dose(nothing):
     adata = make_adata()
     doses = [nothing if drug == "control" else 1.0 for drug in adata.obs["drug"]]
     adata.obs["dose"] = pd.Series(doses, index=adata.obs_names, dtype=object)
-    registry = make_schema(dose_key="dose").register(adata)
+    registry = register(adata, make_schema(dose_key="dose"))[0]
     assert registry.doses == {"A": (1, 1), "B": (1, 1)}
     assert registry.encode(adata).n_levels["t"] == 4
 
@@ -235,7 +235,7 @@ def test_control_has_no_dose(nothing):
 def test_extrapolation_is_a_pair_or_a_dose_not_seen():
     adata = _dosed()
     adata = adata[~((adata.obs["drug"] == "B") & (adata.obs["line"] == "v"))].copy()
-    registry = make_schema(dose_key="dose").register(adata)
+    registry = register(adata, make_schema(dose_key="dose"))[0]
     assert not registry.is_extrapolated("B", {"line": "u"}, dose=3)
     assert registry.is_extrapolated("B", {"line": "v"}, dose=3)
     assert registry.is_extrapolated("B", {"line": "u"}, dose=31)
@@ -246,7 +246,7 @@ def test_extrapolation_is_a_pair_or_a_dose_not_seen():
 
 def test_unseen_combination_of_known_agents_is_encoded():
     adata = make_adata(treatments=("control", "A", "B", "C", "A+B"))
-    registry = make_schema().register(adata[adata.obs["drug"] != "A+B"].copy())
+    registry = register(adata[adata.obs["drug"] != "A+B"].copy(), make_schema())[0]
     assert registry.encode_treatment("C+A").tolist() == [1, 0, 1]
     assert registry.is_extrapolated("A+C", {"line": "u"})
     assert registry.encode(adata).site("t").max(dim=0).values.tolist() == [1, 1, 1]
@@ -258,7 +258,7 @@ def test_only_training_cells_count():
     adata.obs["split"] = np.where(test, "test", "train")
     adata.obs.iloc[np.flatnonzero(~test)[:3], adata.obs.columns.get_loc("split")] = "valid"
     adata.X[test] *= 100
-    registry = make_schema(dose_key="dose", split_key="split").register(adata)
+    registry = register(adata, make_schema(dose_key="dose", split_key="split"))[0]
     assert registry.doses == {"A": (0.5, 0.5), "B": (3, 3)}
     assert registry.treatments == ("control", "A", "B")
     assert sum(each.n_cells for each in registry.conditions) == (~test).sum()
@@ -340,8 +340,8 @@ def test_heldout_is_drawn_from_train_without_valid():
 def test_a_view_registers_like_its_copy():
     adata = make_adata()
     view = adata[adata.obs["line"] == "u", ["g1", "g0"]]
-    registry = make_schema().register(view)
-    assert registry == make_schema().register(view.copy())
+    registry = register(view, make_schema())[0]
+    assert registry == register(view.copy(), make_schema())[0]
     assert registry.genes == ("g1", "g0")
     assert isinstance(view, ad.AnnData)
     assert view.is_view

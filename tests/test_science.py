@@ -1,26 +1,21 @@
 """The simulated suite: what is fitted, recorded, gone on with and summed up."""
 
+import doctest
 import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import science
+from science_suite import figure, records, settings, tables
+from science_suite import suite as suite_module
+from science_suite.figure import draw_sweeps, mcc_by_conditions
+from science_suite.records import Record
+from science_suite.settings import SETTINGS, architecture_of, condition_sweep, n_conditions
+from science_suite.suite import Suite, run_suite
+from science_suite.tables import headlines, score_table, summary_table
 
-from pyro_fcr.plots.conditions import mcc_by_conditions
-from pyro_fcr.science import (
-    SETTINGS,
-    Record,
-    Suite,
-    condition_sweep,
-    headlines,
-    run_suite,
-    score_table,
-    summary_table,
-)
-from pyro_fcr.science import suite as suite_module
-from pyro_fcr.science.figure import draw_sweeps
-from pyro_fcr.science.settings import architecture_of, n_conditions
 from pyro_fcr.simulation import FCRDesign
 
 TINY = FCRDesign(n_cells=900, n_genes=20, n_contexts=3, n_treatments=3, n_tx=2)
@@ -229,3 +224,63 @@ def test_a_sweep_is_drawn_a_file_per_setting(tmp_path):
     files = draw_sweeps(Record({"settings": settings}, rows), tmp_path)
     assert [file.name for file in files] == ["conditions_A.png", "conditions_B.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+
+
+@pytest.mark.parametrize("module", [figure, records, settings, suite_module, tables])
+def test_docstring_examples_run(module):
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert result.failed == 0
+
+
+def test_the_program_writes_and_goes_on(tmp_path, capsys):
+    arguments = ["--settings", "A", "--cells", "1500", "--max-epochs", "1", "--first-seed", "7",
+                 "--seeds", "1", "--out", str(tmp_path / "b")]  # fmt: skip
+    science.main(arguments)
+    assert "R2 z_tx within" in capsys.readouterr().out
+    first = json.loads((tmp_path / "b" / "science.json").read_text())
+    assert [(row["model"], row["seed"]) for row in first["rows"]] == [("fcr", 7)]
+    assert first["settings"]["A"]["n_cells"] == 1500
+    science.main([*arguments, "--models", "fcr,cvae"])
+    again = json.loads((tmp_path / "b" / "science.json").read_text())
+    assert again["rows"][0] == first["rows"][0]  # with its seconds: it was not fitted again
+    assert [row["model"] for row in again["rows"]] == ["fcr", "cvae"]
+    table = pd.read_csv(tmp_path / "b" / "science.csv")
+    assert set(table["model"]) == {"fcr", "cvae"}
+    assert {"value", "floor", "ceiling", "lowest", "highest", "n_seeds"} <= set(table)
+
+
+def test_the_program_sweeps_conditions(tmp_path, monkeypatch, capsys):
+    score = {"block": "z_tx", "floor": 0.5, "ceiling": 1.0, "value": 0.7}
+    scores = [{**score, "metric": name} for name in ("mcc_pearson", "mcc_within_pearson")]
+
+    def judge(design, model, *, seed, fit):
+        n = (design.n_treatments - 1) * design.n_contexts + 1
+        return {"n_conditions": n, "seconds": 1.0, "scores": scores}
+
+    monkeypatch.setattr(suite_module, "judge", judge)
+    science.main(["--conditions", "--settings", "B", "--seeds", "2", "--out", str(tmp_path)])
+    assert "conditions_B.png" in capsys.readouterr().out
+    record = json.loads((tmp_path / "conditions.json").read_text())
+    assert {row["n_conditions"] for row in record["rows"]} == {3, 5, 7, 9, 10, 13, 17, 21}
+    assert {row["seed"] for row in record["rows"]} == {0, 1}
+    assert (tmp_path / "conditions_B.png").stat().st_size > 1_000
+    assert len(pd.read_csv(tmp_path / "conditions.csv")) == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--settings", "C"], "--settings 'C'"),
+        (["--models", "fcrr"], "Did you mean 'fcr'"),
+        (["--cells", "0"], "n_cells is 0"),
+        (["--max-epochs", "0"], "max_epochs is 0"),
+        (["--device", "gpu"], "Unknown --device 'gpu'"),
+    ],
+)
+def test_the_program_says_what_is_wrong(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        science.main(["--out", str(tmp_path / "b"), *arguments])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from data_helpers import assert_batches_equal, make_adata, make_schema, only
 
-from pyro_fcr.data import Registry, Schema, split_cells
+from pyro_fcr.data import Registry, Schema, register, split_cells
 from pyro_fcr.data.treatments import Treatment, dose_strata
 
 SITES = {"x": "line", "d": "donor", "b": ["lane", "kit"]}
@@ -63,7 +63,7 @@ def test_a_mapping_makes_sites():
 
 def test_each_site_has_its_own_rows():
     adata = _annotated()
-    registry = make_schema(covariate_keys=SITES).register(adata)
+    registry = register(adata, make_schema(covariate_keys=SITES))[0]
     cells = registry.encode(adata)
     assert registry.widths == {"x": 2, "d": 3, "b": 4, "t": 2, "y": 5}
     assert list(cells.levels) == list(cells.codes) == ["x", "d", "b", "t"]
@@ -80,8 +80,8 @@ def test_each_site_has_its_own_rows():
 
 def test_sites_are_the_columns_of_the_joint_site():
     adata = _annotated()
-    apart = make_schema(covariate_keys=SITES).register(adata)
-    joint = make_schema(covariate_keys=["line", "donor", "lane", "kit"]).register(adata)
+    apart = register(adata, make_schema(covariate_keys=SITES))[0]
+    joint = register(adata, make_schema(covariate_keys=["line", "donor", "lane", "kit"]))[0]
     sites, expected = apart.encode_obs(adata.obs), joint.encode_obs(adata.obs)
     assert sites.keys() == {"x", "d", "b", "t"}
     together = torch.cat([sites["x"], sites["d"], sites["b"]], dim=1)
@@ -98,13 +98,13 @@ def test_sites_are_the_columns_of_the_joint_site():
 
 def test_x_need_not_be_a_site():
     adata = _annotated()
-    registry = make_schema(covariate_keys={"d": "donor"}).register(adata)
+    registry = register(adata, make_schema(covariate_keys={"d": "donor"}))[0]
     assert registry.widths == {"d": 3, "t": 2, "y": 5}
     assert registry.encode(adata).batch(ROWS).codes.keys() == {"d", "t"}
 
 
 def test_a_query_has_a_row_for_each_site():
-    registry = make_schema(covariate_keys=SITES).register(_annotated())
+    registry = register(_annotated(), make_schema(covariate_keys=SITES))[0]
     levels = {"kit": "l", "lane": "1", "donor": "q", "line": "v"}
     rows = registry.encode_covariates(levels)
     expected = {"x": [0, 1], "d": [0, 1, 0], "b": [1, 0, 0, 1]}
@@ -116,7 +116,7 @@ def test_extrapolation_is_about_all_covariates():
     adata = _annotated()
     gone = (adata.obs["drug"] == "A") & (adata.obs["line"] == "u") & (adata.obs["donor"] == "p")
     keys = {"x": "line", "d": "donor"}
-    registry = make_schema(covariate_keys=keys).register(adata[~gone].copy())
+    registry = register(adata[~gone].copy(), make_schema(covariate_keys=keys))[0]
     assert registry.is_extrapolated("A", {"line": "u", "donor": "p"})
     assert not registry.is_extrapolated("A", {"line": "v", "donor": "p"})
     assert not registry.is_extrapolated("control", {"line": "u", "donor": "p"})
@@ -132,7 +132,7 @@ def test_extrapolation_is_about_all_covariates():
 )
 def test_json_round_trip(changes):
     adata = _annotated()
-    registry = make_schema(**changes).register(adata)
+    registry = register(adata, make_schema(**changes))[0]
     plain = registry.to_json_dict()
     text = json.dumps(plain, allow_nan=False, sort_keys=False)
     assert json.loads(text) == plain
@@ -143,7 +143,7 @@ def test_json_round_trip(changes):
 
 
 def test_json_of_the_first_format_is_read():
-    registry = make_schema().register(make_adata())
+    registry = register(make_adata(), make_schema())[0]
     old = {**registry.to_json_dict(), "format": 1}
     schema = {"treatment_key": "drug", "control": "control", "covariate_keys": ["line"]}
     schema |= {"dose_key": None, "layer": None, "split_key": None, "expression": "counts"}
@@ -181,12 +181,12 @@ def test_any_table_of_features_becomes_plain(table):
 def test_agents_of_a_table_need_not_be_text():
     adata = make_adata(treatments=("0", "1", "2"))
     schema = make_schema(control="0", treatment_features=pd.DataFrame({"f": {1: 7.0, 2: 9.0}}))
-    assert schema.register(adata).encode_treatment("2").tolist() == [9]
+    assert register(adata, schema)[0].encode_treatment("2").tolist() == [9]
 
 
 def test_t_is_the_sum_of_features():
     adata = make_adata()
-    registry = make_schema(treatment_features=TABLE).register(adata)
+    registry = register(adata, make_schema(treatment_features=TABLE))[0]
     assert registry.agents == ("A", "B")
     assert registry.widths == {"x": 2, "t": 3, "y": 5}
     expected = {"control": np.zeros(3), "A": _features("A"), "B": _features("B")}
@@ -203,15 +203,15 @@ def test_t_is_the_sum_of_features():
 
 def test_one_hot_features_are_the_default():
     adata = _dosed()
-    plain = make_schema(dose_key="dose").register(adata)
+    plain = register(adata, make_schema(dose_key="dose"))[0]
     one_hot = make_schema(dose_key="dose", treatment_features={"A": [1, 0], "B": [0, 1]})
-    registry = one_hot.register(adata)
+    registry = register(adata, one_hot)[0]
     assert replace(registry, schema=plain.schema) == plain
     assert_batches_equal(registry.encode(adata).batch(ROWS), plain.encode(adata).batch(ROWS))
 
 
 def test_features_are_multiplied_by_the_scaled_dose():
-    registry = make_schema(dose_key="dose", treatment_features=TABLE).register(_dosed())
+    registry = register(_dosed(), make_schema(dose_key="dose", treatment_features=TABLE))[0]
     a, b = np.array(TABLE["A"]), np.array(TABLE["B"])
     low_a, low_b = np.log(2) / np.log(3), np.log(2) / np.log(11)
     np.testing.assert_allclose(registry.encode_treatment("A", 0.5), low_a * a, rtol=1e-6)
@@ -222,13 +222,13 @@ def test_features_are_multiplied_by_the_scaled_dose():
 def test_equal_features_are_one_level():
     adata = make_adata(treatments=("control", "A", "B"))
     table = {"A": [1.0, 2.0], "B": [1.0, 2.0]}
-    cells = make_schema(treatment_features=table).register(adata).encode(adata)
+    cells = register(adata, make_schema(treatment_features=table))[1]
     assert cells.levels["t"].tolist() == [[0, 0], [1, 2]]
     np.testing.assert_array_equal(cells.codes["t"], adata.obs["drug"] != "control")
 
 
 def test_an_agent_without_cells_may_be_asked_about():
-    registry = make_schema(treatment_features=TABLE).register(make_adata())
+    registry = register(make_adata(), make_schema(treatment_features=TABLE))[0]
     asked = {"New": _features("New"), "New+A": _features("A", "New")}
     for label, row in asked.items():
         np.testing.assert_array_equal(registry.encode_treatment(label), row)
@@ -247,7 +247,7 @@ def test_an_agent_may_be_left_out_of_training():
     adata = make_adata(treatments=("control", "A", "B", "New"))
     adata.obs["split"] = np.where(adata.obs["drug"] == "New", "ood", "train")
     schema = make_schema(split_key="split", treatment_features=TABLE)
-    registry = schema.register(adata)
+    registry = register(adata, schema)[0]
     assert registry.agents == ("A", "B")
     assert registry.treatments == ("control", "A", "B")
     assert registry.is_extrapolated("New", {"line": "u"})
@@ -265,7 +265,7 @@ def test_an_agent_may_be_left_out_of_training():
     ],
 )
 def test_a_never_trained_agent_counts_one_without_a_dose(label, dose, expected):
-    registry = make_schema(dose_key="dose", treatment_features=TABLE).register(_dosed())
+    registry = register(_dosed(), make_schema(dose_key="dose", treatment_features=TABLE))[0]
     np.testing.assert_allclose(registry.encode_treatment(label, dose), expected, rtol=1e-6)
     assert registry.is_extrapolated(label, {"line": "u"}, dose=dose)
 
@@ -276,7 +276,7 @@ def test_columns_of_a_query_leave_its_dose_empty(label, filled):
     adata.obs.loc[adata.obs["drug"] == "B", "dose"] = "9"
     adata.obs.loc[adata.obs["drug"] == "A+B", "dose"] = "1+9"
     table = {**TABLE, "Newer": [1, 2, 3]}
-    registry = make_schema(dose_key="dose", treatment_features=table).register(adata)
+    registry = register(adata, make_schema(dose_key="dose", treatment_features=table))[0]
     columns = registry.only_dose(label)
     assert columns["drug"] == label
     if filled is None:
@@ -290,7 +290,7 @@ def test_columns_of_a_query_leave_its_dose_empty(label, filled):
 
 def test_expression_alone_gives_the_same_cells():
     adata = make_adata()
-    registry = make_schema().register(adata)
+    registry = register(adata, make_schema())[0]
     bare = ad.AnnData(adata.X[:, ::-1].copy(), var=adata.var.iloc[::-1])
     bare.obs_names = adata.obs_names
     cells, expected = registry.encode_expression(bare), registry.encode(adata)
@@ -305,7 +305,7 @@ def test_expression_alone_gives_the_same_cells():
 
 def test_expression_alone_looks_at_no_column():
     adata = make_adata()
-    registry = make_schema(dose_key="dose").register(_dosed())
+    registry = register(_dosed(), make_schema(dose_key="dose"))[0]
     adata.obs = pd.DataFrame({"drug": [np.nan, "never"] * 24}, index=adata.obs_names)
     np.testing.assert_array_equal(
         registry.encode_expression(adata).batch(ROWS).values["y"], adata.X[ROWS]
@@ -315,7 +315,7 @@ def test_expression_alone_looks_at_no_column():
 def test_expression_alone_is_read_from_a_file(tmp_path):
     adata = make_adata()
     adata.X = np.log1p(adata.X / 3)
-    registry = make_schema(expression="log1p").register(adata)
+    registry = register(adata, make_schema(expression="log1p"))[0]
     path = tmp_path / "cells.h5ad"
     ad.AnnData(adata.X, var=adata.var).write_h5ad(path)
     batch = registry.encode_expression(str(path)).batch(ROWS)
@@ -324,7 +324,7 @@ def test_expression_alone_is_read_from_a_file(tmp_path):
 
 
 def test_extra_genes_of_expression_alone_are_one_warning():
-    registry = make_schema().register(make_adata())
+    registry = register(make_adata(), make_schema())[0]
     with pytest.warns(UserWarning, match="2 genes that were not registered") as caught:
         cells = registry.encode_expression(make_adata(n_genes=7))
     assert only(caught, "were not registered").filename == __file__
@@ -339,7 +339,7 @@ def test_all_three_together():
         covariate_keys={"d": "donor"},
         treatment_features={"A": [1.0], "B": [2.0], "control": [5.0]},
     )
-    registry = schema.register(adata)
+    registry = register(adata, schema)[0]
     assert registry.widths == {"d": 3, "t": 1, "y": 5}
     assert registry.encode_treatment("control").tolist() == [5]
     assert registry.encode(adata).levels["t"].tolist() == [[1], [2], [3], [5]]
@@ -353,7 +353,7 @@ def test_many_doses_of_an_agent_are_binned_into_strata():
     dose = np.where(drug == "A", rng.lognormal(size=adata.n_obs), np.where(drug == "B", 2.0, 0.0))
     adata.obs["dose"] = dose
     schema = make_schema(dose_key="dose")
-    cells = schema.register(adata).encode(adata)
+    cells = register(adata, schema)[1]
     batch = cells.batch(np.arange(adata.n_obs))
     assert len(cells.levels["t"]) == 2 + (drug == "A").sum()
     assert cells.n_levels["t"] == 2 + 8

@@ -12,7 +12,7 @@ import torch
 from conftest import SCHEMA, make_programs, simulate
 from operations import Operations
 
-from pyro_fcr.data import split_cells
+from pyro_fcr.data import register, split_cells
 from pyro_fcr.objective import Objective
 from pyro_fcr.objective.schedules import Ramp
 from pyro_fcr.training import (
@@ -256,10 +256,10 @@ def test_epochs_follow_the_number_of_cells():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"lr_schedule": "cos"}, "lr_schedule is 'cos', wanted cosine or plateau or constant"),
-        ({"alternate": "step"}, "alternate is 'step', wanted batch or epoch"),
-        ({"batch_size": 0}, "batch_size is 0, wanted 1 or more"),
-        ({"max_epochs": 0}, "max_epochs is 0, wanted 1 or more"),
+        ({"lr_schedule": "cos"}, "Unknown lr_schedule 'cos'; expected cosine, plateau or constant"),
+        ({"alternate": "step"}, "Unknown alternate 'step'; expected batch or epoch"),
+        ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
+        ({"max_epochs": 0}, "max_epochs is 0; expected 1 or more"),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(wrong, message):
@@ -278,7 +278,7 @@ def _between_treatments(latents, obs):
 def test_structure_term_removes_a_planted_leak():
     """A z_x whose KL costs little takes treatment effects over; the default weight undoes it."""
     adata = simulate(2000, interaction=0.0)
-    cells = SCHEMA.register(adata).encode(adata)
+    cells = register(adata, SCHEMA)[1]
     split = split_cells(adata.obs, SCHEMA, heldout_fraction=0.2)
     leak, elbo = {}, {}
     for weight in (0.0, Ramp(5.0)):
@@ -325,8 +325,8 @@ def test_a_training_step_reads_nothing_from_the_device(cells, split):
 def test_other_cells_of_the_same_data_share_what_is_prepared(cells):
     size = {"batch_size": 16, "device": torch.device("cpu")}
     rows, others = np.arange(40), np.arange(40, 70)
-    train = Batches(cells, rows, **size)
-    shared, apart = train.of(others), Batches(cells, others, **size)
+    train = Batches.for_training(cells, rows, **size)
+    shared, apart = train.of(others), Batches.for_training(cells, others, **size)
     assert shared._summaries is train._summaries
     assert train.rows.tolist() == rows.tolist()
     for one, other in zip(shared.in_order(), apart.in_order(), strict=True):

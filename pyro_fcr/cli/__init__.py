@@ -1,37 +1,24 @@
 """The command line: files in, files out."""
 
-from typing import Annotated
+from collections.abc import Sequence
 
-import typer
+from cyclopts import App, Parameter
 
-from pyro_fcr.cli import benchmark, discover, draw, evaluate, predict, simulate, train
-from pyro_fcr.cli.options import grouped
+from pyro_fcr import __version__
+from pyro_fcr.cli import discover, draw, evaluate, predict, simulate, train
+from pyro_fcr.cli.options import option_name
+from pyro_fcr.cli.shell import plain_messages, read_options
 
-app = typer.Typer(
+commands = App(
     name="pyro-fcr",
     help=(
         "Factorized causal representations of single-cell perturbation responses. Cells are h5ad "
         "files or zarr stores with raw counts. To see what comes out: pyro-fcr demo --out demo"
     ),
-    no_args_is_help=True,
-    invoke_without_command=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    version=f"pyro-fcr {__version__}",
+    version_format="plaintext",
+    default_parameter=Parameter(name_transform=option_name, negative_iterable=()),
 )
-
-
-@app.callback()
-def main(
-    *,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and end.")] = False,
-) -> None:
-    """Show the version, or leave the work to a command."""
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(f"pyro-fcr {installed('pyro-fcr')}")
-        raise typer.Exit
-
 
 for _command in (
     train.demo,
@@ -45,8 +32,21 @@ for _command in (
     discover.interactions,
     draw.plot,
     simulate.simulate,
-    benchmark.benchmark_science,
 ):
-    app.command()(grouped(_command))
+    commands.command(_command)
 
-__all__ = ["app"]
+
+def app(arguments: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments
+        What stands behind ``pyro-fcr``; None takes it from ``sys.argv``.
+    """
+    with plain_messages():
+        run = read_options(commands, arguments)
+        run()
+
+
+__all__ = ["app", "commands"]

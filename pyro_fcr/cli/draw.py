@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
-from pyro_fcr.cli.options import Overwrite, Seed
-from pyro_fcr.cli.shell import check_file, plain_messages, read
+from pyro_fcr.cli.options import Out, Overwrite
+from pyro_fcr.cli.shell import check_file
+from pyro_fcr.values import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,28 +24,36 @@ _EFFECTS = ("treatment", "context", "gene", "effect")
 
 @dataclass(frozen=True, kw_only=True)
 class _Chosen:
-    """What to draw: rows of a table, or blocks of latents and their colouring."""
+    """What to draw: rows of a table, or blocks of latents and their colouring.
 
-    gene: Annotated[
-        list[str] | None, typer.Option(help="effects, paths, dose-response: a gene; repeatable.")
-    ] = None
-    treatment: Annotated[
-        str | None, typer.Option(help="Tables: one treatment; of effects, its genes by context.")
-    ] = None
-    dose: Annotated[str | None, typer.Option(help="effects, paths: one dose.")] = None
-    effect: Annotated[
-        str, typer.Option(help="effects: total, interaction, or a block such as z_tx.")
-    ] = "total"
-    block: Annotated[
-        list[str] | None, typer.Option(help="latents: a block; repeatable, all if left out.")
-    ] = None
-    color: Annotated[
-        str | None, typer.Option(help="latents: column of obs that colours the cells.")
-    ] = None
-    seed: Seed = 0
+    Parameters
+    ----------
+    gene
+        effects, paths, dose-response: a gene; repeatable.
+    treatment
+        Tables: one treatment; of effects, its genes by context.
+    dose
+        effects, paths: one dose.
+    effect
+        effects: total, interaction, or a block such as z_tx.
+    block
+        latents: a block; repeatable, all if left out.
+    color
+        latents: column of obs that colours the cells.
+    seed
+        Seed of everything random.
+    """
+
+    gene: list[str] | None = None
+    treatment: str | None = None
+    dose: str | None = None
+    effect: str = "total"
+    block: list[str] | None = None
+    color: str | None = None
+    seed: int = 0
 
     def rows(self, table: pd.DataFrame, *keys: str) -> pd.DataFrame:
-        """Give the rows with the levels that were asked for.
+        """Return the rows with the levels that were asked for.
 
         Raises
         ------
@@ -68,7 +77,7 @@ class _Chosen:
         return table
 
     def genes(self, table: pd.DataFrame) -> list[str]:
-        """Give the genes to show.
+        """Return the genes to show.
 
         Raises
         ------
@@ -82,34 +91,35 @@ class _Chosen:
 
 
 def plot(
-    kind: Annotated[
-        str,
-        typer.Argument(
-            help="loss (a model or its history.csv), latents (from `latents`), effects or paths "
-            "(csv from `effects`), interactions (pairs.csv) or dose-response.",
-            show_default=False,
-        ),
-    ],
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE", help="What to draw; tables are joined.", show_default=False),
-    ],
+    kind: str,
+    files: list[Path],
+    /,
     *,
-    out: Annotated[Path, typer.Option(help=".png, .svg or .pdf to write.", show_default=False)],
-    chosen: _Chosen,
+    out: Out,
+    chosen: Annotated[_Chosen, Parameter(name="*")] = _Chosen(),
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw what other commands wrote: training, latents, effects, interactions, dose-response."""
-    with plain_messages():
-        from pyro_fcr.files import atomic_write
+    """Draw what other commands wrote: training, latents, effects, interactions, dose-response.
 
-        check_file(out, [".png", ".svg", ".pdf"], overwrite=overwrite)
-        if kind not in _KINDS:
-            raise ValueError(f"{kind!r} is no kind of figure; these are: {', '.join(_KINDS)}.")
-        figure = _KINDS[kind](files, chosen).get_figure(root=True)
-        with atomic_write(out) as path:
-            figure.savefig(path, dpi=200)  # type: ignore[union-attr]
-        typer.echo(f"Figure in {out}")
+    Parameters
+    ----------
+    kind
+        loss (a model or its history.csv), latents (from `latents`), effects or paths (csv from
+        `effects`), interactions (pairs.csv) or dose-response.
+    files
+        What to draw; tables are joined.
+    out
+        .png, .svg or .pdf to write.
+    """
+    from pyro_fcr.files import atomic_write
+
+    check_file(out, [".png", ".svg", ".pdf"], overwrite=overwrite)
+    if kind not in _KINDS:
+        raise ValueError(unknown("kind of figure", kind, _KINDS))
+    figure = _KINDS[kind](files, chosen).get_figure(root=True)
+    with atomic_write(out) as path:
+        figure.savefig(path, dpi=200)  # type: ignore[union-attr]
+    print(f"Figure in {out}")
 
 
 def _loss(files: Sequence[Path], chosen: _Chosen) -> Axes:
@@ -123,9 +133,10 @@ def _latents(files: Sequence[Path], chosen: _Chosen) -> Axes:
     from matplotlib.figure import Figure
 
     from pyro_fcr import plots
+    from pyro_fcr.data import read_cells
     from pyro_fcr.data.errors import listed
 
-    adata = read(_only(files))
+    adata = read_cells(_only(files))
     if chosen.color is None:
         raise ValueError(f"--color: name a column of obs, of {listed(adata.obs.columns)}.")
     n_legend = 1 + (len(plots.category_colors(adata, chosen.color)) - 1) // 18
@@ -137,7 +148,7 @@ def _latents(files: Sequence[Path], chosen: _Chosen) -> Axes:
 
 
 def _with_umaps(adata: AnnData, chosen: _Chosen) -> list[str]:
-    """Give the blocks to draw, and add the UMAPs that they lack."""
+    """Return the blocks to draw, and add the UMAPs that they lack."""
     from pyro_fcr.metrics import umap
 
     names = [key.removeprefix("X_fcr_") for key in adata.obsm if key.startswith("X_fcr_")]
@@ -145,8 +156,8 @@ def _with_umaps(adata: AnnData, chosen: _Chosen) -> list[str]:
     if not known:
         raise ValueError('The cells have no obsm["X_fcr_<block>"]: add them with `latents`.')
     blocks = chosen.block or known
-    if unknown := set(blocks) - set(known):
-        raise ValueError(f"--block {sorted(unknown)[0]!r} is none of {', '.join(known)}.")
+    if wrong := set(blocks) - set(known):
+        raise ValueError(unknown("--block", sorted(wrong)[0], known))
     for block in blocks:
         if f"{block}_umap" not in names:
             adata.obsm[f"X_fcr_{block}_umap"] = umap(adata.obsm[f"X_fcr_{block}"], seed=chosen.seed)

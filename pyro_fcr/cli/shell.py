@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-import typer
+from cyclopts import App, CoercionError, CycloptsError
+
+from pyro_fcr.values import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,12 +32,45 @@ def plain_messages() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: typer.echo(f"Warning: {message}", err=True)
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"Warning: {message}", file=sys.stderr
+        )
         try:
             yield
-        except (ValueError, OSError, FloatingPointError) as error:
-            typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(1) from error
+        except (ValueError, OSError, FloatingPointError, CycloptsError) as error:
+            print(f"Error: {error}", file=sys.stderr)
+            is_usage = isinstance(error, CycloptsError) and not isinstance(error, CoercionError)
+            raise SystemExit(2 if is_usage else 1) from error
+
+
+def read_options(app: App, arguments: Sequence[str] | None) -> Callable[[], Any]:
+    """Return the command that arguments ask for, ready to run.
+
+    Raises
+    ------
+    ValueError
+        An option has a value that it cannot have; in the words of the dataclass that it is of.
+    cyclopts.CycloptsError
+        There is no such command or option, or one is missing.
+    """
+    try:
+        command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
+    except CoercionError as error:
+        if get_origin(error.target_type) is not Literal or error.token is None:
+            raise
+        known = get_args(error.target_type)
+        raise ValueError(unknown(str(error.token.keyword), error.token.value, known)) from error
+    except ValueError as error:
+        _, apps, _ = app.parse_commands(arguments)
+        options = apps[-1].assemble_argument_collection(default_parameter=app.default_parameter)
+        names = {option.field_info.name: option.name for option in options}
+        words = re.sub(r"^(Unknown )?(\w+)", lambda m: _with_option(m, names), str(error))
+        raise ValueError(words) from error
+    return partial(command, *bound.args, **bound.kwargs)
+
+
+def _with_option(start: re.Match[str], names: Mapping[str, str]) -> str:
+    return (start[1] or "") + names.get(start[2], start[2])
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
@@ -81,14 +119,7 @@ def check_genes(genes: Iterable[str] | None, registry: Registry) -> None:
     for gene in genes or ():
         if gene not in registry.genes:
             hint = did_you_mean(gene, registry.genes)
-            raise ValueError(f"--gene {gene!r} is no gene of the model.{hint}")
-
-
-def read(path: Path) -> AnnData:
-    """Read cells."""
-    from pyro_fcr.data import read_cells
-
-    return read_cells(path)
+            raise ValueError(f"Unknown --gene {gene!r}.{hint}")
 
 
 def write_adata(adata: AnnData, out: Path, *, rows: str = "cells") -> None:
@@ -102,7 +133,7 @@ def write_adata(adata: AnnData, out: Path, *, rows: str = "cells") -> None:
 
 def say_written(adata: AnnData, out: Path, *, rows: str = "cells") -> None:
     """Say what stands where."""
-    typer.echo(f"{adata.n_obs} {rows} x {adata.n_vars} genes in {out}")
+    print(f"{adata.n_obs} {rows} x {adata.n_vars} genes in {out}")
 
 
 def write_table(table: pd.DataFrame, out: Path) -> None:
@@ -111,7 +142,7 @@ def write_table(table: pd.DataFrame, out: Path) -> None:
 
     with atomic_write(out) as path:
         table.to_csv(path, index=False)
-    typer.echo(f"{len(table)} rows in {out}")
+    print(f"{len(table)} rows in {out}")
 
 
 def levels(pairs: Iterable[str]) -> dict[str, str]:

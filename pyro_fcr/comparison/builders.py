@@ -41,7 +41,7 @@ class Build(Protocol):
 
 def n_latent(architecture: Architecture) -> int:
     """Give the dimensions of all blocks of FCR together."""
-    return architecture.n_x + architecture.n_t + architecture.n_tx
+    return sum(architecture.blocks.values())
 
 
 def build_cvae(
@@ -87,8 +87,8 @@ def build_no_tx(
 ) -> tuple[nn.Module, nn.Module]:
     """Make FCR without z_tx; z_x and z_t share its dimensions out."""
     x, t, genes = widths["x"], widths["t"], widths["y"]
-    n_x = architecture.n_x + (architecture.n_tx + 1) // 2
-    n_t = architecture.n_t + architecture.n_tx // 2
+    n_x, n_tx, n_t = architecture.blocks.values()
+    n_x, n_t = n_x + (n_tx + 1) // 2, n_t + n_tx // 2
     model, guide = architecture.build(widths, target_sum=target_sum)
     blocks = [n_x, n_t] if architecture.decoder == "additive" else [n_x + n_t]
     decoder = _decoder(architecture, type(model.y), blocks, genes)

@@ -11,10 +11,10 @@ from torch import nn
 
 from pyro_fcr.api import FCR
 from pyro_fcr.comparison.catalogue import COMPARISONS, Comparison
-from pyro_fcr.data import Registry, Schema
+from pyro_fcr.data import Registry, Schema, register
 from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
-from pyro_fcr.programs import build_programs, default_architecture
+from pyro_fcr.programs import build_programs
 
 
 def build_comparison(
@@ -44,13 +44,13 @@ def build_comparison(
     >>> schema = pyro_fcr.Schema(
     ...     treatment_key="treatment", control="control", covariate_keys="patient"
     ... )
-    >>> registry = schema.register(pyro_fcr.data.datasets.gbm_panobinostat())
+    >>> registry, cells = pyro_fcr.data.register(pyro_fcr.datasets.gbm_panobinostat(), schema)
     >>> model, guide = build_comparison("ivae", registry)
     >>> type(model).__name__
     'IdentifiableVAE'
     """
     comparison = _named(name)
-    architecture = architecture or default_architecture(registry)
+    architecture = (architecture or Architecture()).resolve(registry)
     build_programs(registry, architecture, seed=seed)  # refuses what does not fit the data
     with seeded(seed):
         return comparison.build(
@@ -112,8 +112,8 @@ def fit_comparison(
     >>> COMPARISONS["cvae"].latents(cvae)["z_x"].shape
     (5000, 18)
     """
-    comparison, registry = _named(name), schema.register(adata)
-    architecture = architecture or default_architecture(registry)
+    comparison, registry = _named(name), register(adata, schema)[0]
+    architecture = (architecture or Architecture()).resolve(registry)
     with seeded(seed):
         extra = comparison.extra(architecture)
     if comparison.build is Architecture.build:

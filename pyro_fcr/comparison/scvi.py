@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from pyro_fcr.data import Registry, Schema, Split, read_cells, split_cells
+from pyro_fcr.data import Registry, Schema, Split, read_cells, register, split_cells
 from pyro_fcr.modes import seeded
 from pyro_fcr.queries import Query
 from pyro_fcr.queries.ask import condition_marks
@@ -143,7 +143,7 @@ def fit_scvi(
     _check(schema)
     scvi = _import_scvi()
     adata = read_cells(adata)
-    registry = schema.register(adata)
+    registry = register(adata, schema)[0]
     split = split or split_cells(adata.obs, schema, seed=seed)
     cells = _cells(adata, registry)
     scvi.model.SCVI.setup_anndata(

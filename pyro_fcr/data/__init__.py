@@ -1,24 +1,10 @@
 """AnnData -> schema, checks, splits, and cells in memory ready for the model.
 
-A `Schema` says what columns mean; `Schema.register` checks a data set and returns a `Registry`;
-`Registry.encode` turns that and later data into `Cells`; `Cells.batch` gathers tensors.
+A `Schema` says what columns mean; `register` checks a data set and returns a `Registry`
+and its `Cells`; `Registry.encode` turns later data into `Cells`; `Cells.batch` gathers tensors.
 """
 
-from pyro_fcr.data.cells import Cells
-from pyro_fcr.data.conditions import Condition
-from pyro_fcr.data.errors import SchemaError
-from pyro_fcr.data.io import read_cells
-from pyro_fcr.data.registry import Registry
-from pyro_fcr.data.schema import Schema
-from pyro_fcr.data.splits import Split, split_cells
+import lazy_loader
 
-__all__ = [
-    "Cells",
-    "Condition",
-    "Registry",
-    "Schema",
-    "SchemaError",
-    "Split",
-    "read_cells",
-    "split_cells",
-]
+# Names stand in __init__.pyi: the command line reads options of Schema, but not anndata.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

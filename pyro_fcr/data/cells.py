@@ -1,6 +1,6 @@
 """The data set in memory, and minibatches of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_fcr.batch import Batch
+from pyro_fcr.counts import CountSummary
 from pyro_fcr.data.io import Matrix
-from pyro_fcr.data.summaries import Summaries
+
+Summarise = Callable[[npt.NDArray[np.int64], Matrix], CountSummary]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +47,13 @@ class Cells:
     Examples
     --------
     >>> import anndata as ad, numpy as np, pandas as pd
-    >>> from pyro_fcr.data import Schema
+    >>> from pyro_fcr.data import Schema, register
     >>> obs = pd.DataFrame({"drug": ["control", "A"], "line": ["u", "u"]}, index=["c0", "c1"])
     >>> adata = ad.AnnData(np.array([[1.0, 2.0], [0.0, 4.0]]), obs=obs)
     >>> schema = Schema(
     ...     treatment_key="drug", control="control", covariate_keys="line", min_cells=1
     ... )
-    >>> cells = schema.register(adata).encode(adata)
+    >>> registry, cells = register(adata, schema)
     >>> cells.batch(np.array([1, 0])).values["y"]
     tensor([[0., 4.],
             [1., 2.]])
@@ -103,7 +105,7 @@ class Cells:
         index: npt.ArrayLike | Tensor,
         *,
         device: torch.device | str | None = None,
-        summaries: Summaries | None = None,
+        summarise: Summarise | None = None,
     ) -> Batch:
         """Gather cells as dense tensors.
 
@@ -113,8 +115,8 @@ class Cells:
             Positions of the cells, one-dimensional whole numbers.
         device
             Where the tensors go; None leaves them on the CPU.
-        summaries
-            Sums over counts to go with the batch, of the same expression.
+        summarise
+            Function of positions and counts that sums up what count likelihoods need of a batch.
 
         Returns
         -------
@@ -137,7 +139,7 @@ class Cells:
         y = picked if isinstance(picked, np.ndarray) else picked.toarray()
         on_cpu = device is None or torch.device(device).type == "cpu"
         values["y"] = torch.from_numpy(y.astype(np.float32) if on_cpu else y)
-        counts = None if summaries is None else summaries.summary(rows, picked)
+        counts = None if summarise is None else summarise(rows, picked)
         return Batch(
             # Counts travel in their own, narrower type and are widened where they are used.
             values={name: each.to(device).to(torch.float32) for name, each in values.items()},

@@ -101,7 +101,7 @@ def warn_uncontrolled(levels: set[str], controlled: set[str], *, key: str) -> No
             f"obs column {key!r}: {listed(alone)} without control cells; counterfactual baselines "
             "and effects against control have no data to rest on there",
             UserWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
 
 
@@ -140,7 +140,7 @@ def warn_whole_numbers(matrix: Matrix, schema: Schema) -> None:
             f"{schema.source} has whole numbers only, though expression='log1p'; if they are "
             "counts, pass expression='counts' or call sc.pp.log1p first",
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

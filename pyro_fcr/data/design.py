@@ -1,6 +1,7 @@
 """The columns of `.obs` -> the distinct treatments and contexts, and which cell has which."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -61,6 +62,48 @@ class Design(NamedTuple):
     def strata(self) -> Codes:
         """As `conditions`, with close doses of an agent of many doses taken as one."""
         return dose_strata(self.treatments)[self.t] * len(self.contexts) + self.x
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A treatment with its dose in a context, as found among the training cells.
+
+    Parameters
+    ----------
+    treatment
+        Canonical label: sorted agents, or the control.
+    dose
+        One amount per agent of the label, in its order; empty without doses and for the control.
+    covariates
+        Level of each covariate key.
+    n_cells
+        Number of training cells.
+
+    Examples
+    --------
+    >>> from pyro_fcr.data import Condition
+    >>> Condition("A+B", (0.1, 2.0), {"line": "u"}, 50).n_cells
+    50
+    """
+
+    treatment: str
+    dose: tuple[float, ...]
+    covariates: Mapping[str, str]
+    n_cells: int
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return the condition in lists, dicts, strings and numbers only."""
+        return {
+            "treatment": self.treatment,
+            "dose": list(self.dose),
+            "covariates": dict(self.covariates),
+            "n_cells": self.n_cells,
+        }
+
+    @classmethod
+    def from_json_dict(cls, saved: Mapping[str, Any]) -> "Condition":
+        """Rebuild a condition from `to_json_dict`."""
+        return cls(**{**saved, "dose": tuple(saved["dose"])})
 
 
 def read_design(obs: pd.DataFrame, schema: Schema, *, untrained: Container[str] = ()) -> Design:

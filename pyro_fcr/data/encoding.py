@@ -1,4 +1,4 @@
-"""Labels of cells -> the distinct rows of each exogenous site, and which cell has which."""
+"""Labels and values of cells -> tensors: the distinct rows of each exogenous site, the cells."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,8 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pyro_fcr.data import expression
+from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import Codes, Design, read_design
 from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
+from pyro_fcr.data.io import Matrix
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.treatment_encoding import TreatmentEncoding
 from pyro_fcr.data.treatments import dose_strata
@@ -52,6 +55,13 @@ def encode_sites(
     """
     design = read_design(obs, schema, untrained=treatments.untrained)
     _check_known(design, obs, covariates, treatments)
+    return site_rows(design, schema, covariates=covariates, treatments=treatments)
+
+
+def site_rows(
+    design: Design, schema: Schema, *, covariates: Levels, treatments: TreatmentEncoding
+) -> Sites:
+    """Return the sites of a design whose levels are all known, see :func:`encode_sites`."""
     sites = schema.sites
     rows = [context_rows(context, covariates, sites) for context in design.contexts]
     t = [treatments.row(treatment) for treatment in design.treatments]
@@ -59,6 +69,22 @@ def encode_sites(
         **{site: distinct_rows([row[site] for row in rows], design.x) for site in sites},
         "t": distinct_rows(t, design.t, strata=dose_strata(design.treatments)),
     }
+
+
+def make_cells(
+    matrix: Matrix, sites: Sites, *, schema: Schema, genes: tuple[str, ...], obs_names: pd.Index
+) -> Cells:
+    """Put checked expression and encoded sites together; counts are held in the narrowest type."""
+    counts = schema.expression == "counts"
+    return Cells(
+        expression=expression.narrowed(matrix) if counts else matrix,
+        library=expression.library_column(matrix, schema),
+        levels={name: site.levels for name, site in sites.items()},
+        codes={name: site.codes for name, site in sites.items()},
+        strata={name: site.strata for name, site in sites.items()},
+        obs_names=np.array(obs_names, dtype=str),
+        genes=genes,
+    )
 
 
 def context_rows(context: Sequence[str], covariates: Levels, sites: Levels) -> dict[str, Rows]:

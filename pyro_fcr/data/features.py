@@ -1,6 +1,7 @@
 """A table of treatment features as users have it -> numbers, in the order of the agents' names."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,8 +22,8 @@ def read_features(table: Any, *, control: str | None) -> Features:
     Parameters
     ----------
     table
-        A mapping from agent to a sequence of numbers, a DataFrame with agents as its index, or
-        what this function returns.
+        A mapping from agent to a sequence of numbers, a DataFrame with agents as its index, the
+        path of such a table as csv, or what this function returns.
     control
         Label of untreated cells, which must have no row.
 
@@ -55,6 +56,9 @@ def feature_rows(features: Features | None) -> dict[str, FeatureRow]:
 
 
 def _pairs(table: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(table, str | Path):
+        labels: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # an agent may be NA
+        table = pd.read_csv(table, index_col=0, dtype={0: str}, **labels)
     if isinstance(table, pd.DataFrame):
         return zip(table.index, table.to_numpy(), strict=True)
     if isinstance(table, Mapping):

@@ -1,4 +1,4 @@
-"""Learn a Registry from a data set, after checking all that could make training fail."""
+"""A data set -> what was learnt from it and its cells, after checks of all that could fail."""
 
 from pathlib import Path
 
@@ -7,8 +7,9 @@ import numpy.typing as npt
 from anndata import AnnData
 
 from pyro_fcr.data import checks
-from pyro_fcr.data.conditions import Condition
-from pyro_fcr.data.design import Design, read_design
+from pyro_fcr.data.cells import Cells
+from pyro_fcr.data.design import Condition, Design, read_design
+from pyro_fcr.data.encoding import make_cells, site_rows
 from pyro_fcr.data.expression import library_sizes
 from pyro_fcr.data.io import Matrix, read_cells, read_matrix
 from pyro_fcr.data.registry import Registry
@@ -17,9 +18,44 @@ from pyro_fcr.data.splits import training_cells
 from pyro_fcr.data.treatments import canonical_label
 
 
-def register(source: AnnData | str | Path, schema: Schema) -> Registry:
-    """Check `source` and learn its registry; see `Schema.register`."""
-    adata = read_cells(source)
+def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cells]:
+    """Check a data set, learn its levels, dose ranges and conditions, and encode its cells.
+
+    The matrix is read once and checked once.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, in memory or backed, or the path of an `.h5ad` or `.zarr`. Not changed.
+    schema
+        What its columns and its matrix mean.
+
+    Returns
+    -------
+    tuple
+        The registry, which turns this or other data into tensors, and the cells so encoded.
+
+    Raises
+    ------
+    SchemaError
+        If anything in the data would make training fail or mean something else.
+
+    Warns
+    -----
+    UserWarning
+        If a covariate level has no control cells, or counts are given as log1p.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> registry, cells = register(pyro_fcr.datasets.gbm_panobinostat(), schema)
+    >>> registry.treatments, len(cells)
+    (('control', 'panobinostat'), 5000)
+    """
+    adata = read_cells(adata)
     checks.check_shape(adata)
     design = read_design(adata.obs, schema)
     train = training_cells(adata.obs, schema)
@@ -30,7 +66,7 @@ def register(source: AnnData | str | Path, schema: Schema) -> Registry:
     checks.warn_whole_numbers(matrix, schema)
     checks.check_cells_expressed(matrix, schema, adata=adata)
     checks.check_expressed(matrix, schema, adata=adata)
-    return Registry(
+    registry = Registry(
         schema=schema,
         genes=tuple(map(str, adata.var_names)),
         agents=tuple(sorted(_trained_agents(design, train))),
@@ -39,6 +75,11 @@ def register(source: AnnData | str | Path, schema: Schema) -> Registry:
         conditions=_conditions(design, train, schema),
         target_sum=_target_sum(matrix, train, schema),
     )
+    sites = site_rows(design, schema, covariates=registry.covariates, treatments=registry.t)
+    cells = make_cells(
+        matrix, sites, schema=schema, genes=registry.genes, obs_names=adata.obs_names
+    )
+    return registry, cells
 
 
 def _check_treatments(design: Design, train: npt.NDArray[np.bool_], schema: Schema) -> None:

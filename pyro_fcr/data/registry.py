@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_fcr.data import checks, encoding, expression
 from pyro_fcr.data.cells import Cells
-from pyro_fcr.data.conditions import Condition
+from pyro_fcr.data.design import Condition
 from pyro_fcr.data.errors import SchemaError
 from pyro_fcr.data.io import read_cells
 from pyro_fcr.data.schema import Schema
@@ -27,7 +27,7 @@ _READABLE = (1, 2)  # 1 knew neither covariate sites nor treatment features
 
 @dataclass(frozen=True)
 class Registry:
-    """What a fitted model must remember of its data; made by `Schema.register`.
+    """What a fitted model must remember of its data; made by :func:`register`.
 
     Parameters
     ----------
@@ -59,14 +59,14 @@ class Registry:
     Examples
     --------
     >>> import anndata as ad, dataclasses, numpy as np, pandas as pd
-    >>> from pyro_fcr.data import Schema
+    >>> from pyro_fcr.data import Schema, register
     >>> obs = pd.DataFrame({"drug": ["control", "control", "A", "A+B"], "line": list("uvuv")})
     >>> obs.index = ["c0", "c1", "c2", "c3"]
     >>> adata = ad.AnnData(np.ones((4, 3)), obs=obs)
     >>> schema = Schema(
     ...     treatment_key="drug", control="control", covariate_keys="line", min_cells=1
     ... )
-    >>> registry = schema.register(adata)
+    >>> registry, cells = register(adata, schema)
     >>> registry.encode_treatment("B+A").tolist()
     [1.0, 1.0]
     >>> registry.encode_covariates({"line": "v"})["x"].tolist()
@@ -79,7 +79,7 @@ class Registry:
     With features an agent without cells can be asked about, here C:
 
     >>> table = pd.DataFrame([[1, 0], [0, 2], [3, 3]], index=["A", "B", "C"])
-    >>> registry = dataclasses.replace(schema, treatment_features=table).register(adata)
+    >>> registry, _ = register(adata, dataclasses.replace(schema, treatment_features=table))
     >>> registry.encode_treatment("A+C").tolist(), registry.is_extrapolated("C", {"line": "u"})
     ([4.0, 3.0], True)
     """
@@ -99,7 +99,7 @@ class Registry:
             site: sum(len(self.covariates[key]) for key in keys)
             for site, keys in self.schema.sites.items()
         }
-        return {**widths, "t": self._t.width, "y": len(self.genes)}
+        return {**widths, "t": self.t.width, "y": len(self.genes)}
 
     @property
     def treatments(self) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ class Registry:
         SchemaError
             If an agent was never seen.
         """
-        return canonical_label(self._t.read_agents(label).agents, self.schema)
+        return canonical_label(self.t.read_agents(label).agents, self.schema)
 
     def encode(self, adata: AnnData | str | Path) -> Cells:
         """Turn data with the registered columns into tensors; `adata` is not changed.
@@ -180,13 +180,13 @@ class Registry:
         Examples
         --------
         >>> import anndata as ad, numpy as np, pandas as pd
-        >>> from pyro_fcr.data import Schema
+        >>> from pyro_fcr.data import Schema, register
         >>> obs = pd.DataFrame({"drug": ["control", "A"], "line": ["u", "u"]}, index=["c0", "c1"])
         >>> adata = ad.AnnData(np.ones((2, 3)), obs=obs)
         >>> schema = Schema(
         ...     treatment_key="drug", control="control", covariate_keys="line", min_cells=1
         ... )
-        >>> registry = schema.register(adata)
+        >>> registry, cells = register(adata, schema)
         >>> cells = registry.encode_expression(ad.AnnData(np.full((4, 3), 2.0)))
         >>> sorted(cells.batch([0, 3]).values)
         ['library', 'y']
@@ -222,7 +222,7 @@ class Registry:
         SchemaError
             If an agent was never seen, or has several doses; names their range.
         """
-        agents, doses = self._t.read(label)
+        agents, doses = self.t.read(label)
         amounts = [repr(dose) if dose else "" for dose in doses]
         amount: Any = (self.schema.separator or "").join(amounts)
         if len(doses) < 2:
@@ -253,7 +253,7 @@ class Registry:
             If an agent was never seen (nor has features), or the dose is missing, wrong, or given
             without dose_key or for an agent that was never trained.
         """
-        return self._t.row(self._t.read(label, dose))
+        return self.t.row(self.t.read(label, dose))
 
     def encode_covariates(self, levels: Mapping[str, str]) -> dict[str, npt.NDArray[np.float32]]:
         """Return the row of each covariate site for one level of each covariate key.
@@ -303,9 +303,9 @@ class Registry:
         SchemaError
             As `encode_treatment` and `encode_covariates`.
         """
-        asked = self._t.read(treatment, dose)
+        asked = self.t.read(treatment, dose)
         pair = (canonical_label(asked.agents, self.schema), self._context(covariates))
-        return pair not in self._pairs or self._t.is_outside(asked)
+        return pair not in self._pairs or self.t.is_outside(asked)
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the registry in lists, dicts, strings and numbers only."""
@@ -346,7 +346,8 @@ class Registry:
         )
 
     @cached_property
-    def _t(self) -> TreatmentEncoding:
+    def t(self) -> TreatmentEncoding:
+        """What each agent counts in t."""
         return TreatmentEncoding(self.schema, self.agents, self.doses)
 
     @cached_property
@@ -355,20 +356,13 @@ class Registry:
 
     def _cells(self, adata: AnnData, sites: encoding.Sites) -> Cells:
         matrix = expression.read_expression(adata, self.genes, self.schema)
-        counts = self.schema.expression == "counts"
-        return Cells(
-            expression=expression.narrowed(matrix) if counts else matrix,
-            library=expression.library_column(matrix, self.schema),
-            levels={name: site.levels for name, site in sites.items()},
-            codes={name: site.codes for name, site in sites.items()},
-            strata={name: site.strata for name, site in sites.items()},
-            obs_names=np.array(adata.obs_names, dtype=str),
-            genes=self.genes,
+        return encoding.make_cells(
+            matrix, sites, schema=self.schema, genes=self.genes, obs_names=adata.obs_names
         )
 
     def _sites(self, obs: pd.DataFrame) -> encoding.Sites:
         return encoding.encode_sites(
-            obs, self.schema, covariates=self.covariates, treatments=self._t
+            obs, self.schema, covariates=self.covariates, treatments=self.t
         )
 
     def _context(self, levels: Mapping[str, str]) -> tuple[str, ...]:

@@ -2,17 +2,11 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal
 
-from pyro_fcr.data.errors import SchemaError, listed
-from pyro_fcr.data.features import Features, read_features
+from pyro_fcr.data.errors import SchemaError
 from pyro_fcr.data.sites import group_by_site, read_sites
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from pyro_fcr.data.registry import Registry
+from pyro_fcr.values import check_choices, check_least
 
 Expression = Literal["counts", "log1p"]
 
@@ -26,38 +20,42 @@ class Schema:
     treatment_key
         Column of `.obs` with the treatment of each cell; combinations are written `A+B`.
     control
-        The label of untreated cells, or None for data without any: each treatment is then one
-        agent (or a combination), and no cell has an all-zero `t`.
+        Label of untreated cells; None for data without any: each treatment is then one agent (or a
+        combination), and no cell has an all-zero `t`.
     covariate_keys
-        Column or columns of `.obs` with the context of each cell (cell line, donor, ...); a single
-        name or any sequence of names becomes a tuple, and together they are the site `"x"` of the
-        graph. A mapping from site to column or columns makes several sites of them, as in
-        `{"x": "cell_line", "d": "donor", "b": ["lane", "chemistry"]}`; the tuple then has all the
-        columns in order, and `sites` tells whose they are.
+        Column or columns of `.obs` with the context of each cell (cell line, donor, ...), together
+        the site `"x"` of the graph; or a mapping from site to columns.
     dose_key
         Column of `.obs` with doses: numbers, or strings such as `"0.1+0.5"` in the order of the
         parts of `A+B`. A single number applies to each part. Control has 0 or nothing.
     layer
-        Layer that holds the expression; None means `.X`.
+        Layer with the expression; None takes `.X`.
     split_key
         Column of `.obs` with `"train"`, optionally `"valid"` (held out for early stopping) and any
         other label for cells that are left out of fitting.
     expression
-        The scale promised for the matrix: `"counts"` (raw, whole numbers) or `"log1p"` (finite
-        values on a log scale).
+        Scale of the matrix: `counts` (raw, whole numbers) or `log1p` (finite values on a log
+        scale).
     separator
         What stands between the parts of a combination; None takes every label as one agent.
     min_cells
         Fewest training cells that each treatment and each covariate level must have.
     treatment_features
         What is known of each agent beforehand (fingerprint, target-gene embedding, ...), on any
-        finite scale: a mapping from agent to numbers, or a DataFrame with agents as its index and
-        features as its columns; kept as pairs of agent and features. Then t is the sum of the
-        features of a cell's agents instead of one column per agent, and agents that have features
-        but no training cells may be asked about. No row for the control: it is zero.
+        finite scale: a mapping from agent to numbers, a DataFrame with agents as its index and
+        features as its columns, or the path of such a table as csv; kept as pairs of agent and
+        features. Then t is the sum of the features of a cell's agents instead of one column per
+        agent, and agents that have features but no training cells may be asked about. No row for
+        the control: it is zero.
     covariate_sites
-        Site of each of `covariate_keys`, empty for `"x"` alone. Follows from a mapping there; give
-        the mapping and leave this out.
+        Site of each covariate column, empty for `"x"` alone. Follows from a mapping, where
+        `covariate_keys` is one.
+
+    Notes
+    -----
+    A single name or any sequence of names in `covariate_keys` becomes a tuple. A mapping makes
+    several sites, as in `{"x": "cell_line", "d": "donor", "b": ["lane", "chemistry"]}`; the tuple
+    then has all the columns in order, and `sites` tells whose they are.
 
     Raises
     ------
@@ -82,15 +80,15 @@ class Schema:
     """
 
     treatment_key: str
-    control: str | None
+    control: str | None = None
     covariate_keys: tuple[str, ...]
     dose_key: str | None = None
     layer: str | None = None
     split_key: str | None = None
     expression: Expression = "counts"
-    separator: str | None = "+"
+    separator: None | str = "+"  # noqa: RUF036 (so the command line reads "none" as None)
     min_cells: int = 5
-    treatment_features: Features | None = field(default=None, repr=False)
+    treatment_features: Any = field(default=None, repr=False)
     covariate_sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -100,10 +98,18 @@ class Schema:
         if self.control is not None:
             object.__setattr__(self, "control", str(self.control).strip())
         if self.treatment_features is not None:
+            from pyro_fcr.data.features import read_features  # noqa: PLC0415 (pandas)
+
             features = read_features(self.treatment_features, control=self.control)
             object.__setattr__(self, "treatment_features", features)
         _check_roles(self)
-        _check_settings(self)
+        check_choices(self, error=SchemaError)
+        check_least(self, error=SchemaError, min_cells=1)
+        if self.separator is not None and not self.separator.strip():
+            raise SchemaError(
+                f"separator is {self.separator!r}; expected visible characters such as '+', or "
+                "None to take every label as one agent."
+            )
 
     @property
     def sites(self) -> dict[str, tuple[str, ...]]:
@@ -111,37 +117,15 @@ class Schema:
         return group_by_site(self.covariate_keys, self.covariate_sites)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of `.obs` that it names."""
+        single = (self.treatment_key, self.dose_key, self.split_key)
+        return (*(key for key in single if key is not None), *self.covariate_keys)
+
+    @property
     def source(self) -> str:
         """Name of the matrix in code, as messages quote it."""
         return "adata.X" if self.layer is None else f"adata.layers[{self.layer!r}]"
-
-    def register(self, adata: "AnnData | str | Path") -> "Registry":
-        """Check a data set and learn its levels, dose ranges and training conditions.
-
-        Parameters
-        ----------
-        adata
-            Cells x genes, in memory or backed, or the path of an `.h5ad` or `.zarr`. Not changed.
-
-        Returns
-        -------
-        Registry
-            What `Registry.encode` needs to turn this or other data into tensors.
-
-        Raises
-        ------
-        SchemaError
-            If anything in the data would make training fail or mean something else.
-
-        Warns
-        -----
-        UserWarning
-            If a covariate level has no control cells, or counts are given as log1p.
-        """
-        # Registry holds a Schema, so importing it above would be a circle.
-        from pyro_fcr.data.registration import register  # noqa: PLC0415
-
-        return register(adata, self)
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the settings in lists, dicts, strings and numbers; `Schema(**saved)` reads them.
@@ -179,17 +163,3 @@ def _check_roles(schema: Schema) -> None:
             raise SchemaError(
                 f"obs column {key!r} is given twice ({both}); give each role its own column"
             )
-
-
-def _check_settings(schema: Schema) -> None:
-    if schema.expression not in get_args(Expression):
-        raise SchemaError(
-            f"expression is {schema.expression!r}, wanted one of {listed(get_args(Expression))}"
-        )
-    if schema.separator is not None and not schema.separator.strip():
-        raise SchemaError(
-            f"separator is {schema.separator!r}, wanted visible characters such as '+'; pass None "
-            "to take every label as one agent"
-        )
-    if schema.min_cells < 1:
-        raise SchemaError(f"min_cells is {schema.min_cells}, wanted 1 or more")

@@ -1,16 +1,5 @@
 """What treatments do to genes, where they act differently, and how sure that is."""
 
-from pyro_fcr.discovery.effects import Effects, effects, enrichment
-from pyro_fcr.discovery.interactions import Interactions, rank_interactions
-from pyro_fcr.discovery.refits import CrossFit, bootstrap, cross_fit
+import lazy_loader
 
-__all__ = [
-    "CrossFit",
-    "Effects",
-    "Interactions",
-    "bootstrap",
-    "cross_fit",
-    "effects",
-    "enrichment",
-    "rank_interactions",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,11 +14,11 @@ from anndata import AnnData
 from scipy import stats
 from torch import Tensor
 
-from pyro_fcr.api import FCR
 from pyro_fcr.data import Registry
 from pyro_fcr.discovery.contrasts import deviation
 from pyro_fcr.draws import QueryError, new_cells
 from pyro_fcr.draws.paths import REFERENCE, TOTAL, path_responses
+from pyro_fcr.queries import Fitted
 
 INTERACTION = "interaction"
 
@@ -112,12 +112,49 @@ class Effects:
         adata.var_names = list(self.genes)
         return adata
 
+    def enrichment(self, context: str, *, genes: Sequence[str] | None = None) -> pd.DataFrame:
+        """Find the treatments that hit one context and spare the others.
+
+        Parameters
+        ----------
+        context
+            Name of the context, as in the column ``context``.
+        genes
+            The genes that the size of an effect is taken over, for instance a pathway; None takes
+            all.
+
+        Returns
+        -------
+        A row per treatment, the most selective first: ``here`` (root mean square of the total
+        effect over the genes in this context, log fold change), ``elsewhere`` (the largest in any
+        other context), ``selectivity`` (their difference), ``nearest`` (that other context).
+
+        Raises
+        ------
+        pyro_fcr.QueryError
+            There is no such context, or no other one.
+        """
+        known = list(dict.fromkeys(self.rows["context"]))
+        if context not in known or len(known) < 2:
+            raise QueryError(f"context {context!r}: the effects are of {', '.join(known)}.")
+        columns = self.columns(self.genes if genes is None else genes)
+        size = np.sqrt((self.estimate[:, columns] ** 2).mean(axis=1))
+        table = self.rows.assign(size=size)[self.rows["effect"] == TOTAL]
+        keys = [key for key in ("treatment", "dose") if key in table]
+        wide = table.pivot(index=keys, columns="context", values="size")
+        others = wide.drop(columns=context)
+        result = pd.DataFrame({"here": wide[context], "elsewhere": others.max(axis=1)})
+        result = result.assign(
+            selectivity=result["here"] - result["elsewhere"], nearest=others.idxmax(axis=1)
+        )
+        return result.sort_values("selectivity", ascending=False).reset_index()
+
 
 _VALUES = ("estimate", "sd", "lower", "upper")
 
 
 def effects(
-    fits: FCR | Sequence[FCR],
+    fits: Fitted | Sequence[Fitted],
     *,
     treatments: Iterable[str] | None = None,
     n_cells: int = 500,
@@ -166,7 +203,7 @@ def effects(
     >>> len(table), sorted(set(table["effect"]))
     (20, ['interaction', 'total', 'z_t', 'z_tx'])
     """
-    members = (fits,) if isinstance(fits, FCR) else tuple(fits)
+    members = tuple(fits) if isinstance(fits, Sequence) else (fits,)
     registry = members[0].registry
     if registry.schema.control is None:
         raise QueryError("Effects are against untreated cells, but the schema names no control.")
@@ -207,7 +244,7 @@ def context_name(context: Mapping[str, str]) -> str:
 
 
 def total_effects(
-    fcr: FCR, arm: Arm, contexts: Sequence[Mapping[str, str]], *, n_cells: int, seed: int
+    fcr: Fitted, arm: Arm, contexts: Sequence[Mapping[str, str]], *, n_cells: int, seed: int
 ) -> npt.NDArray[np.float64]:
     """Give the whole effect of an arm in some contexts, ``(n_contexts, n_genes)``."""
     worlds = (_paths(fcr, arm, context, n_cells=n_cells, seed=seed) for context in contexts)
@@ -215,7 +252,7 @@ def total_effects(
 
 
 def _paths(
-    fcr: FCR, arm: Arm, context: Mapping[str, str], *, n_cells: int, seed: int
+    fcr: Fitted, arm: Arm, context: Mapping[str, str], *, n_cells: int, seed: int
 ) -> dict[str, Tensor]:
     treated = torch.from_numpy(fcr.registry.encode_treatment(arm.treatment, arm.dose or None))
     t = treated.to(fcr.device).expand(n_cells, -1)
@@ -234,13 +271,13 @@ def _paths(
     )
 
 
-def _log_means(fcr: FCR, expected: Tensor) -> npt.NDArray[np.float64]:
+def _log_means(fcr: Fitted, expected: Tensor) -> npt.NDArray[np.float64]:
     mean = expected.double().mean(dim=0)
     return (mean.log() if fcr.registry.schema.expression == "counts" else mean).cpu().numpy()
 
 
 def _of_member(
-    fcr: FCR, arms: Sequence[Arm], *, n_cells: int, level: float, seed: int
+    fcr: Fitted, arms: Sequence[Arm], *, n_cells: int, level: float, seed: int
 ) -> list[npt.NDArray[np.float64]]:
     """Estimate, sd, lower and upper over the cells of one model, ``(n_rows, n_genes)`` each."""
     parts = [_of_arm(fcr, arm, n_cells=n_cells, level=level, seed=seed) for arm in arms]
@@ -248,7 +285,7 @@ def _of_member(
 
 
 def _of_arm(
-    fcr: FCR, arm: Arm, *, n_cells: int, level: float, seed: int
+    fcr: Fitted, arm: Arm, *, n_cells: int, level: float, seed: int
 ) -> list[npt.NDArray[np.float64]]:
     tail = (1 - level) / 2
     points, spreads = [], []
@@ -267,7 +304,9 @@ def _of_arm(
     return [v.reshape(-1, n_genes) for v in (point, *np.moveaxis(spread, 2, 0))]
 
 
-def _over_cells(fcr: FCR, expected: Tensor, before: Tensor, tail: float) -> npt.NDArray[np.float64]:
+def _over_cells(
+    fcr: Fitted, expected: Tensor, before: Tensor, tail: float
+) -> npt.NDArray[np.float64]:
     counts = fcr.registry.schema.expression == "counts"
     change = expected.log() - before.log() if counts else expected - before
     ends = torch.quantile(change, change.new_tensor([tail, 1 - tail]), dim=0)
@@ -280,7 +319,7 @@ def _over_refits(estimates: npt.NDArray[np.float64], level: float) -> list[npt.N
     return [mean, sd, mean - width, mean + width]
 
 
-def _rows(registry: Registry, arms: Sequence[Arm], fcr: FCR) -> pd.DataFrame:
+def _rows(registry: Registry, arms: Sequence[Arm], fcr: Fitted) -> pd.DataFrame:
     paths = _paths(fcr, arms[0], contexts_of(registry)[0], n_cells=2, seed=0)
     kinds = [name for name in paths if name != REFERENCE] + [INTERACTION]
     rows = []
@@ -290,44 +329,3 @@ def _rows(registry: Registry, arms: Sequence[Arm], fcr: FCR) -> pd.DataFrame:
             named = {**arm.columns, **context, "context": context_name(context)}
             rows += [{**named, "effect": kind, "extrapolated": not seen} for kind in kinds]
     return pd.DataFrame(rows)
-
-
-def enrichment(
-    effects: Effects, context: str, *, genes: Sequence[str] | None = None
-) -> pd.DataFrame:
-    """Find the treatments that hit one context and spare the others.
-
-    Parameters
-    ----------
-    effects
-        From :func:`effects`.
-    context
-        Name of the context, as in the column ``context``.
-    genes
-        The genes that the size of an effect is taken over, for instance a pathway; None takes all.
-
-    Returns
-    -------
-    A row per treatment, the most selective first: ``here`` (root mean square of the total effect
-    over the genes in this context, log fold change), ``elsewhere`` (the largest in any other
-    context), ``selectivity`` (their difference), ``nearest`` (that other context).
-
-    Raises
-    ------
-    pyro_fcr.QueryError
-        There is no such context, or no other one.
-    """
-    known = list(dict.fromkeys(effects.rows["context"]))
-    if context not in known or len(known) < 2:
-        raise QueryError(f"context {context!r}: the effects are of {', '.join(known)}.")
-    columns = effects.columns(effects.genes if genes is None else genes)
-    size = np.sqrt((effects.estimate[:, columns] ** 2).mean(axis=1))
-    table = effects.rows.assign(size=size)[effects.rows["effect"] == TOTAL]
-    keys = [key for key in ("treatment", "dose") if key in table]
-    wide = table.pivot(index=keys, columns="context", values="size")
-    others = wide.drop(columns=context)
-    result = pd.DataFrame({"here": wide[context], "elsewhere": others.max(axis=1)})
-    result = result.assign(
-        selectivity=result["here"] - result["elsewhere"], nearest=others.idxmax(axis=1)
-    )
-    return result.sort_values("selectivity", ascending=False).reset_index()

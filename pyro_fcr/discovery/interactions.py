@@ -24,7 +24,6 @@ from pyro_fcr.discovery.contrasts import ConditionCells, deviation, shrink
 from pyro_fcr.discovery.effects import Arm, context_name, total_effects
 from pyro_fcr.discovery.refits import CrossFit
 from pyro_fcr.draws import QueryError
-from pyro_fcr.queries import source_cells
 
 FloatArray = npt.NDArray[np.float64]
 _MIN_CELLS = 4  # of a condition in each half, below which its error cannot be told
@@ -146,7 +145,7 @@ class _Halves:
 
     def __init__(self, cross: CrossFit) -> None:
         self.members, self.schema = cross.members, cross.members[0].registry.schema
-        adata = source_cells(cross.members[0], None)
+        adata = cross.members[0].source(None)
         self.design = read_design(adata.obs, self.schema)
         self.names = [
             dict(zip(self.schema.covariate_keys, levels, strict=True))

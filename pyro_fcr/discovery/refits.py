@@ -7,24 +7,35 @@ can test what it claims.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
 from torch import nn
 
-from pyro_fcr.api import FCR
 from pyro_fcr.data import Registry, SchemaError, Split, split_cells
 from pyro_fcr.data.design import Codes, read_design, read_labels
 from pyro_fcr.data.splits import training_cells
 from pyro_fcr.draws import QueryError
+from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.programs import build_programs
-from pyro_fcr.queries import source_cells
+from pyro_fcr.queries import Fitted
 
 Programs = Callable[[], tuple[nn.Module, nn.Module]]
+
+
+class Refittable(Fitted, Protocol):
+    """A :class:`pyro_fcr.FCR`, as far as it is fitted again."""
+
+    architecture: Architecture | None
+
+    def with_programs(self, model: nn.Module, guide: nn.Module) -> Self:
+        """Return a model of the same cells that is not fitted."""
+
+    def fit(self, plan: Any = None, *, split: Split | None = None, **settings: Any) -> Any:
+        """Train it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +52,13 @@ class CrossFit:
         Number of each cell's replicate, ``(n_cells,)``, where halves keep replicates whole.
     """
 
-    members: tuple[FCR, FCR]
+    members: tuple[Refittable, Refittable]
     half: Codes
     replicate: Codes | None = None
 
 
 def cross_fit(
-    fcr: FCR,
+    fcr: Refittable,
     *,
     replicate_key: str | None = None,
     programs: Programs | None = None,
@@ -79,7 +90,7 @@ def cross_fit(
     pyro_fcr.SchemaError
         A condition has fewer than two cells, or replicates, in a half.
     """
-    adata = source_cells(fcr, None)
+    adata = fcr.source(None)
     _check_comparable(fcr.registry)
     half, replicate = _halves(fcr, replicate_key, seed)
     members = []
@@ -92,13 +103,13 @@ def cross_fit(
 
 
 def bootstrap(
-    fcr: FCR,
+    fcr: Refittable,
     n_refits: int = 5,
     *,
     programs: Programs | None = None,
     seed: int = 0,
     **settings: Any,
-) -> tuple[FCR, ...]:
+) -> tuple[Refittable, ...]:
     """Fit the model again on cells drawn with replacement, condition by condition.
 
     The spread between the fits is that of the parameters: what other cells of the same conditions,
@@ -124,7 +135,7 @@ def bootstrap(
     """
     if n_refits < 2:
         raise ValueError(f"n_refits is {n_refits}, wanted 2 or more: one fit has no spread.")
-    schema, obs = fcr.registry.schema, source_cells(fcr, None).obs
+    schema, obs = fcr.registry.schema, fcr.source(None).obs
     condition = read_design(obs, schema).conditions
     refits = []
     for k in range(n_refits):
@@ -136,24 +147,24 @@ def bootstrap(
 
 
 def _refit(
-    fcr: FCR, split: Split, *, seed: int, programs: Programs | None, settings: dict[str, Any]
-) -> FCR:
-    new = copy.copy(fcr)
+    fcr: Refittable, split: Split, *, seed: int, programs: Programs | None, settings: dict[str, Any]
+) -> Refittable:
     if programs is not None:
-        new.model, new.guide = programs()
+        made = programs()
     elif fcr.architecture is not None:
-        new.model, new.guide = build_programs(fcr.registry, fcr.architecture, seed=seed)
+        made = build_programs(fcr.registry, fcr.architecture, seed=seed)
     else:
         raise ValueError(
             "The model has programs of your own: pass programs=, a function that makes a fresh "
             "model and guide, so that refits do not start from fitted parameters."
         )
+    new = fcr.with_programs(*made)
     new.fit(split=split, **{"seed": seed, "progress": False, **settings})
     return new
 
 
-def _halves(fcr: FCR, replicate_key: str | None, seed: int) -> tuple[Codes, Codes | None]:
-    schema, obs = fcr.registry.schema, source_cells(fcr, None).obs
+def _halves(fcr: Refittable, replicate_key: str | None, seed: int) -> tuple[Codes, Codes | None]:
+    schema, obs = fcr.registry.schema, fcr.source(None).obs
     condition = read_design(obs, schema).conditions
     rng = np.random.default_rng(seed)
     replicate = None

@@ -14,7 +14,7 @@ from pyro_fcr.data.scenarios import Kind, Scenario, Scenarios, predicted
 from pyro_fcr.metrics.arrays import draw_rows
 from pyro_fcr.metrics.predictions import Prediction, predicted_cells
 from pyro_fcr.metrics.response_table import ResponseTable, headline, response_table
-from pyro_fcr.queries import Fitted
+from pyro_fcr.queries import Fitted, Query, counterfactual
 
 MODEL = "fcr"
 _N_SOURCE = 250  # control cells whose responses are predicted, of a context
@@ -178,4 +178,5 @@ class _Predictor:
         ]
 
     def _draw(self, source: AnnData, **target: Any) -> AnnData:
-        return self.fcr.counterfactual(source, **target, n_draws=_N_DRAWS, seed=self.seed)
+        query = Query(**target, covariates={}, n_draws=_N_DRAWS, seed=self.seed)
+        return counterfactual(self.fcr, query, source, hold=None)

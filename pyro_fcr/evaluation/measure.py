@@ -21,7 +21,7 @@ from pyro_fcr.evaluation import blocks, judging
 from pyro_fcr.evaluation.encoded import encode
 from pyro_fcr.evaluation.result import Evaluation
 from pyro_fcr.metrics.arrays import draw_rows
-from pyro_fcr.queries import Fitted, interval_coverage, source_cells
+from pyro_fcr.queries import Fitted, interval_coverage
 
 _N_COVERED = 500  # cells of a kind whose values are held against intervals
 
@@ -84,7 +84,7 @@ def evaluate(
     ['headline', 'responses', 'methods', 'coverage', 'dimensions', 'clustering', 'independence',
     'prior_rank', 'singular_values']
     """
-    given = source_cells(fcr, adata)
+    given = fcr.source(adata)
     split = split or fcr.split_of(given)
     plan = judging.judged_scenarios(fcr, _own_genes(fcr, given), split)
     replicate = _replicate(given, replicate_key)

@@ -40,7 +40,7 @@ class Evaluation:
         Every method of the responses: ``method``, ``role``, and ``words`` that say what it is.
     coverage
         How often predictive intervals hold values of cells that training lacked, see
-        :func:`pyro_fcr.interval_coverage`; of 500 cells at most of each kind.
+        :meth:`pyro_fcr.FCR.interval_coverage`; of 500 cells at most of each kind.
     dimensions
         How much of each latent dimension is known of the cells, and whether it is in use; see
         :func:`pyro_fcr.metrics.dimension_use`.

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class ProgramError(ValueError):
-    """Model and guide do not fit together; the message names the site and the mend."""
+    """Raised when model and guide do not fit together; names the site and the mend."""
 
 
 class Checked(NamedTuple):
@@ -38,11 +38,11 @@ class Checked(NamedTuple):
     run: Run
 
     def has_closed_form_kl(self, site: str) -> bool:
-        """Say whether the KL of a latent may be taken in closed form; log one line where not.
+        """Return whether the KL of a latent may be taken in closed form; log a line if not.
 
-        It is right if the family has one and if, in the guide, no cause that the latent has in the
-        model is drawn from the latent itself (the guide's density is then no longer that of the
-        latent given its causes).
+        A closed form is valid if the family has one and if the guide draws no cause of the latent
+        from the latent itself. (Otherwise the guide's density is not that of the latent given its
+        causes.)
         """
         reason = _closed_form_obstacle(site, *self)
         if reason:
@@ -63,8 +63,8 @@ def check_programs(model: nn.Module, guide: nn.Module, batch: Batch) -> Checked:
     Raises
     ------
     ProgramError
-        A latent is missing in one of the two, has another shape or plate, or cannot be
-        reparametrised; or an outcome is missing or stands outside the plate over cells.
+        If a latent is missing in one of the two, differs in shape or plate, or cannot be
+        reparametrised, or if an outcome is missing or lies outside the plate over cells.
     """
     with looking(model, guide, device=batch["library"].device):
         # Each on its own first: a latent of the wrong size would fail inside a network, and an
@@ -87,15 +87,15 @@ def _run_apart(model: nn.Module, guide: nn.Module, batch: Batch) -> Run:
         if "Multiple sample sites" not in str(error):
             raise
         raise ProgramError(
-            f"{str(error).splitlines()[0]}: a program may use a name once, and a plate that is "
-            "opened a second time counts. Put all sites of a cell under one "
+            f"{str(error).splitlines()[0]}: a program may use a name once, and opening a plate "
+            "again counts as a second use. Put all sites of a cell under one "
             f"`with pyro.plate({CELLS!r}, len(batch)):`."
         ) from error
     except ValueError as error:
         text = str(error).splitlines()[0]
         raise ProgramError(
-            f"{text}. In the plate over cells a site has one row per cell: end its distribution "
-            "with .to_event(1), and give networks the sizes of their inputs."
+            f"{text}. In the plate over cells a site has one row per cell. End its distribution "
+            "with .to_event(1), and check the input sizes of the networks."
         ) from error
 
 
@@ -110,9 +110,9 @@ def describe_programs(model: nn.Module, guide: nn.Module, batch: Batch) -> list[
     Returns
     -------
     One record per site of the model: ``site``, ``parents``, ``distribution``, ``guide`` (the
-    guide's distribution), ``shape`` (of a cell, or of the whole site where it is shared),
-    ``observed``, ``per_cell``, and ``parameters``: how many the model's attribute of the site's
-    name has, and the guide's.
+    guide's distribution), ``shape`` (per cell, or of the whole site if cells share it),
+    ``observed``, ``per_cell`` and ``parameters`` (number in the attributes of model and guide that
+    bear the site's name).
     """
     checked = check_programs(model, guide, batch)
     graph, run = checked.graph, checked.run
@@ -154,17 +154,17 @@ def _check_sites(graph: Graph, run: Run) -> None:
     latents, drawn = set(graph.latents), set(drawn_sites(run.guide_trace))
     if missing := latents - drawn:
         raise ProgramError(
-            f"The model draws {_names(missing)}, the guide does not: add "
+            f"The model draws {_names(missing)}, but the guide does not. Add "
             f"`pyro.sample({sorted(missing)[0]!r}, ...)` to the guide. It draws {_names(drawn)}."
         )
     if unknown := drawn - latents:
         raise ProgramError(
-            f"The guide draws {_names(unknown)}, which the model does not know as a latent: rename "
+            f"The guide draws {_names(unknown)}, which is not a latent of the model. Rename "
             f"or drop it. The model's latents are {_names(latents)}."
         )
     if not graph.outcomes:
         raise ProgramError(
-            "The model observes nothing that depends on a latent: pass obs=batch.get('y')."
+            "The model observes nothing that depends on a latent. Pass obs=batch.get('y')."
         )
 
 
@@ -179,14 +179,14 @@ def _check_latent(site: str, run: Run) -> None:
             )
     if not posterior.has_rsample:
         raise ProgramError(
-            f"{site}: the guide's {_family(posterior)} has no reparametrised draws, so that no "
-            "gradient would reach its encoder. Take a family with rsample (Normal, a flow)."
+            f"{site}: the guide's {_family(posterior)} has no reparametrised draws, so no "
+            "gradient would reach its encoder. Use a family with rsample (Normal, a flow)."
         )
     ours, theirs = (plates(trace.nodes[site]) for trace in (run.model_trace, run.guide_trace))
     if ours != theirs:
         raise ProgramError(
-            f"{site}: stands in the plates {_names(ours)} in the model and {_names(theirs)} in the "
-            "guide; these must agree."
+            f"{site}: is in the plates {_names(ours)} in the model and {_names(theirs)} in the "
+            "guide. They must agree."
         )
 
 
@@ -194,7 +194,7 @@ def _check_plate(site: str, node: Any) -> None:
     names = plates(node)
     if CELLS not in names:
         raise ProgramError(
-            f"{site}: stands in no plate named {CELLS!r} (found {_names(names)}). Open it with "
+            f"{site}: is in no plate named {CELLS!r} (found {_names(names)}). Open it with "
             f"`with pyro.plate({CELLS!r}, len(batch)):` so that the loss is a mean over cells."
         )
 

@@ -31,7 +31,7 @@ class Graph:
     observed
         The sites whose value is given.
     shared
-        Latents outside of the plate over cells: what all cells have in common.
+        Latents outside the plate over cells, which all cells have in common.
     """
 
     parents: Mapping[str, tuple[str, ...]]
@@ -60,11 +60,11 @@ class Graph:
         return tuple(s for s in self.parents if s in self.observed and self.parents[s])
 
     def ancestors(self, site: str) -> set[str]:
-        """Direct and indirect causes of a site."""
+        """Return the direct and indirect causes of a site."""
         return nx.ancestors(self._digraph(), site)
 
     def separates(self, left: str, right: str, given: set[str]) -> bool:
-        """Whether ``given`` d-separates two sites, where exogenous sites depend on one another."""
+        """Return whether ``given`` d-separates two sites; exogenous sites depend on each other."""
         graph = self._digraph()
         graph.add_edges_from(("design", site) for site in self.exogenous)
         return nx.is_d_separator(graph, {left}, {right}, given)
@@ -114,7 +114,7 @@ class Claim:
 
 
 def read_graph(program: nn.Module, batch: Batch) -> Graph:
-    """Run a program once under provenance tracking and note what depends on what.
+    """Run a program once under provenance tracking and read off what depends on what.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def read_graph(program: nn.Module, batch: Batch) -> Graph:
 
     Returns
     -------
-    The graph; neither the random state nor a parameter is changed.
+    The graph. The random state and all parameters are left unchanged.
     """
     with outside_param_store():
         relations = get_model_relations(program, (batch,))
@@ -141,10 +141,10 @@ def read_graph(program: nn.Module, batch: Batch) -> Graph:
 def claims(graph: Graph) -> tuple[Claim, ...]:
     """Derive the independences that the loss enforces from a graph.
 
-    An exogenous site that is no cause of a block tells nothing more about it once the block's own
-    causes are known; two blocks with a common exogenous cause are independent given the smallest
-    set of exogenous sites that separates them. Claims that d-separation does not support are left
-    out.
+    An exogenous site that is not a cause of a block tells nothing more about it once the block's
+    own causes are known. Two blocks with a common exogenous cause are independent given the
+    smallest set of exogenous sites that separates them. Claims that d-separation does not support
+    are left out.
 
     Returns
     -------

@@ -20,7 +20,7 @@ from pyro_fcr.modes import outside_param_store
 
 
 def drawn_sites(trace: Trace) -> dict[str, Any]:
-    """Give the latents that a program drew, by name; without an autoguide's auxiliary ones."""
+    """Return the latents that a program drew, by name, without auxiliary sites of autoguides."""
     nodes: dict[str, Any] = trace.nodes
     return {
         name: node
@@ -33,7 +33,7 @@ def drawn_sites(trace: Trace) -> dict[str, Any]:
 
 
 def auxiliary_sites(trace: Trace, site: str) -> list[Any]:
-    """Give what an autoguide draws a latent from, before constraining it."""
+    """Return the sites from which an autoguide draws a latent before constraining it."""
     nodes: dict[str, Any] = trace.nodes
     return [
         node
@@ -45,7 +45,7 @@ def auxiliary_sites(trace: Trace, site: str) -> list[Any]:
 
 
 def plates(node: Any) -> set[str]:
-    """Give the names of the plates that a site stands in."""
+    """Return the names of the plates around a site."""
     return {frame.name for frame in node["cond_indep_stack"]}
 
 
@@ -89,31 +89,31 @@ class Run:
         return cls(batch, *traces)
 
     def value(self, site: str) -> Tensor:
-        """Give the drawn or observed value of a site, ``(n_cells, n_features)``."""
+        """Return the drawn or observed value of a site, ``(n_cells, n_features)``."""
         return self._node(site)["value"]
 
     def prior(self, site: str) -> TorchDistribution:
-        """Give the model's distribution of a site."""
+        """Return the model's distribution of a site."""
         return self._node(site)["fn"]
 
     def posterior(self, site: str) -> TorchDistribution:
-        """Give the guide's distribution of a latent."""
+        """Return the guide's distribution of a latent."""
         node: Any = self.guide_trace.nodes[site]
         return node["fn"]
 
     def per_cell(self, site: str, log_density: Tensor) -> Tensor:
-        """Average over the cells of the batch; what all cells share is spread over the data set.
+        """Return the mean over the cells of the batch; shared sites are spread over the data set.
 
-        A ``poutine.scale`` or ``poutine.mask`` of the model's site is honoured.
+        A ``poutine.scale`` or ``poutine.mask`` on the model's site is honoured.
         """
         node = self._node(site)
         total = scale_and_mask(log_density, node["scale"], node["mask"]).sum()
         return total / (len(self.batch) if CELLS in plates(node) else self.batch.n_total)
 
     def log_prob_sum(self, site: str) -> Tensor | None:
-        """Give the log-probability of all cells together, where there is a cheap way to it.
+        """Return the log-probability of all cells together, or None if there is no short cut.
 
-        There is one if the batch brings sums over its counts, the site's value are these counts,
+        There is one if the batch holds sums over its counts, the site's value is these counts,
         nothing scales or masks cells, and the family offers ``log_prob_sum(value, counts)``.
         """
         node, counts = self._node(site), self.batch.counts
@@ -124,6 +124,6 @@ class Run:
         return None if offered is None else offered(node["value"], counts)
 
     def joined(self, sites: tuple[str, ...]) -> Tensor:
-        """Concatenate the values of sites; no site gives ``(n_cells, 0)``."""
+        """Concatenate the values of sites; without any, the shape is ``(n_cells, 0)``."""
         empty = self.batch["library"].new_zeros(len(self.batch), 0)
         return torch.cat([empty, *(self.value(site) for site in sites)], dim=-1)

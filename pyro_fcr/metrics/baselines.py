@@ -215,7 +215,7 @@ def ridge(conditions: ConditionMeans, treatment: Components, context: Context) -
     fits = []
     for features in (agents, np.hstack([agents, states, products])):
         fit = RidgeCV(_PENALTIES).fit(features[:-1], np.array(list(shifts.values())))
-        fits.append((-fit.best_score_, fit.predict(features[-1:])[0]))
+        fits.append((-fit.best_score_, fit.predict(features[-1:]).ravel()))
     return min(fits, key=lambda found: found[0])[1]
 
 

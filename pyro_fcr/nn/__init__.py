@@ -1,37 +1,10 @@
 """Modules that the shipped programs are made of: conditionals and decoders.
 
 Every module takes leading sample dimensions, ``(*, n_cells, n_features)``, and builds its
-distribution anew at each call. To give a site another family, write one more of these.
+distribution anew at each call. Write one more of them to give a site another family.
 """
 
-from pyro_fcr.nn.conditionals import (
-    Encoder,
-    Identity,
-    InteractionPrior,
-    LinearPrior,
-    LogNormalize,
-    join,
-    linear_of_parts,
-    mlp,
-)
-from pyro_fcr.nn.decoders import (
-    Decoder,
-    NegativeBinomialDecoder,
-    NormalDecoder,
-    ZeroInflatedNegativeBinomialDecoder,
-)
+import lazy_loader
 
-__all__ = [
-    "Decoder",
-    "Encoder",
-    "Identity",
-    "InteractionPrior",
-    "LinearPrior",
-    "LogNormalize",
-    "NegativeBinomialDecoder",
-    "NormalDecoder",
-    "ZeroInflatedNegativeBinomialDecoder",
-    "join",
-    "linear_of_parts",
-    "mlp",
-]
+# Names stand in __init__.pyi: the command line reads options of Architecture, but not torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import Tensor, nn
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyro_fcr import nn as fnn
-from pyro_fcr.guide import Guide
-from pyro_fcr.model import Model
+from pyro_fcr.values import check_choices, check_least
 
-Likelihood = Literal["nb", "zinb", "normal"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-_DECODERS: Mapping[str, type[fnn.Decoder]] = {
-    "nb": fnn.NegativeBinomialDecoder,
-    "zinb": fnn.ZeroInflatedNegativeBinomialDecoder,
-    "normal": fnn.NormalDecoder,
-}
+    from pyro_fcr.data import Registry
+    from pyro_fcr.guide import Guide
+    from pyro_fcr.model import Model
+
+_MOST_TX = 8  # dimensions of z_tx where the data may choose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +25,28 @@ class Architecture:
 
     Parameters
     ----------
-    n_x, n_t, n_tx
-        Dimensions of z_x, z_t and z_tx.
+    n_x
+        Dimensions of z_x.
+    n_t
+        Dimensions of z_t.
+    n_tx
+        Dimensions of z_tx; None chooses by the data: as many as the conditions identify, 8 at
+        most.
     n_embedding
         Dimensions of the embeddings whose product the prior of z_tx is made of.
-    n_hidden, n_layers, dropout
+    n_hidden
+        Units per hidden layer.
+    n_layers
         Hidden layers of the encoders and of a joint decoder; an additive one has one layer less, at
         least one.
+    dropout
+        Share of hidden units that training drops.
     decoder
-        ``"additive"``: the blocks' effects on log expression add up, that of z_tx is linear, and
-        interactions are z_tx's alone;
-        ``"joint"``: hidden layers over all blocks together. See :class:`pyro_fcr.nn.Decoder`.
+        ``additive``: the blocks' effects on log expression add up, that of z_tx is linear, and
+        interactions are z_tx's alone; ``joint``: hidden layers over all blocks together.
     likelihood
-        ``"nb"`` (negative binomial) or ``"zinb"`` (zero-inflated) on counts, ``"normal"`` on log1p.
+        ``nb`` (negative binomial) or ``zinb`` (zero-inflated) on counts, ``normal`` on log1p; None
+        chooses by the data: nb on counts, normal on log1p.
 
     Examples
     --------
@@ -48,19 +55,40 @@ class Architecture:
 
     n_x: int = 8
     n_t: int = 8
-    n_tx: int = 8
+    n_tx: int | None = None
     n_embedding: int = 32
     n_hidden: int = 128
     n_layers: int = 2
     dropout: float = 0.0
     decoder: Literal["additive", "joint"] = "additive"
-    likelihood: Likelihood = "nb"
+    likelihood: Literal["nb", "zinb", "normal"] | None = None
 
     def __post_init__(self) -> None:
-        if self.likelihood not in _DECODERS:
-            raise ValueError(f"likelihood {self.likelihood!r} is none of {', '.join(_DECODERS)}.")
-        if self.decoder not in ("additive", "joint"):
-            raise ValueError(f"decoder {self.decoder!r} is none of additive, joint.")
+        check_choices(self)
+        check_least(self, n_x=1, n_t=1, n_tx=1, n_embedding=1, n_hidden=1, n_layers=1, dropout=0)
+
+    def resolve(self, registry: Registry) -> Architecture:
+        """Return the architecture with what was left to the data chosen by a data set."""
+        n_identified = max(1, (registry.n_prior_conditions - 1) // 2)
+        by_scale = _likelihood(counts=registry.schema.expression == "counts")
+        return replace(
+            self,
+            n_tx=self.n_tx or min(_MOST_TX, n_identified),
+            likelihood=self.likelihood or by_scale,
+        )
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """Dimensions of each block.
+
+        Raises
+        ------
+        ValueError
+            ``n_tx`` is left to the data.
+        """
+        if self.n_tx is None:
+            raise ValueError("n_tx is left to the data; give a number, or call resolve(registry).")
+        return {"z_x": self.n_x, "z_tx": self.n_tx, "z_t": self.n_t}
 
     def build(
         self,
@@ -80,30 +108,39 @@ class Architecture:
         mean_context
             Where each agent was seen, see :class:`pyro_fcr.nn.InteractionPrior`.
         """
+        from pyro_fcr.guide import Guide  # noqa: PLC0415 (reads torch and Pyro)
+        from pyro_fcr.model import Model  # noqa: PLC0415
+        from pyro_fcr.nn.decoders import DECODERS  # noqa: PLC0415
+
         x, t, genes = widths["x"], widths["t"], widths["y"]
         layers: dict[str, Any] = {"n_hidden": self.n_hidden, "dropout": self.dropout}
-        blocks = [self.n_x, self.n_tx, self.n_t]
-        decoder = _DECODERS[self.likelihood](
-            blocks if self.decoder == "additive" else [sum(blocks)],
+        n_x, n_tx, n_t = self.blocks.values()
+        likelihood = self.likelihood or _likelihood(counts=target_sum is not None)
+        decoder = DECODERS[likelihood](
+            [n_x, n_tx, n_t] if self.decoder == "additive" else [n_x + n_tx + n_t],
             genes,
             n_layers=max(1, self.n_layers - 1) if self.decoder == "additive" else self.n_layers,
             linear=(1,) if self.decoder == "additive" else (),
             **layers,
         )
         model = Model(
-            z_x=fnn.LinearPrior(x, self.n_x),
+            z_x=fnn.LinearPrior(x, n_x),
             z_tx=fnn.InteractionPrior(
-                t, x, self.n_tx, n_embedding=self.n_embedding, mean_context=mean_context
+                t, x, n_tx, n_embedding=self.n_embedding, mean_context=mean_context
             ),
-            z_t=fnn.LinearPrior(t, self.n_t),
+            z_t=fnn.LinearPrior(t, n_t),
             y=decoder,
         )
         layers["n_layers"] = self.n_layers
         features: nn.Module = fnn.Identity() if target_sum is None else fnn.LogNormalize(target_sum)
         guide = Guide(
             features=features,
-            z_x=fnn.Encoder(genes + x, self.n_x, **layers),
-            z_tx=fnn.Encoder(genes + t + x, self.n_tx, **layers),
-            z_t=fnn.Encoder(genes + t, self.n_t, **layers),
+            z_x=fnn.Encoder(genes + x, n_x, **layers),
+            z_tx=fnn.Encoder(genes + t + x, n_tx, **layers),
+            z_t=fnn.Encoder(genes + t, n_t, **layers),
         )
         return model, guide
+
+
+def _likelihood(*, counts: bool) -> Literal["nb", "normal"]:
+    return "nb" if counts else "normal"

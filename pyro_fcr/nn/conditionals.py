@@ -24,10 +24,10 @@ def join(*parents: Tensor) -> Tensor:
 
 
 def linear_of_parts(layer: nn.Linear, *inputs: Tensor) -> Tensor:
-    """Apply a linear layer to inputs side by side, without the copy that joining them would be.
+    """Apply a linear layer to inputs side by side without copying them into one tensor.
 
-    The copy of the expression for each of three encoders was a fifth of the time of their first
-    layers; leading dimensions broadcast.
+    Leading dimensions broadcast. Copying the expression for each of three encoders took a fifth of
+    the time of their first layers.
     """
     weights = layer.weight.split([each.shape[-1] for each in inputs], dim=-1)
     h = F.linear(inputs[0], weights[0], layer.bias)
@@ -37,7 +37,7 @@ def linear_of_parts(layer: nn.Linear, *inputs: Tensor) -> Tensor:
 
 
 def mlp(n_in: int, n_hidden: int, n_layers: int, *, dropout: float = 0.0) -> nn.Sequential:
-    """Hidden layers (linear, LayerNorm, SiLU, dropout) from ``n_in`` to ``n_hidden`` features."""
+    """Build hidden layers (linear, LayerNorm, SiLU, dropout), ``n_in`` to ``n_hidden`` features."""
     layers: list[nn.Module] = []
     for size in [n_in, *[n_hidden] * (n_layers - 1)]:
         layers += [nn.Linear(size, n_hidden), nn.LayerNorm(n_hidden), nn.SiLU()]
@@ -58,9 +58,9 @@ class LinearPrior(nn.Module):
     Parameters
     ----------
     n_parent
-        Features of the parent.
+        Number of features of the parent.
     n_latent
-        Dimensions of the block.
+        Number of dimensions of the block.
 
     Examples
     --------
@@ -77,7 +77,7 @@ class LinearPrior(nn.Module):
         nn.init.zeros_(self.log_scale.bias)
 
     def forward(self, parent: Tensor) -> TorchDistribution:
-        """Give p(z | parent): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
+        """Return p(z | parent): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
         return _prior(self.loc(parent), self.log_scale(parent))
 
 
@@ -85,23 +85,23 @@ class InteractionPrior(nn.Module):
     """Gaussian whose parameters depend on the product of embeddings of treatment and context.
 
     The elementwise product is that of Mao et al. 2024, here ``(t A) * ((x - m) B)`` with m the mean
-    of x over the cells that were given the agent. What an agent does on average over the contexts
-    where it was seen cannot be said here and is left to z_t, as the interactions of an analysis of
-    variance sum to zero. Without treatment nothing interacts; a context that was never seen under
-    any treatment gets about the average response, other unseen pairs what the treatment's other
-    contexts and the context's other treatments suggest.
+    of x over the cells that were given the agent. The average effect of an agent over the contexts
+    in which it was seen cannot be expressed here and is left to z_t, as the interactions of an
+    analysis of variance sum to zero. Without treatment nothing interacts. A context that was never
+    seen under any treatment gets about the average response; other unseen pairs get what the
+    treatment's other contexts and the context's other treatments suggest.
 
     Parameters
     ----------
     n_t, n_x
-        Features of treatment and covariates.
+        Number of features of treatment and covariates.
     n_latent
-        Dimensions of the block.
+        Number of dimensions of the block.
     n_embedding
-        Dimensions of the embeddings.
+        Number of dimensions of the embeddings.
     mean_context
-        m for each feature of the treatment, ``(n_t, n_x)``; None takes all features of x as equally
-        frequent.
+        m for each feature of the treatment, ``(n_t, n_x)``. None assumes that all features of x are
+        equally frequent.
     """
 
     mean_context: Tensor
@@ -131,7 +131,7 @@ class InteractionPrior(nn.Module):
             self.context.weight *= (mean_context != 0).any(dim=0)
 
     def forward(self, t: Tensor, x: Tensor) -> TorchDistribution:
-        """Give p(z | t, x): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
+        """Return p(z | t, x): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
         average = self.treatment.weight.T * self.context(self.mean_context)
         embedding = self.treatment(t) * self.context(x) - t @ average
         return _prior(self.loc(embedding), self.log_scale(embedding))
@@ -143,11 +143,11 @@ class Encoder(nn.Module):
     Parameters
     ----------
     n_in
-        Features of all inputs together.
+        Number of features of all inputs together.
     n_latent
-        Dimensions of the block.
+        Number of dimensions of the block.
     n_hidden, n_layers, dropout
-        The hidden layers.
+        Width, number and dropout probability of the hidden layers.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Encoder(nn.Module):
         self.head = nn.Linear(n_hidden, 2 * n_latent)
 
     def forward(self, *inputs: Tensor) -> TorchDistribution:
-        """Give q(z | inputs): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
+        """Return q(z | inputs): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
         h = linear_of_parts(cast(nn.Linear, self.hidden[0]), *inputs)
         for layer in islice(self.hidden, 1, None):
             h = layer(h)
@@ -173,12 +173,12 @@ class Encoder(nn.Module):
 
 
 class LogNormalize(nn.Module):
-    """Counts to ``log1p(count / library * target_sum)``, what encoders read.
+    """Turn counts into ``log1p(count / library * target_sum)`` for the encoders.
 
     Parameters
     ----------
     target_sum
-        Counts per cell that all cells are scaled to.
+        Number of counts that every cell is scaled to.
     """
 
     target_sum: Tensor
@@ -188,13 +188,13 @@ class LogNormalize(nn.Module):
         self.register_buffer("target_sum", torch.tensor(float(target_sum)))
 
     def forward(self, y: Tensor, library: Tensor) -> Tensor:
-        """Give the features, of the shape of ``y``."""
+        """Return the features, with the shape of ``y``."""
         return torch.log1p(y * (self.target_sum / library))
 
 
 class Identity(nn.Module):
-    """Expression that is on the log1p scale already, as it is."""
+    """Pass on expression that is already on the log1p scale."""
 
     def forward(self, y: Tensor, library: Tensor) -> Tensor:
-        """Give ``y``."""
+        """Return ``y``."""
         return y

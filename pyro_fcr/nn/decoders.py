@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,30 +16,30 @@ from pyro_fcr.nn.conditionals import join, mlp
 
 
 class Decoder(nn.Module, ABC):
-    """Latent blocks to the distribution of every gene's expression; a family is a subclass.
+    """Map latent blocks to the distribution of each gene's expression; a family is a subclass.
 
     Each block has hidden layers of its own, and their linear read-outs add up. What a treatment
-    does to a context's cells can then only be carried by the block that knows both, z_tx: hidden
-    layers over all blocks together would let the decoder learn it from z_x and z_t, and a context
-    that was never seen under the treatment would get an arbitrary response.
+    does to the cells of one context can then only be carried by the block that knows both, z_tx.
+    Hidden layers over all blocks together would let the decoder learn it from z_x and z_t, and a
+    context that was never seen under the treatment would get an arbitrary response.
 
     Parameters
     ----------
     n_latents
-        Dimensions of each block, in the order in which they are passed. A single number for one
-        block of all latents joined: an unconstrained decoder.
+        Number of dimensions of each block, in the order in which they are passed. A single number
+        stands for one block of all latents joined: an unconstrained decoder.
     n_genes
-        Genes.
+        Number of genes.
     n_hidden, n_layers, dropout
-        The hidden layers of each block.
+        Width, number and dropout probability of the hidden layers of each block.
     linear
-        Positions of blocks without hidden layers. For z_tx, so that its prior's mean of zero over
-        contexts (:class:`InteractionPrior`) is one of its effects on log expression: through hidden
-        layers it could still carry what a treatment does everywhere.
+        Positions of blocks without hidden layers. The shipped model has z_tx here: its prior has
+        mean zero over contexts (:class:`InteractionPrior`), and so then has its effect on log
+        expression. Through hidden layers it could still carry what a treatment does everywhere.
     """
 
     n_heads = 1
-    """How many parameters per cell and gene the family takes from the latents."""
+    """Number of parameters per cell and gene that the family takes from the latents."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Decoder(nn.Module, ABC):
         self.heads = nn.ModuleList(nn.Linear(sum(sizes), n_genes) for _ in range(self.n_heads))
 
     def forward(self, *latents_and_library: Tensor) -> TorchDistribution:
-        """Give p(y | latents, library): batch ``(*, n_cells)``, event ``(n_genes,)``."""
+        """Return p(y | latents, library): batch ``(*, n_cells)``, event ``(n_genes,)``."""
         *latents, library = latents_and_library
         blocks = latents if len(self.hidden) > 1 else [join(*latents)]
         h = join(*(layers(z) for layers, z in zip(self.hidden, blocks, strict=True)))
@@ -69,14 +69,14 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def family(self, heads: list[Tensor], library: Tensor) -> TorchDistribution:
-        """Give the distribution of ``(*, n_cells, n_genes)`` values.
+        """Return the distribution of ``(*, n_cells, n_genes)`` values.
 
         Parameters
         ----------
         heads
-            ``n_heads`` tensors ``(*, n_cells, n_genes)``.
+            The ``n_heads`` parameters of the family, ``(*, n_cells, n_genes)`` each.
         library
-            Counts per cell, ``(n_cells, 1)``.
+            Number of counts per cell, ``(n_cells, 1)``.
         """
 
 
@@ -94,12 +94,12 @@ class NegativeBinomialDecoder(Decoder):
         self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
 
     def family(self, heads: list[Tensor], library: Tensor) -> TorchDistribution:
-        """Give a negative binomial."""
+        """Return a negative binomial."""
         return NegativeBinomial(_log_mean(heads[0], library), self.log_dispersion)
 
 
 class ZeroInflatedNegativeBinomialDecoder(NegativeBinomialDecoder):
-    """Counts that may also be lost: as the negative binomial, and a dropout probability per gene.
+    """Counts that may be lost: negative binomial, and a dropout probability per cell and gene.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ class ZeroInflatedNegativeBinomialDecoder(NegativeBinomialDecoder):
     n_heads = 2
 
     def family(self, heads: list[Tensor], library: Tensor) -> TorchDistribution:
-        """Give a zero-inflated negative binomial."""
+        """Return a zero-inflated negative binomial."""
         log_mean = _log_mean(heads[0], library)
         return ZeroInflatedNegativeBinomial(log_mean, self.log_dispersion, heads[1])
 
@@ -129,9 +129,17 @@ class NormalDecoder(Decoder):
         self.raw_scale = nn.Parameter(torch.zeros(n_genes))
 
     def family(self, heads: list[Tensor], library: Tensor) -> TorchDistribution:
-        """Give a Normal."""
+        """Return a Normal."""
         return Normal(heads[0], F.softplus(self.raw_scale) + 1e-3)
 
 
 def _log_mean(logits: Tensor, library: Tensor) -> Tensor:
     return torch.log_softmax(logits, dim=-1) + torch.log(library)
+
+
+DECODERS: Mapping[str, type[Decoder]] = {
+    "nb": NegativeBinomialDecoder,
+    "zinb": ZeroInflatedNegativeBinomialDecoder,
+    "normal": NormalDecoder,
+}
+"""The decoder of each likelihood that :class:`pyro_fcr.Architecture` names."""

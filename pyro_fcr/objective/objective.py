@@ -35,7 +35,7 @@ DEFAULT_WEIGHTS: Mapping[str, Weight] = {
 
 
 class Losses(NamedTuple):
-    """What one evaluation of the loss gives.
+    """The result of one evaluation of the loss.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class Losses(NamedTuple):
     terms
         Each term by name, unweighted, nats per cell.
     run
-        The run of the two programs that they were taken from.
+        The run of the two programs from which they were computed.
     """
 
     total: Tensor
@@ -55,8 +55,8 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """The loss of a model and a guide, ``objective(batch).total``.
 
-    It is a module that holds model, guide, discriminators and heads, so that wrapping it for
-    several processes synchronises all of them.
+    It is a module that holds model, guide, discriminators and heads. Wrapping it for several
+    processes therefore synchronises all of them.
 
     Parameters
     ----------
@@ -65,8 +65,8 @@ class Objective(nn.Module):
     terms
         The terms of the loss.
     weights
-        The weight of a term by its name or kind (the name's part before the first ``_``): a number
-        or a schedule over the progress of training. Kinds that are left out have
+        The weight of a term by its name or kind (the part of the name before the first ``_``): a
+        number, or a schedule over the progress of training. Kinds that are left out keep
         :data:`DEFAULT_WEIGHTS`.
     """
 
@@ -111,14 +111,14 @@ class Objective(nn.Module):
         weights
             As in the class.
         enforced
-            The independences to enforce; None takes those that the graph claims.
+            The independences to enforce. None enforces those that the graph claims.
         extra
             Further terms, for instance :class:`pyro_fcr.objective.terms.Extra`.
 
         Raises
         ------
         pyro_fcr.graph.contract.ProgramError
-            Model and guide do not fit together.
+            If model and guide do not fit together.
         """
         checked = check_programs(model, guide, batch)
         graph, run = checked.graph, checked.run
@@ -143,13 +143,13 @@ class Objective(nn.Module):
         return Losses(total, values, run)
 
     def adversary_loss(self, run: Run) -> Tensor | None:
-        """Sum the adversaries' losses on detached latents; None without adversaries."""
+        """Return the sum of the adversaries' losses on detached latents, or None without any."""
         losses = [term.adversary_loss(run) for term in self._terms()]
         found = [loss for loss in losses if loss is not None]
         return torch.stack(found).sum() if found else None
 
     def elbo(self, losses: Losses) -> Tensor:
-        """Give the ELBO with all weights 1, nats per cell (higher is better)."""
+        """Return the ELBO with all weights 1, nats per cell (higher is better)."""
         parts = [
             losses.terms[n] for n, t in self.terms.items() if isinstance(t, Reconstruction | KL)
         ]
@@ -169,30 +169,30 @@ class Objective(nn.Module):
         return max((settled_after(weight) for weight in self.weights.values()), default=0.0)
 
     def adversary_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the discriminators."""
+        """Return the parameters of the discriminators."""
         adversaries = [getattr(term, "adversary", None) for term in self.terms.values()]
         return [p for a in adversaries if a is not None for p in a.parameters()]
 
     def main_parameters(self) -> list[nn.Parameter]:
-        """Parameters of model, guide and heads: everything but the discriminators."""
+        """Return the parameters of model, guide and heads: all but those of the discriminators."""
         adversarial = {id(p) for p in self.adversary_parameters()}
         return [p for p in self.parameters() if id(p) not in adversarial]
 
 
 def resolve_weights(names: Sequence[str], weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    """Give every term its weight: by its name, else by its kind, else the default.
+    """Return the weight of every term: by its name, else by its kind, else the default.
 
     Raises
     ------
     ValueError
-        A weight is named that fits no term.
+        If a weight belongs to no term.
     """
     kinds = {name.split("_", 1)[0] for name in names}
     known = {*names, *kinds, *DEFAULT_WEIGHTS}
     if unknown := set(weights) - known:
         raise ValueError(
             f"Weights {sorted(unknown)} fit no term. The terms are {sorted(names)}; the kinds "
-            f"{sorted(kinds)} stand for all terms whose name begins so."
+            f"{sorted(kinds)} stand for all terms whose names begin with them."
         )
     merged = {**DEFAULT_WEIGHTS, **weights}
     return {n: merged.get(n, merged.get(n.split("_", 1)[0], 1.0)) for n in names}

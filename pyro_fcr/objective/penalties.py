@@ -41,14 +41,14 @@ def structure_divergence(
     condition: Tensor,
     n_conditions: int,
 ) -> Tensor:
-    """Divergence of the posterior of a whole condition from the prior that its causes allow.
+    """Return the divergence of each condition's posterior from the prior that its causes allow.
 
     The posteriors of a condition's cells are pooled by the law of total mean and variance and
-    compared with the prior, KL(pooled || prior) for Gaussians, summed over dimensions and averaged
-    over conditions by their cells. A condition is a value of *all* exogenous sites, the prior
-    depends on the causes of the block only: what remains is dependence on the other sites. The
-    squared distance of means is corrected for the few cells that a batch has of a condition, and
-    conditions with a single cell are left out.
+    compared with the prior by KL(pooled || prior) of Gaussians, summed over dimensions and averaged
+    over conditions, weighted by cells. A condition is a value of *all* exogenous sites, whereas the
+    prior depends on the causes of the block only, so what remains is dependence on the other sites.
+    The squared distance of means is corrected for the few cells of a condition in a batch.
+    Conditions with a single cell are left out.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def structure_divergence(
     condition
         Number of each cell's condition, ``(n_cells,)``.
     n_conditions
-        How many conditions there can be.
+        Number of possible conditions.
 
     Returns
     -------
@@ -106,7 +106,7 @@ Discriminator = Callable[[Tensor, Tensor, Tensor], Tensor]
 def log_density_ratio(
     discriminator: Discriminator, left: Tensor, right: Tensor, given: Tensor
 ) -> Tensor:
-    """Dependence of two blocks within strata, as a discriminator sees it.
+    """Return the dependence of two blocks within strata, as a discriminator sees it.
 
     The discriminator's logit estimates ``log q(left, right | s) / (q(left | s) q(right | s))``
     (density-ratio trick, Kim and Mnih 2018, section 3); its mean over cells is the conditional
@@ -115,7 +115,7 @@ def log_density_ratio(
     Parameters
     ----------
     discriminator
-        Takes left, right and given, returns logits ``(n_cells,)``.
+        A function of left, right and given that returns logits, ``(n_cells,)``.
     left, right
         Latents ``(n_cells, n_latent)``.
     given
@@ -131,9 +131,10 @@ def log_density_ratio(
 def discriminator_loss(
     discriminator: Discriminator, left: Tensor, right: Tensor, given: Tensor, stratum: Tensor
 ) -> Tensor:
-    """Cross-entropy of telling cells from cells whose right block was exchanged in the stratum.
+    """Return the cross-entropy of telling cells from those whose right block was exchanged.
 
-    Latents are detached here: this loss is the discriminator's alone.
+    Blocks are exchanged within strata. Latents are detached, so the loss trains only the
+    discriminator.
 
     Parameters
     ----------
@@ -144,7 +145,7 @@ def discriminator_loss(
 
     Returns
     -------
-    Mean of the two cross-entropies, a scalar; log 2 where nothing can be told.
+    Mean of the two cross-entropies, a scalar; log 2 if nothing can be told apart.
     """
     left, right = left.detach(), right.detach()
     joint = discriminator(left, right, given)

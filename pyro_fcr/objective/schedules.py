@@ -33,7 +33,7 @@ class Ramp:
     start: float = 0.0
 
     def __call__(self, progress: float) -> float:
-        """Give the weight at a progress."""
+        """Return the weight at a progress."""
         share = min(1.0, progress / self.until) if self.until > 0 else 1.0
         return self.start + share * (self.end - self.start)
 
@@ -44,5 +44,5 @@ def weight_at(weight: Weight, progress: float) -> float:
 
 
 def settled_after(weight: Weight) -> float:
-    """Give the progress from which on a weight no longer changes; 0 for a number."""
+    """Return the progress after which a weight no longer changes; 0 for a number."""
     return weight.until if isinstance(weight, Ramp) else 0.0

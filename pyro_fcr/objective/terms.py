@@ -1,4 +1,4 @@
-"""The named terms of the loss: each takes one run of the two programs, gives nats per cell."""
+"""The named terms of the loss: each takes one run of the two programs, in nats per cell."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Term(nn.Module, ABC):
     Parameters
     ----------
     name
-        Its name in weights, history and messages.
+        The name of the term in weights, history and messages.
     """
 
     def __init__(self, name: str) -> None:
@@ -33,10 +33,10 @@ class Term(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, run: Run) -> Tensor:
-        """Give the mean over the cells of the run, a scalar to be made small."""
+        """Return the mean over the cells of the run, a scalar to be minimised."""
 
     def adversary_loss(self, run: Run) -> Tensor | None:
-        """Give the loss of the term's own adversary on detached latents, where it has one."""
+        """Return the loss of the term's adversary on detached latents, or None without one."""
         return None
 
 
@@ -56,7 +56,7 @@ class Reconstruction(Term):
         self.site = site
 
     def forward(self, run: Run) -> Tensor:
-        """Give nats per cell."""
+        """Return nats per cell."""
         summed = run.log_prob_sum(self.site)
         if summed is not None:
             return -summed / len(run.batch)
@@ -71,8 +71,8 @@ class KL(Term):
     site
         The latent.
     analytic
-        In closed form; otherwise from the drawn value. Closed form is right only if no cause of
-        the latent is drawn in the guide from the latent itself: see
+        Whether to take it in closed form; otherwise it is taken from the drawn value. The closed
+        form is valid only if the guide draws no cause of the latent from the latent itself; see
         :meth:`pyro_fcr.graph.contract.Checked.has_closed_form_kl`.
     """
 
@@ -81,7 +81,7 @@ class KL(Term):
         self.site, self.analytic = site, analytic
 
     def forward(self, run: Run) -> Tensor:
-        """Give nats per cell."""
+        """Return nats per cell."""
         posterior, prior = run.posterior(self.site), run.prior(self.site)
         if self.analytic:
             return run.per_cell(self.site, kl_divergence(posterior, prior))
@@ -93,14 +93,14 @@ class KL(Term):
 
 
 class Structure(Term):
-    """Keeps a block from depending on an exogenous site that is no cause of it.
+    """Keep a block from depending on an exogenous site that is not among its causes.
 
     Parameters
     ----------
     claim
         The independence, of the kind ``"structure"``.
     exogenous
-        All exogenous sites: their joint value is a condition.
+        All exogenous sites; their joint value is a condition.
     """
 
     def __init__(self, claim: Claim, exogenous: tuple[str, ...]) -> None:
@@ -108,7 +108,7 @@ class Structure(Term):
         self.block, self.condition = claim.left, exogenous
 
     def forward(self, run: Run) -> Tensor:
-        """Give nats per cell."""
+        """Return nats per cell."""
         posterior, prior = _moments(run.posterior(self.block)), _moments(run.prior(self.block))
         stratum, n_strata = run.batch.stratum(self.condition)
         return penalties.structure_divergence(posterior, prior, stratum, n_strata)
@@ -124,12 +124,12 @@ def _moments(distribution: TorchDistribution) -> tuple[Tensor, Tensor]:
 
 
 class Discriminator(nn.Module):
-    """Tells pairs of blocks of the same cell from pairs of different cells of a stratum.
+    """Tell pairs of blocks of the same cell from pairs of different cells of a stratum.
 
     Parameters
     ----------
     n_in
-        Features of both blocks and of what is conditioned on.
+        Number of features of both blocks and of the sites that are conditioned on.
     n_hidden
         Width of the two hidden layers.
     """
@@ -145,19 +145,19 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, left: Tensor, right: Tensor, given: Tensor) -> Tensor:
-        """Give the logit of "same cell", ``(n_cells,)``."""
+        """Return the logit of "same cell", ``(n_cells,)``."""
         return self.net(torch.cat([left, right, given], dim=-1)).squeeze(-1)
 
 
 class Permutation(Term):
-    """Keeps two blocks independent within strata, against a discriminator of its own.
+    """Keep two blocks independent within strata, against a discriminator of its own.
 
     Parameters
     ----------
     claim
         The independence, of the kind ``"permutation"``.
     discriminator
-        The adversary; it is trained by :meth:`adversary_loss` only.
+        The adversary. Only :meth:`adversary_loss` trains it.
     """
 
     def __init__(self, claim: Claim, discriminator: nn.Module) -> None:
@@ -165,11 +165,11 @@ class Permutation(Term):
         self.claim, self.adversary = claim, discriminator
 
     def forward(self, run: Run) -> Tensor:
-        """Give the mean log density ratio; its gradient reaches the encoders."""
+        """Return the mean log density ratio; its gradient reaches the encoders."""
         return penalties.log_density_ratio(self.adversary, *self._inputs(run))
 
     def adversary_loss(self, run: Run) -> Tensor:
-        """Give the discriminator's cross-entropy."""
+        """Return the discriminator's cross-entropy."""
         stratum, _ = run.batch.stratum(self.claim.given)
         return penalties.discriminator_loss(self.adversary, *self._inputs(run), stratum)
 
@@ -188,7 +188,7 @@ class Label(Term):
     blocks
         The latents that the linear head reads.
     n_in, n_levels
-        Features of these latents, distinct values of the site.
+        Number of features of these latents, and of distinct values of the site.
     """
 
     def __init__(self, site: str, blocks: tuple[str, ...], *, n_in: int, n_levels: int) -> None:
@@ -196,7 +196,7 @@ class Label(Term):
         self.site, self.blocks, self.head = site, blocks, nn.Linear(n_in, n_levels)
 
     def forward(self, run: Run) -> Tensor:
-        """Give nats per cell."""
+        """Return nats per cell."""
         logits = self.head(run.joined(self.blocks))
         return F.cross_entropy(logits, run.batch.codes[self.site])
 
@@ -207,9 +207,9 @@ class Extra(Term):
     Parameters
     ----------
     name
-        Its name.
+        The name of the term.
     function
-        Takes a run, returns a scalar that is a mean over cells.
+        A function that takes a run and returns a scalar, the mean over its cells.
     """
 
     def __init__(self, name: str, function: Callable[[Run], Any]) -> None:

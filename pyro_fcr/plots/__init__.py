@@ -5,7 +5,6 @@ be had as ``ax.figure`` and saved with ``ax.figure.savefig(path)``. What is draw
 and arrays; no figure knows a model.
 """
 
-from pyro_fcr.plots.conditions import mcc_by_conditions
 from pyro_fcr.plots.doses import dose_response
 from pyro_fcr.plots.effect_sizes import effect_paths, interaction_ranking
 from pyro_fcr.plots.heatmaps import effect_heatmap
@@ -23,7 +22,6 @@ __all__ = [
     "interaction_ranking",
     "latent_umap",
     "loss_by_term",
-    "mcc_by_conditions",
     "ppc",
     "ppc_counts",
     "response_panel",

@@ -2,15 +2,15 @@
 
 from pyro_fcr.queries.answers import Output
 from pyro_fcr.queries.ask import (
-    Fitted,
     condition_marks,
     counterfactual,
     posterior_predictive,
     predict,
-    source_cells,
 )
 from pyro_fcr.queries.coverage import interval_coverage
 from pyro_fcr.queries.curves import dose_response
+from pyro_fcr.queries.export import to_arviz
+from pyro_fcr.queries.fitted import Fitted, Source
 from pyro_fcr.queries.support import support
 from pyro_fcr.queries.targets import AVERAGE, Form, Query
 
@@ -20,12 +20,13 @@ __all__ = [
     "Form",
     "Output",
     "Query",
+    "Source",
     "condition_marks",
     "counterfactual",
     "dose_response",
     "interval_coverage",
     "posterior_predictive",
     "predict",
-    "source_cells",
     "support",
+    "to_arviz",
 ]

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 from anndata import AnnData
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_fcr.batch import Batch
-from pyro_fcr.data import Registry, Split, read_cells
+from pyro_fcr.data import Registry
 from pyro_fcr.draws import (
     QueryError,
     Responder,
@@ -31,47 +30,10 @@ from pyro_fcr.draws import (
     new_cells,
 )
 from pyro_fcr.draws.sinks import Rows
-from pyro_fcr.graph import Claim, Graph
-from pyro_fcr.queries.answers import Output, Part, assemble, read_part
+from pyro_fcr.queries.answers import Part, assemble, read_part
+from pyro_fcr.queries.fitted import Fitted
 from pyro_fcr.queries.support import support
-from pyro_fcr.queries.targets import AVERAGE, Form, Query
-
-__all__ = ["AVERAGE", "Query", "counterfactual", "posterior_predictive", "predict"]
-
-
-class Fitted(Protocol):
-    """What queries and :mod:`pyro_fcr.evaluation` ask: a fitted :class:`pyro_fcr.FCR`."""
-
-    model: nn.Module
-    guide: nn.Module
-    registry: Registry
-    adata: AnnData | None
-    history: pd.DataFrame | None
-
-    @property
-    def graph(self) -> Graph:
-        """The causal graph."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-
-    def chunks(self, adata: AnnData | str | Path | None = None) -> Iterator[tuple[Batch, slice]]:
-        """Yield cells in order, with their positions."""
-
-    def claims(self) -> tuple[Claim, ...]:
-        """Return the independences that the graph claims."""
-
-    def split_of(self, adata: AnnData | str | Path | None = None) -> Split:
-        """Find the training and held-out cells of the last fit among given ones."""
-
-    def elbo(self, adata: AnnData | str | Path | None = None) -> float:
-        """Return the evidence lower bound of cells, nats per cell."""
-
-    def counterfactual(
-        self, adata: AnnData | None = None, *, treatment: str | None, n_draws: int, seed: int
-    ) -> AnnData:
-        """Predict what given cells would express under another treatment."""
+from pyro_fcr.queries.targets import Query
 
 
 def counterfactual(
@@ -108,80 +70,15 @@ def predict(
 
 
 def posterior_predictive(
-    fcr: Fitted,
-    adata: AnnData | str | Path | None = None,
-    *,
-    n_draws: int = 1,
-    output: Form | Output = "draws",
-    library: npt.ArrayLike | None = None,
-    seed: int = 0,
+    fcr: Fitted, query: Query, source: AnnData, *, library: npt.ArrayLike | None = None
 ) -> AnnData:
-    """Draw the cells again, as they are: all latents from the guide given the cell, then y.
-
-    It is what the model makes of cells that it is shown, for checks of the model, and no
-    prediction: expression that the guide reads is given back. For cells of another condition see
-    :meth:`pyro_fcr.FCR.counterfactual`.
-
-    Parameters
-    ----------
-    fcr
-        A fitted :class:`pyro_fcr.FCR`.
-    adata
-        The cells; None takes those of training.
-    n_draws
-        Draws per cell.
-    output
-        As in :meth:`pyro_fcr.FCR.counterfactual`.
-    library
-        Counts per cell of the answer: a number, or one for each cell; None leaves the cells their
-        own.
-    seed
-        Of the draws.
-
-    Returns
-    -------
-    Cells with the annotation of ``adata``; see :meth:`pyro_fcr.FCR.counterfactual`.
-
-    Raises
-    ------
-    pyro_fcr.SchemaError
-        The cells have a level that was never seen; lists the known ones.
-
-    Examples
-    --------
-    >>> import pyro_fcr
-    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()[:20].copy()
-    >>> schema = pyro_fcr.Schema(
-    ...     treatment_key="treatment", control="control", covariate_keys="patient"
-    ... )
-    >>> fcr = pyro_fcr.FCR(pyro_fcr.data.datasets.gbm_panobinostat(), schema)
-    >>> again = posterior_predictive(fcr, adata, n_draws=10, output="summary")
-    >>> again.shape, sorted(name for name in again.layers if name)
-    ((20, 300), ['q05', 'q50', 'q95', 'sd'])
-    """
-    source = source_cells(fcr, adata)
+    """Draw cells again as they are; see :meth:`pyro_fcr.FCR.posterior_predictive`."""
     asked = _Asked(
         obs=source.obs.copy(),
         held=fcr.graph.blocks,
         library=None if library is None else _library(library, source.n_obs),
     )
-    query = Query(output=output, n_draws=n_draws, seed=seed)
     return _answer(fcr, query, asked, fcr.chunks(source))
-
-
-def source_cells(fcr: Fitted, adata: AnnData | str | Path | None) -> AnnData:
-    """Give the cells that a query is about; None stands for those of training.
-
-    Raises
-    ------
-    ValueError
-        The model was loaded without data.
-    """
-    if adata is not None:
-        return read_cells(adata)
-    if fcr.adata is None:
-        raise ValueError("The model was loaded without data: pass adata= here or to load().")
-    return fcr.adata
 
 
 @dataclass(frozen=True, kw_only=True)

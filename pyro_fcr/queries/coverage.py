@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,76 +15,23 @@ from pyro_fcr.draws import QueryError, Responder, block_seed, block_size, blocks
 from pyro_fcr.draws.sinks import Sink
 from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.metrics.intervals import central_shares, check_levels, pit_of_draws
-from pyro_fcr.queries.ask import Fitted, condition_marks, source_cells
+from pyro_fcr.queries.ask import condition_marks
+from pyro_fcr.queries.fitted import Fitted, Source
 
 SEEN, UNSEEN = "observation", "observation, unseen condition"
 
 
 def interval_coverage(
     fcr: Fitted,
-    adata: AnnData | str | Path | None = None,
+    adata: Source = None,
     *,
     levels: Sequence[float] = (0.5, 0.9),
     n_draws: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compare single cells with the predictive distribution of new cells of their condition.
-
-    Each value (a gene in a cell) is set against what the model expects of a new cell of the same
-    condition and library size: latents from their conditional priors, as the guide would have read
-    the cell, then expression with its noise. It is a check of *observation* intervals. Of intervals
-    of expected expression given the latents, or of parameters, it says nothing: these have no
-    observed counterpart in single cells.
-
-    Parameters
-    ----------
-    fcr
-        A fitted :class:`pyro_fcr.FCR`.
-    adata
-        The cells; None takes those held out in the last fit.
-    levels
-        Probabilities of the central intervals.
-    n_draws
-        Draws per cell; they are counted and not kept.
-    seed
-        Of the draws, and of the places of observed counts among equal ones.
-
-    Returns
-    -------
-    A row per kind and level, for :func:`pyro_fcr.plots.coverage`. ``kind`` is ``"observation"`` or,
-    for cells of a condition that training lacked, ``"observation, unseen condition"``; ``nominal``
-    is the level, ``observed`` the share of values inside the interval, ``n`` the number of values.
-    The values of a cell depend on one another: ``observed`` is less certain than n suggests.
-
-    Raises
-    ------
-    pyro_fcr.QueryError
-        There are no cells, a level is not between 0 and 1, or there are no draws.
-    pyro_fcr.SchemaError
-        The cells have a level that was never seen; lists the known ones.
-
-    Notes
-    -----
-    Intervals of counts hold more than their nominal share because counts are discrete; here ties
-    between observed and drawn counts are broken at random instead, which is exact
-    (:mod:`pyro_fcr.metrics.intervals`).
-
-    Examples
-    --------
-    >>> import pyro_fcr
-    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()[::10].copy()
-    >>> schema = pyro_fcr.Schema(
-    ...     treatment_key="treatment", control="control", covariate_keys="patient"
-    ... )
-    >>> fcr = pyro_fcr.FCR(adata, schema)
-    >>> history = fcr.fit(max_epochs=1, progress=False)
-    >>> interval_coverage(fcr, n_draws=20)[["kind", "nominal", "n"]]
-              kind  nominal      n
-    0  observation      0.5  15000
-    1  observation      0.9  15000
-    """
+    """Compare cells with predictions; see :meth:`pyro_fcr.FCR.interval_coverage`."""
     _check(levels, n_draws)
-    cells = _heldout_cells(fcr) if adata is None else source_cells(fcr, adata)
+    cells = _heldout_cells(fcr) if adata is None else fcr.source(adata)
     if cells.n_obs == 0:
         raise QueryError("interval_coverage: there are no cells.")
     unseen = condition_marks(cells.obs, fcr.registry)["extrapolated"]
@@ -110,8 +56,8 @@ def _check(levels: Sequence[float], n_draws: int) -> None:
 
 
 def _heldout_cells(fcr: Fitted) -> AnnData:
-    split = getattr(fcr, "split", None)
-    if split is None or fcr.adata is None:
+    split = fcr.split
+    if split is None:
         raise QueryError(
             "interval_coverage: the model has no held-out cells, it was loaded or not fitted: pass "
             "cells that training has not seen as adata=."
@@ -121,7 +67,7 @@ def _heldout_cells(fcr: Fitted) -> AnnData:
             "interval_coverage: the last fit held out no cells: fit with heldout_fraction= above "
             "0, or pass cells that training has not seen as adata=."
         )
-    return fcr.adata[split.heldout]
+    return fcr.source(None)[split.heldout]
 
 
 def _inside(

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,10 +20,9 @@ from torch import Tensor
 from pyro_fcr.data import Registry
 from pyro_fcr.draws import QueryError, block_seed, check_held, held_by_default
 from pyro_fcr.draws.sites import Draws, Sampler
-from pyro_fcr.queries import Query, condition_marks, source_cells
-
-if TYPE_CHECKING:
-    from pyro_fcr.api import FCR
+from pyro_fcr.queries.ask import condition_marks
+from pyro_fcr.queries.fitted import Fitted, Source
+from pyro_fcr.queries.targets import Query
 
 _TARGET = ("treatment", "dose", "covariates", "hold")
 _SAMPLE = ("chain", "draw")
@@ -34,101 +32,17 @@ Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
 
 def to_arviz(
-    fcr: FCR,
-    adata: AnnData | str | Path | None = None,
+    fcr: Fitted,
+    adata: Source = None,
     *,
     predictions: Mapping[str, Any] | None = None,
     genes: str | Iterable[str] | None = None,
     n_draws: int = 100,
     seed: int = 0,
 ) -> Any:
-    """Draw latents and expression of cells, for ArviZ to summarise, plot and store.
-
-    Parameters
-    ----------
-    fcr
-        A fitted model.
-    adata
-        The cells; None takes those of training. A few hundred are usual: memory is 4 bytes times
-        cells, kept genes and draws for each of three groups.
-    predictions
-        Another condition for the same cells, in the words of :meth:`pyro_fcr.FCR.counterfactual`:
-        ``treatment``, ``dose``, ``covariates``, ``hold``. None makes no such group.
-    genes
-        The genes whose expression is kept, in this order; None keeps all.
-    n_draws
-        Draws per cell.
-    seed
-        Of the draws; the global random state is left alone.
-
-    Returns
-    -------
-    ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with ArviZ 1.x, with the groups
-
-    - ``posterior``: the latents, drawn from the guide given the cells' expression;
-    - ``posterior_predictive``: ``y`` with its observation noise, given the latents of the same
-      draw in ``posterior``;
-    - ``log_likelihood``: ``y`` of a cell given its latents, nats, summed over **all** genes;
-    - ``prior``, ``prior_predictive``: latents from their conditional priors under the cells' own
-      treatment and covariates, and ``y`` given them;
-    - ``predictions``: latents and ``y`` of the same cells under the other condition. What is held
-      is that of the same draw in ``posterior``, so that a difference from
-      ``posterior_predictive`` is one cell's own;
-    - ``observed_data``: ``y``, counts or log1p values as in the schema;
-    - ``constant_data``, ``predictions_constant_data``: the sites that are set (``x``, ``t``, ...),
-      ``library``, and for each cell the columns of the schema, for the predictions those of the
-      target with its ``extrapolated`` and ``support``. A column whose name is taken has ``obs_``
-      before it.
-
-    Dimensions are ``chain`` (one), ``draw``, ``cell``, ``gene``, ``<latent>_dim``,
-    ``<covariate site>_level``, ``t_agent`` (``t_feature`` with treatment features). A latent that
-    all cells share has no ``cell``.
-
-    Raises
-    ------
-    ImportError
-        ArviZ is not installed.
-    pyro_fcr.QueryError
-        A gene, the target or ``n_draws`` is none that there is.
-    pyro_fcr.SchemaError
-        The cells or the target are not what the schema says.
-
-    Notes
-    -----
-    The spread of ``posterior`` is what the guide leaves open about a cell, that of a predictive
-    group has the observation noise in it. Weights of the networks are point estimates: their
-    uncertainty is nowhere, unless the model draws them as shared latents.
-
-    The draws are independent, from variational inference: R-hat and effective sample sizes say
-    nothing (``az.summary(..., kind="stats")`` leaves them out).
-
-    ``az.loo`` leaves out one cell at a time. Each cell has latents of its own, which the guide drew
-    having read that very cell; without it they have only their prior, far from the draws. So most
-    Pareto k will be high, and then the estimate is not to be trusted, in either direction; and the
-    networks have seen the cell, too. To compare models, take :meth:`pyro_fcr.FCR.elbo` of held-out
-    cells.
-
-    Examples
-    --------
-    >>> import pyro_fcr
-    >>> from pyro_fcr.queries.export import to_arviz
-    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()
-    >>> schema = pyro_fcr.Schema(
-    ...     treatment_key="treatment", control="control", covariate_keys="patient"
-    ... )
-    >>> fcr = pyro_fcr.FCR(adata, schema)
-    >>> history = fcr.fit(max_epochs=1, progress=False)
-    >>> cells, genes = adata[:40].copy(), adata.var_names[:5]
-    >>> target = {"treatment": "panobinostat"}
-    >>> data = to_arviz(fcr, cells, genes=genes, predictions=target, n_draws=20)
-    >>> dict(data.posterior_predictive["y"].sizes)
-    {'chain': 1, 'draw': 20, 'cell': 40, 'gene': 5}
-    >>> by_patient = data.posterior["z_x"].groupby(data.constant_data["patient"]).mean()
-    >>> "patient" in by_patient.dims
-    True
-    """
+    """Draw latents and expression for ArviZ; see :meth:`pyro_fcr.FCR.to_arviz`."""
     _arviz_version()
-    source = source_cells(fcr, adata)
+    source = fcr.source(adata)
     target = None if predictions is None else _Target.read(fcr, predictions, source.obs, seed)
     kept = _kept(genes, fcr.registry)
     if n_draws < 1:
@@ -156,7 +70,7 @@ class _Target:
     held: tuple[str, ...]
 
     @classmethod
-    def read(cls, fcr: FCR, asked: Mapping[str, Any], obs: pd.DataFrame, seed: int) -> _Target:
+    def read(cls, fcr: Fitted, asked: Mapping[str, Any], obs: pd.DataFrame, seed: int) -> _Target:
         if unknown := set(asked) - set(_TARGET):
             raise QueryError(
                 f"predictions: {sorted(unknown)[0]!r} is no part of a target; these are: "
@@ -201,7 +115,7 @@ def _kept(genes: str | Iterable[str] | None, registry: Registry) -> list[int]:
 
 
 def _sample(
-    fcr: FCR, sampler: Sampler, source: AnnData, target: _Target | None, seed: int
+    fcr: Fitted, sampler: Sampler, source: AnnData, target: _Target | None, seed: int
 ) -> tuple[dict[str, Draws], dict[str, np.ndarray]]:
     chunks: list[dict[str, Draws]] = []
     fixed: list[dict[str, np.ndarray]] = []
@@ -236,7 +150,7 @@ def _coords(source: AnnData, kept: list[int], registry: Registry) -> dict[str, A
 
 
 def _groups(
-    fcr: FCR,
+    fcr: Fitted,
     draws: Mapping[str, Draws],
     fixed: Mapping[str, np.ndarray],
     obs: pd.DataFrame,
@@ -265,7 +179,7 @@ def _groups(
     return groups
 
 
-def _latents(draws: Draws, fcr: FCR) -> Variables:
+def _latents(draws: Draws, fcr: Fitted) -> Variables:
     variables: Variables = {}
     for site, values in draws.latents.items():
         dims = _SAMPLE if site in fcr.graph.shared else (*_SAMPLE, "cell")

@@ -48,7 +48,7 @@ def support(
     ...     treatment_key="treatment", control="control", covariate_keys="patient"
     ... )
     >>> unseen = (adata.obs["patient"] == "PW030") & (adata.obs["treatment"] != "control")
-    >>> registry = schema.register(adata[~unseen])
+    >>> registry, _ = pyro_fcr.data.register(adata[~unseen], schema)
     >>> round(support(registry, "panobinostat", {"patient": "PW030"}), 2)  # 4 of 5, 1 of 2
     0.43
     """

@@ -1,17 +1,6 @@
 """Simulated cells of known truth, to measure what is found against what is there."""
 
-from pyro_fcr.simulation.factorized import LEAKS, FCRDesign, simulate
-from pyro_fcr.simulation.planted import RandomInteractions
-from pyro_fcr.simulation.screens import InteractionDesign, simulate_interactions
-from pyro_fcr.simulation.thinning import EffectDesign, simulate_from_controls
+import lazy_loader
 
-__all__ = [
-    "LEAKS",
-    "EffectDesign",
-    "FCRDesign",
-    "InteractionDesign",
-    "RandomInteractions",
-    "simulate",
-    "simulate_from_controls",
-    "simulate_interactions",
-]
+# Names stand in __init__.pyi: the command line reads options of FCRDesign, but not anndata.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

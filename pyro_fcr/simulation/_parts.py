@@ -1,4 +1,4 @@
-"""Names and columns that every simulator gives its cells."""
+"""Names and columns that all simulators share."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from pyro_fcr.simulation.planted import names
+
 Floats = npt.NDArray[np.float64]
 
 
-def names(word: str, n: int) -> list[str]:
-    """Give ``word1`` to ``word<n>``."""
-    return [f"{word}{i + 1}" for i in range(n)]
-
-
 def numbered(word: str, n: int) -> npt.NDArray[np.str_]:
-    """Give the same as an array, to be indexed by codes."""
+    """Return the names as an array that codes can index."""
     return np.array(names(word, n))
 
 
 def observations(t: npt.NDArray[np.int64], x: npt.NDArray[np.int64]) -> pd.DataFrame:
-    """Give ``obs`` of cells: treatment 0 is the control, the others drugs; contexts are lines."""
+    """Return ``obs`` of cells: treatment 0 is control, others are drugs; contexts are lines."""
     return pd.DataFrame(
         {
             "treatment": np.array(["control", *names("drug", int(t.max()))])[t],

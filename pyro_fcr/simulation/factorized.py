@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,122 +11,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_fcr.simulation._parts import Floats, centred, names, numbered, observations
-from pyro_fcr.simulation.planted import Interactions, Levels, RandomInteractions, tidy
-
-LEAKS = (("z_x", "t"), ("z_t", "x"), ("z_x", "z_tx"), ("z_t", "z_tx"))
-"""The independences of the graph that a simulation can break: a block, and what leaks into it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FCRDesign:
-    """Cells drawn from p(z_x|x) p(z_t|t) p(z_tx|t,x) p(y|z_x,z_tx,z_t), all of it known.
-
-    Parameters
-    ----------
-    n_cells, n_genes
-        Sizes.
-    n_contexts, n_treatments
-        Levels of x and of t; the first treatment is the control.
-    n_x, n_tx, n_t
-        Dimensions of the blocks.
-    mean_shift
-        Standard deviation over conditions of the priors' means.
-    scale_shift
-        Largest absolute natural log of the priors' standard deviations, which are log-uniform; 0
-        for priors that differ in their means only.
-    centred
-        Whether means and log scales of z_tx average to zero over the contexts of a treatment, so
-        that what a treatment does everywhere is in z_t alone. If not, every pair of treatment and
-        context has its own, as in Mao et al. 2024. z_t and z_tx of controls are standard normal
-        either way.
-    mixing
-        ``"joint"``: all latents pass through one injective network; ``"additive"``: each block has
-        one of its own, and the outputs add up.
-    n_layers
-        Hidden layers of the network; 0 is linear.
-    likelihood
-        ``"normal"`` on the log1p scale, ``"nb"`` for counts.
-    noise
-        Standard deviation of the Normal.
-    signal
-        Standard deviation over cells of a gene's mean: of log1p expression, or of natural log rates
-        of counts.
-    depth, dispersion, dropout
-        Of counts: median total of a cell, theta (variance = mean + mean**2 / theta), and the
-        probability that a count is lost (0 instead).
-    imbalance
-        How uneven the conditions are: coefficient of variation of their expected sizes.
-    n_batches, batch_effect
-        Technical batches, drawn independently of all else, and the standard deviation of what each
-        adds to the means of the genes; the columns of ``obs`` name them.
-    leaks
-        Dependences against the graph by (block, cause), see :data:`LEAKS`: the share of the block's
-        variance within its own causes that the other variable makes.
-    interactions
-        Natural log fold changes of chosen genes in chosen pairs of treatment and context, as in
-        ``{("drug1", "line2"): {"gene3": 1.2}}``, added to what the latents make of a gene's mean
-        (of log1p expression, or of log rates); or :class:`RandomInteractions`, to be drawn.
-
-    Raises
-    ------
-    ValueError
-        A size, share or choice is impossible, or there is no such treatment, context or gene.
-
-    Examples
-    --------
-    >>> FCRDesign(interactions={("drug1", "line2"): {"gene3": 1.2}}, n_cells=500).n_tx
-    4
-    """
-
-    n_cells: int = 20_000
-    n_genes: int = 60
-    n_contexts: int = 6
-    n_treatments: int = 6
-    n_x: int = 2
-    n_tx: int = 4
-    n_t: int = 2
-    mean_shift: float = 1.5
-    scale_shift: float = 1.0
-    centred: bool = True
-    mixing: Literal["joint", "additive"] = "joint"
-    n_layers: int = 1
-    likelihood: Literal["normal", "nb"] = "normal"
-    noise: float = 0.1
-    signal: float = 0.7
-    depth: float = 3_000.0
-    dispersion: float = 10.0
-    dropout: float = 0.0
-    imbalance: float = 0.3
-    n_batches: int = 0
-    batch_effect: float = 0.3
-    leaks: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    interactions: Interactions | RandomInteractions = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if unknown := set(self.leaks) - set(LEAKS):
-            raise ValueError(f"leaks: {sorted(unknown)[0]} is none of {', '.join(map(str, LEAKS))}")
-        if wrong := [share for share in self.leaks.values() if not 0 <= share < 1]:
-            raise ValueError(f"leaks: {wrong[0]} is no share of variance, 0 or more and below 1")
-        choices = {"mixing": ("joint", "additive"), "likelihood": ("normal", "nb")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, wanted {' or '.join(known)}")
-        n_latent, least = self.n_x + self.n_tx + self.n_t, {"n_contexts": 2, "n_treatments": 2}
-        if self.n_genes < n_latent:
-            raise ValueError(
-                f"{self.n_genes} genes cannot hold {n_latent} latents: the mixing is injective"
-            )
-        for name in ("n_cells", "n_x", "n_tx", "n_t", *least):
-            if getattr(self, name) < least.get(name, 1):
-                raise ValueError(f"{name} is {getattr(self, name)}, wanted {least.get(name, 1)}")
-        self.levels.check(self.interactions)
-
-    @property
-    def levels(self) -> Levels:
-        """Names of the treatments (without the control), contexts and genes."""
-        treatments, contexts = names("drug", self.n_treatments - 1), names("line", self.n_contexts)
-        return Levels(treatments, contexts, names("gene", self.n_genes))
+from pyro_fcr.simulation._parts import Floats, centred, numbered, observations
+from pyro_fcr.simulation.design import FCRDesign
+from pyro_fcr.simulation.planted import names, tidy
 
 
 @dataclass(frozen=True)
@@ -145,14 +31,14 @@ class _Prior:
 
 
 def simulate(design: FCRDesign | None = None, *, seed: int = 0) -> AnnData:
-    """Simulate cells of which every latent is known.
+    """Simulate cells whose latents are all known.
 
     Parameters
     ----------
     design
-        Sizes and shapes; None takes the defaults.
+        Sizes and shapes. None takes the defaults.
     seed
-        The same seed gives the same cells.
+        Seed of all draws: the same seed simulates the same cells.
 
     Returns
     -------
@@ -161,7 +47,7 @@ def simulate(design: FCRDesign | None = None, *, seed: int = 0) -> AnnData:
     ``["z_t"]``: the latents. ``layers["mean"]``: the mean without noise and library size, natural
     log rate or log1p expression. ``uns["truth"]``: mean and standard deviation of each prior per
     condition, ``(n_treatments, n_contexts, n_latent)``, their level names, the design, and
-    ``interactions``: what was planted, columns of a table with a row per pair and gene.
+    ``interactions``: the planted ones, as columns of a table with a row per pair and gene.
 
     Examples
     --------
@@ -190,7 +76,7 @@ def simulate(design: FCRDesign | None = None, *, seed: int = 0) -> AnnData:
 
 
 def _priors(d: FCRDesign, rng: np.random.Generator) -> dict[str, _Prior]:
-    """Draw the conditional priors; along an axis that is no cause of a block they do not change."""
+    """Draw the conditional priors; they are constant along an axis that is not a cause."""
     n_t, n_x = d.n_treatments, d.n_contexts
     shapes = {"z_x": (1, n_x, d.n_x), "z_tx": (n_t, n_x, d.n_tx), "z_t": (n_t, 1, d.n_t)}
     found = {}
@@ -249,7 +135,7 @@ def _standardised_within(values: Floats, group: npt.NDArray[np.int64]) -> Floats
 
 
 def _mix(latents: Mapping[str, Floats], d: FCRDesign, rng: np.random.Generator) -> Floats:
-    """Give each gene's mean per cell, ``(n_cells, n_genes)``: injective in the latents."""
+    """Return each gene's mean per cell, ``(n_cells, n_genes)``: injective in the latents."""
     blocks = [latents[site] for site in ("z_x", "z_tx", "z_t")]
     blocks = [np.concatenate(blocks, axis=1)] if d.mixing == "joint" else blocks
     mean = np.sum([_network(block, d, rng) for block in blocks], axis=0)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from math import isfinite
+from typing import TYPE_CHECKING, TypeAlias
 
 from pyro_fcr.data.errors import did_you_mean, listed
-from pyro_fcr.simulation._parts import Floats
+
+if TYPE_CHECKING:  # the command line reads options of FCRDesign without numpy
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats: TypeAlias = npt.NDArray[np.float64]
 
 Interactions: TypeAlias = Mapping[tuple[str, str], Mapping[str, float]]
 """Natural log fold changes: ``{("drug1", "line2"): {"gene3": 1.2}}``."""
@@ -24,16 +27,16 @@ class RandomInteractions:
     Parameters
     ----------
     n_pairs
-        How many pairs of treatment and context interact.
+        Number of pairs of treatment and context that interact.
     n_genes
-        On how many genes each of them.
+        Number of genes that each pair affects.
     effect
-        How much there, up or down, natural log fold change.
+        Size of the effect on these genes, up or down, as a natural log fold change.
 
     Raises
     ------
     ValueError
-        A number is negative.
+        If a number is negative.
 
     Examples
     --------
@@ -48,24 +51,29 @@ class RandomInteractions:
     def __post_init__(self) -> None:
         for name in ("n_pairs", "n_genes"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, wanted 0 or more")
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
+
+
+def names(word: str, n: int) -> list[str]:
+    """Return ``word1`` to ``word<n>``."""
+    return [f"{word}{i + 1}" for i in range(n)]
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Names that interactions can have: treatments without the control, contexts, genes."""
+    """Names that interactions can refer to: treatments without the control, contexts, genes."""
 
     treatments: Sequence[str]
     contexts: Sequence[str]
     genes: Sequence[str]
 
     def check(self, planted: Interactions | RandomInteractions) -> None:
-        """Refuse interactions of what there is not.
+        """Refuse interactions of unknown treatments, contexts or genes.
 
         Raises
         ------
         ValueError
-            Names the first unknown name and the nearest known one, or says what is too many.
+            If a name is unknown or a number too large. The message has the nearest known name.
         """
         if isinstance(planted, RandomInteractions):
             self._check_numbers(planted)
@@ -76,13 +84,13 @@ class Levels:
             self.check_changes(genes, place=f"interactions of {treatment!r} in {context!r}")
 
     def check_changes(self, changes: Mapping[str, float], *, place: str) -> None:
-        """Refuse unknown genes, and log fold changes that are no numbers."""
+        """Refuse unknown genes, and log fold changes that are not finite."""
         known = set(self.genes)
         for gene, change in changes.items():
             if gene not in known:
                 self._check_name("gene", gene, self.genes)
-            if not np.isfinite(change):
-                raise ValueError(f"{place}: gene {gene!r} has {change}, wanted a finite number")
+            if not isfinite(change):
+                raise ValueError(f"{place}: gene {gene!r} has {change}; expected a finite number.")
 
     def check_treatments(self, treatments: Sequence[str]) -> None:
         """Refuse unknown treatments."""
@@ -92,10 +100,10 @@ class Levels:
     def draw(
         self, planted: Interactions | RandomInteractions, rng: np.random.Generator
     ) -> Interactions:
-        """Give the interactions by name, drawn if need be."""
+        """Return the interactions by name; draw them if they are random."""
         if not isinstance(planted, RandomInteractions):
             return planted
-        pairs, genes = list(product(self.treatments, self.contexts)), np.asarray(self.genes, str)
+        pairs, genes = list(product(self.treatments, self.contexts)), list(self.genes)
         found = {}
         for pair in rng.permutation(len(pairs))[: planted.n_pairs]:
             chosen = rng.choice(genes, planted.n_genes, replace=False).tolist()
@@ -104,7 +112,9 @@ class Levels:
         return found
 
     def log_fold_changes(self, interactions: Interactions) -> Floats:
-        """Give ``(1 + n_treatments, n_contexts, n_genes)``, the control first and zero."""
+        """Return the changes, ``(1 + n_treatments, n_contexts, n_genes)``; the control is first."""
+        import numpy as np  # noqa: PLC0415
+
         positions = {
             kind: {name: i for i, name in enumerate(getattr(self, kind))} for kind in vars(self)
         }
@@ -118,21 +128,23 @@ class Levels:
         n_pairs = len(self.treatments) * len(self.contexts)
         if planted.n_pairs > n_pairs or planted.n_genes > len(self.genes):
             raise ValueError(
-                f"interactions: {planted.n_pairs} pairs of {n_pairs}, {planted.n_genes} genes of "
-                f"{len(self.genes)}: there are not so many"
+                f"interactions: {planted.n_pairs} pairs of {n_pairs} and {planted.n_genes} genes "
+                f"of {len(self.genes)} are too many."
             )
 
     def _check_name(self, kind: str, name: str, known: Sequence[str]) -> None:
         if name not in known:
             raise ValueError(
-                f"no {kind} {name!r} for an effect to be planted on; there are {listed(known)}."
+                f"Unknown {kind} {name!r} in the planted effects; expected one of {listed(known)}."
                 f"{did_you_mean(str(name), known)}"
             )
 
 
 def tidy(interactions: Interactions) -> dict[str, npt.NDArray[np.object_] | Floats]:
-    """Give columns with a row per pair and gene, as they can stand in ``uns``."""
+    """Return columns with a row per pair and gene, in a form that ``uns`` can store."""
+    import numpy as np  # noqa: PLC0415
+
     rows = [(*pair, gene, c) for pair, genes in interactions.items() for gene, c in genes.items()]
-    names = ("treatment", "context", "gene")
-    columns = {name: np.array([row[i] for row in rows], object) for i, name in enumerate(names)}
+    keys = ("treatment", "context", "gene")
+    columns = {key: np.array([row[i] for row in rows], object) for i, key in enumerate(keys)}
     return {**columns, "log_fold_change": np.array([row[3] for row in rows], float)}

@@ -10,7 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_fcr.simulation._parts import names, observations
+from pyro_fcr.simulation._parts import observations
+from pyro_fcr.simulation.planted import names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,24 +21,25 @@ class InteractionDesign:
     Parameters
     ----------
     n_cells, n_genes, n_contexts, n_treatments
-        Sizes; untreated cells come on top of the treatments. Every cell has a context and a
+        Sizes. Untreated cells come in addition to the treatments. Every cell has a context and a
         treatment at random.
     n_interacting
-        How many pairs of treatment and context interact.
+        Number of pairs of treatment and context that interact.
     n_drivers
-        On how many genes each of them.
+        Number of genes that each pair affects.
     effect
-        How much there, up or down, natural log fold change on top of the treatment's own.
+        Size of the effect on these genes, up or down, as a natural log fold change in addition to
+        the treatment's own.
     main_effect
-        Standard deviation of a treatment's effect, the same in all contexts, on a third of the
-        genes, natural log fold change.
+        Standard deviation of a treatment's natural log fold changes, which are the same in all
+        contexts and affect a third of the genes.
     depth
         Median counts of a cell.
     dispersion
         theta of the negative binomial: variance = mean + mean**2 / theta.
     n_replicates, replicate_effect
-        Replicates of every condition and the standard deviation of what each does to each gene,
-        natural log fold change; no replicates by default.
+        Number of replicates of every condition (none by default), and the standard deviation of the
+        natural log fold change that each adds to each gene.
     """
 
     n_cells: int = 6_000
@@ -57,8 +59,8 @@ class InteractionDesign:
         n_pairs = self.n_contexts * self.n_treatments
         if self.n_interacting > n_pairs or self.n_drivers > self.n_genes:
             raise ValueError(
-                f"{self.n_interacting} interacting pairs of {n_pairs}, {self.n_drivers} drivers of "
-                f"{self.n_genes} genes: there are not so many."
+                f"{self.n_interacting} interacting pairs of {n_pairs} and {self.n_drivers} drivers "
+                f"of {self.n_genes} genes are too many."
             )
 
 
@@ -67,22 +69,22 @@ def simulate_interactions(design: InteractionDesign | None = None, *, seed: int 
 
     Mean expression has an effect of the context, one of the treatment and, where it was planted,
     one of both; they add up on the log scale. Cells also differ in three continuous states that
-    nothing causes and that leave a condition's mean expression as it is, so that without planted
-    interactions there are none. Counts are negative binomial.
+    have no cause and leave a condition's mean expression unchanged, so the only interactions are
+    the planted ones. Counts are negative binomial.
 
     Parameters
     ----------
     design
-        Sizes and effects; None takes the defaults.
+        Sizes and effects. None takes the defaults.
     seed
-        The same seed gives the same cells.
+        Seed of all draws: the same seed simulates the same cells.
 
     Returns
     -------
     Counts, CSR float32. ``obs``: ``treatment`` (``"control"`` for none), ``context`` and, with
     replicates, ``replicate``. ``uns["interactions"]``: the truth, a row per planted pair and gene
     with ``treatment``, ``context``, ``gene``, ``log_fold_change``. ``varm["treatment_effects"]``:
-    what each treatment does everywhere, ``(n_genes, n_treatments)``.
+    the effect of each treatment in every context, ``(n_genes, n_treatments)``.
 
     Examples
     --------

@@ -15,8 +15,8 @@ from pyro_fcr.data.checks import check_shape
 from pyro_fcr.data.design import read_labels
 from pyro_fcr.data.expression import read_expression
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.simulation._parts import Floats, names
-from pyro_fcr.simulation.planted import Interactions, Levels, RandomInteractions, tidy
+from pyro_fcr.simulation._parts import Floats
+from pyro_fcr.simulation.planted import Interactions, Levels, RandomInteractions, names, tidy
 
 Codes = npt.NDArray[np.int64]
 
@@ -28,22 +28,22 @@ class EffectDesign:
     Parameters
     ----------
     n_treatments
-        Levels of the treatment, ``"control"`` and ``"drug1"``, ``"drug2"``, ...; cells are
-        assigned to all with equal probability.
+        Number of levels of the treatment: ``"control"``, ``"drug1"``, ``"drug2"``, ... Cells are
+        assigned to all of them with equal probability.
     effects
-        What treatments do in every context, natural log fold changes by treatment and gene, as in
-        ``{"drug1": {"ISG15": 1.2}}``; None draws them.
+        Effects of treatments in every context, as natural log fold changes by treatment and gene:
+        ``{"drug1": {"ISG15": 1.2}}``. None draws them.
     affected, main_effect
-        Where effects are drawn: the probability that a treatment affects a gene, and the standard
-        deviation of the log fold changes.
+        Probability that a treatment affects a gene, and standard deviation of the log fold changes,
+        if effects are drawn.
     interactions
-        What treatments do in single contexts on top of that, by pair and gene, or how much is
-        drawn.
+        Effects in single contexts in addition to these, by pair and gene, or the number and size of
+        those to draw.
 
     Raises
     ------
     ValueError
-        A number is out of range.
+        If a number is out of range.
 
     Examples
     --------
@@ -59,11 +59,11 @@ class EffectDesign:
 
     def __post_init__(self) -> None:
         if self.n_treatments < 2:
-            raise ValueError(f"n_treatments is {self.n_treatments}, wanted 2 or more")
+            raise ValueError(f"n_treatments is {self.n_treatments}; expected 2 or more.")
         if not 0 <= self.affected <= 1:
-            raise ValueError(f"affected is {self.affected}, wanted a share of genes, 0 to 1")
+            raise ValueError(f"affected is {self.affected}; expected a share of genes, 0 to 1.")
         if not 0 <= self.main_effect < np.inf:
-            raise ValueError(f"main_effect is {self.main_effect}, wanted 0 or more")
+            raise ValueError(f"main_effect is {self.main_effect}; expected 0 or more.")
 
 
 def simulate_from_controls(
@@ -74,44 +74,44 @@ def simulate_from_controls(
     layer: str | None = None,
     seed: int = 0,
 ) -> AnnData:
-    """Give real control cells treatments of known effect, by binomial thinning.
+    """Treat real control cells with known effects, by binomial thinning of their counts.
 
     Each cell is assigned a treatment at random. A count of gene g in condition (t, x) is then kept
-    with probability ``exp(l[t, x, g] - max(l[:, :, g]))``, l being the log fold changes that are
-    planted (Gerard 2020, BMC Bioinformatics 21:206). Counts stay whole numbers and never exceed
-    those of the real cell, and genes stay correlated as they are there. Between two conditions of
-    one context the expected log fold change is the planted one; but all conditions of a gene lose
-    counts, the control among them, down to where the largest fold change is realised. Fold changes
-    are those of counts: a cell's total changes with them.
+    with probability ``exp(l[t, x, g] - max(l[:, :, g]))``, where l are the planted log fold changes
+    (Gerard 2020, BMC Bioinformatics 21:206). Counts stay whole numbers and never exceed those of
+    the real cell, and genes keep their correlations. Between two conditions of one context the
+    expected log fold change is the planted one. All conditions of a gene lose counts, the control
+    included, until the largest fold change is realised. Fold changes are those of counts, so a
+    cell's total changes with them.
 
     Parameters
     ----------
     adata
-        Control cells only, raw counts. Left as they are.
+        Control cells only, with raw counts. They are not changed.
     design
-        What treatments do; None takes the defaults.
+        Effects of the treatments. None takes the defaults.
     context_key
         Column of ``obs`` with the context of each cell.
     layer
-        Layer with the counts; None takes ``X``.
+        Layer with the counts. None takes ``X``.
     seed
-        The same seed gives the same cells.
+        Seed of all draws: the same seed simulates the same cells.
 
     Returns
     -------
     Counts, CSR float32, of the same cells and genes. ``obs``: ``treatment`` and the context.
     ``layers["original"]``: the real counts. ``uns["truth"]``: ``log_fold_change``, natural log
     against the control of the context, ``(n_treatments, n_contexts, n_genes)``;
-    ``treatment_effects``, the part of it that is the same everywhere,
-    ``(n_treatments, n_genes)``; ``interactions``, columns of a table with the rest; the names
+    ``treatment_effects``, the part of it that is the same in every context,
+    ``(n_treatments, n_genes)``; ``interactions``, the rest as columns of a table; the names
     ``treatments`` and ``contexts``; ``kept``, the share of the counts that is left; the design.
 
     Raises
     ------
     SchemaError
-        The values are no whole numbers of 0 or more, a cell has none, or the column is missing.
+        If values are not whole numbers of 0 or more, a cell has none, or the column is missing.
     ValueError
-        The design names a treatment, context or gene that there is not.
+        If the design names a treatment, context or gene that does not exist.
 
     Examples
     --------
@@ -152,7 +152,9 @@ def simulate_from_controls(
 
 def _read_counts(adata: AnnData, context_key: str, layer: str | None) -> sparse.csr_matrix:
     if context_key == "treatment":
-        raise ValueError("context_key 'treatment' is the column of the result's treatments: rename")
+        raise ValueError(
+            "context_key is 'treatment', the column of the result's treatments. Rename the column."
+        )
     check_shape(adata)
     schema = Schema(
         treatment_key="treatment", control=None, covariate_keys=(context_key,), layer=layer
@@ -170,7 +172,7 @@ def _levels(d: EffectDesign, contexts: tuple[str, ...], adata: AnnData) -> Level
 
 
 def _main_effects(d: EffectDesign, levels: Levels, rng: np.random.Generator) -> Floats:
-    """Give log fold changes in every context, ``(n_treatments, n_genes)``, the control first."""
+    """Return log fold changes of all contexts, ``(n_treatments, n_genes)``, the control first."""
     if d.effects is None:
         main = rng.normal(0, d.main_effect, (d.n_treatments, len(levels.genes)))
         main *= rng.random(main.shape) < d.affected

@@ -1,19 +1,6 @@
 """Training: batches, optimisers, schedules, checkpoints and the loop."""
 
-from pyro_fcr.training.batches import Batches
-from pyro_fcr.training.checkpoint import CheckpointError
-from pyro_fcr.training.diagnosis import NonFiniteError
-from pyro_fcr.training.optimizer import GuardedOptimizer
-from pyro_fcr.training.plan import TrainingPlan
-from pyro_fcr.training.trainer import Trainer, fit, mean_terms
+import lazy_loader
 
-__all__ = [
-    "Batches",
-    "CheckpointError",
-    "GuardedOptimizer",
-    "NonFiniteError",
-    "Trainer",
-    "TrainingPlan",
-    "fit",
-    "mean_terms",
-]
+# Names stand in __init__.pyi: the command line reads options of TrainingPlan, but not torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

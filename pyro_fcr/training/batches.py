@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Cells
-from pyro_fcr.data.summaries import Summaries
 from pyro_fcr.training.resident import ResidentCells, fits
+from pyro_fcr.training.summaries import Summaries
 
 
 def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -39,6 +39,10 @@ class Batches:
         Cells per batch.
     device
         Where batches go.
+
+    Notes
+    -----
+    What many passes over the data profit from is made by :meth:`for_training` only.
     """
 
     def __init__(
@@ -46,14 +50,23 @@ class Batches:
     ) -> None:
         self.cells, self.rows = cells, torch.as_tensor(rows, dtype=torch.long)
         self.batch_size, self.device = batch_size, device
-        self._summaries, self._resident = None, None
-        if np.issubdtype(cells.expression.dtype, np.unsignedinteger):  # counts
-            if device.type == "cuda" and fits(cells, device):
-                self._resident = ResidentCells(cells, device)
-            else:
-                self._summaries = Summaries(
-                    cells.expression, rows, batch_size=batch_size, tails=device.type == "cpu"
-                )
+        self._summaries: Summaries | None = None
+        self._resident: ResidentCells | None = None
+
+    @classmethod
+    def for_training(
+        cls, cells: Cells, rows: np.ndarray, *, batch_size: int, device: torch.device
+    ) -> Batches:
+        """Return batches whose counts stay on the GPU if they fit there, else are summed up."""
+        self = cls(cells, rows, batch_size=batch_size, device=device)
+        if not np.issubdtype(cells.expression.dtype, np.unsignedinteger):  # no counts
+            return self
+        if device.type == "cuda" and fits(cells, device):
+            self._resident = ResidentCells(cells, device)
+        else:
+            tails = device.type == "cpu"
+            self._summaries = Summaries(cells.expression, rows, batch_size=batch_size, tails=tails)
+        return self
 
     def of(self, rows: np.ndarray) -> Batches:
         """Give other cells of the data set, ``(n,)`` positions; all that is prepared is shared."""
@@ -94,5 +107,6 @@ class Batches:
         if self._resident is not None:
             batch = self._resident.batch(rows.to(self.device))
         else:
-            batch = self.cells.batch(rows, device=self.device, summaries=self._summaries)
+            summarise = None if self._summaries is None else self._summaries.summary
+            batch = self.cells.batch(rows, device=self.device, summarise=summarise)
         return replace(batch, n_total=len(self.rows))

@@ -14,8 +14,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
+from pyro_fcr._torch import tree_leaves, tree_map
 from pyro_fcr.batch import Batch
 from pyro_fcr.graph.runs import Run
 from pyro_fcr.modes import seeded

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+from pyro_fcr.values import check_choices, check_least, unknown
+
+if TYPE_CHECKING:
+    import torch
 
 _STEPS_WORTH_ALIGNING = 2_000
 _STEPS_WORTH_TRACING = 6_000
@@ -22,11 +26,13 @@ class TrainingPlan:
         and 400.
     batch_size
         Cells per step.
-    learning_rate, weight_decay
-        Of AdamW for model, guide and heads.
+    learning_rate
+        Learning rate of AdamW for model, guide and heads.
+    weight_decay
+        Weight decay of AdamW.
     lr_schedule
-        ``"cosine"`` falls to zero over all epochs, ``"plateau"`` divides by 5 when the held-out
-        ELBO has not improved for a third of ``patience``, ``"constant"``.
+        ``cosine`` falls to zero over all epochs, ``plateau`` divides by 5 when the held-out ELBO
+        has not improved for a third of the patience, ``constant``.
     gradient_clip
         Largest norm of the gradient; larger ones are scaled down.
     patience
@@ -37,29 +43,29 @@ class TrainingPlan:
     adversary_steps
         Steps of the discriminators after each step of model and guide.
     alternate
-        ``"batch"``: discriminators are trained on every batch; ``"epoch"``: epochs of model and
-        guide alternate with epochs of the discriminators.
+        ``batch``: discriminators are trained on every batch; ``epoch``: epochs of model and guide
+        alternate with epochs of the discriminators.
     align_at
-        Share of the training after which the latents are aligned with their priors, see
-        :mod:`pyro_fcr.training.alignment`; None never. Trainings of less than 2,000 steps are not
-        interrupted for it.
+        Share of the training after which the latents are aligned with their priors, which
+        trainings of less than 2,000 steps do without; None never aligns them.
     engine
-        How steps are taken: ``"eager"`` runs the programs in Python every time; ``"trace"`` runs
-        them once, and has what they compute compiled (10 to 60 s, and a C++ compiler); ``"graph"``
-        replays such a step from one CUDA graph (on the CPU it is ``"trace"``); ``"auto"`` traces
-        from 6,000 steps on. All give the same numbers; what cannot be traced stays eager.
+        How steps are taken: ``eager`` runs the programs in Python every time; ``trace`` runs them
+        once, and has what they compute compiled (10 to 60 s, and a C++ compiler); ``graph`` replays
+        such a step from one CUDA graph (on the CPU it is ``trace``); ``auto`` traces from 6,000
+        steps on. All give the same numbers; what cannot be traced stays eager.
     precision
-        Of matrix products in training: ``"float32"``, ``"tf32"`` (CUDA) or ``"bf16"``. One step of
-        2,000 genes in bfloat16 has the loss to 4e-5 and the gradient to 0.5 % of its length.
-        Parameters, likelihoods and held-out cells stay in float32.
+        Precision of matrix products in training; ``tf32`` needs CUDA. One step of 2,000 genes in
+        ``bf16`` has the loss to 4e-5 and the gradient to 0.5 % of its length. Parameters,
+        likelihoods and held-out cells stay in float32.
     seed
-        Of initial noise, batches and draws. The global random state of the user is left alone.
+        Seed of initial noise, batches and draws. The global random state is left alone.
     device
-        ``"auto"`` takes CUDA where there is one.
+        ``auto``, ``cpu`` or ``cuda``, or one GPU as ``cuda:1``; ``auto`` takes CUDA where there is
+        one.
     checkpoint_every
         Epochs between checkpoints, where a path for them is given.
     progress
-        Whether to show a progress bar.
+        Whether to show a progress bar; None shows it in terminals and notebooks.
     """
 
     max_epochs: int | None = None
@@ -78,55 +84,54 @@ class TrainingPlan:
     seed: int = 0
     device: str = "auto"
     checkpoint_every: int = 10
-    progress: bool = True
+    progress: bool | None = None
 
     def __post_init__(self) -> None:
-        choices = {
-            "lr_schedule": ("cosine", "plateau", "constant"),
-            "alternate": ("batch", "epoch"),
-            "engine": ("auto", "eager", "trace", "graph"),
-            "precision": ("float32", "tf32", "bf16"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, wanted {' or '.join(known)}.")
-        smallest = {"batch_size": 1, "adversary_steps": 1, "checkpoint_every": 1, "max_epochs": 1}
-        for name, least in smallest.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}, wanted {least} or more.")
-
+        check_choices(self)
+        check_least(self, batch_size=1, adversary_steps=1, checkpoint_every=1, max_epochs=1)
         if self.align_at is not None and not 0.0 <= self.align_at < 1.0:
-            raise ValueError(f"align_at is {self.align_at}, wanted a share from 0 to below 1.")
+            raise ValueError(f"align_at is {self.align_at}; expected a share from 0 to below 1.")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(unknown("device", self.device, ("auto", "cpu", "cuda")))
+        if self.device.startswith("cuda") and not _cuda_is_available():
+            raise ValueError(f"device is {self.device!r}, but torch sees no CUDA; leave it out.")
 
     def epochs(self, n_cells: int) -> int:
-        """Give the number of epochs for so many training cells."""
+        """Return the number of epochs for so many training cells."""
         if self.max_epochs is not None:
             return self.max_epochs
         return int(min(400, max(10, round(8_000 / self.steps_per_epoch(n_cells)))))
 
     def steps_per_epoch(self, n_cells: int) -> int:
-        """Give the number of whole batches in so many cells, at least 1."""
+        """Return the number of whole batches in so many cells, at least 1."""
         return max(1, n_cells // self.batch_size)
 
     def align_epoch(self, n_cells: int) -> int | None:
-        """Give the epoch before which the latents are aligned, for so many training cells."""
+        """Return the epoch before which the latents are aligned, for so many training cells."""
         n_epochs = self.epochs(n_cells)
         too_short = n_epochs * self.steps_per_epoch(n_cells) < _STEPS_WORTH_ALIGNING
         return None if self.align_at is None or too_short else int(self.align_at * n_epochs)
 
     def engine_for(self, n_steps: int, device: torch.device) -> Literal["eager", "trace", "graph"]:
-        """Give the engine for so many steps on a device."""
+        """Return the engine for so many steps on a device."""
         if self.engine == "auto":
             return "trace" if n_steps >= _STEPS_WORTH_TRACING else "eager"
         return "trace" if self.engine == "graph" and device.type != "cuda" else self.engine
 
     def patience_for(self, n_cells: int) -> int:
-        """Give the patience in epochs for so many training cells."""
+        """Return the patience in epochs for so many training cells."""
         return self.patience or max(5, self.epochs(n_cells) // 10)
 
     def torch_device(self) -> torch.device:
-        """Give the device that ``device`` stands for."""
+        """Return the device that ``device`` stands for."""
+        import torch  # noqa: PLC0415 (the command line reads options of the plan without torch)
+
         if self.device != "auto":
             return torch.device(self.device)
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if _cuda_is_available() else "cpu")
+
+
+def _cuda_is_available() -> bool:
+    import torch  # noqa: PLC0415
+
+    return torch.cuda.is_available()

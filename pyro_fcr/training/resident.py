@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_fcr.batch import Batch
 from pyro_fcr.counts import CountSummary
 from pyro_fcr.data import Cells
-from pyro_fcr.data.summaries import log_factorials
+from pyro_fcr.training.summaries import log_factorials
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _CELLS_AT_ONCE = 4_096

@@ -13,17 +13,19 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
 from torch.distributions import Distribution
 from torch.func import functional_call
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_map_only
 
+from pyro_fcr._torch import (
+    SAME_NOISE,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    make_fx,
+    tree_map_only,
+    validates_by_default,
+)
 from pyro_fcr.batch import Batch
 from pyro_fcr.objective import Objective
 
@@ -105,9 +107,7 @@ class TracedStep:
 
     def compiled(self) -> TracedStep:
         """Have the graph compiled at its first call, with the noise that eager mode draws."""
-        compiled = torch.compile(
-            self._function, dynamic=False, fullgraph=True, options={"fallback_random": True}
-        )
+        compiled = torch.compile(self._function, dynamic=False, fullgraph=True, options=SAME_NOISE)
         self._function = _keeping_validation(compiled)
         return self
 
@@ -168,7 +168,7 @@ def _keeping_validation(function: Callable) -> Callable:
     """Compilation switches the validation of all distributions off; have it as it was."""
 
     def call(*inputs: Any) -> Any:
-        before = Distribution._validate_args
+        before = validates_by_default()
         try:
             return function(*inputs)
         finally:

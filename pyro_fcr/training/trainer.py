@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -109,7 +110,9 @@ class Trainer:
     ) -> None:
         self.device = plan.torch_device()
         self.objective, self.plan, self.checkpoint = objective.to(self.device), plan, checkpoint
-        self.train = Batches(cells, split.train, batch_size=plan.batch_size, device=self.device)
+        self.train = Batches.for_training(
+            cells, split.train, batch_size=plan.batch_size, device=self.device
+        )
         self.heldout = self.train.of(split.heldout) if len(split.heldout) else None
         self.n_epochs = plan.epochs(len(split.train))
         self.patience = plan.patience_for(len(split.train))
@@ -174,8 +177,10 @@ class Trainer:
         return self._finish(stopped)
 
     def _bar(self) -> tqdm:
-        quiet = not self.plan.progress
-        return tqdm(total=self.n_epochs, initial=self.epoch, disable=quiet, unit="epoch")
+        shown = self.plan.progress
+        if shown is None:  # a notebook shows widgets, whatever its streams are
+            shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+        return tqdm(total=self.n_epochs, initial=self.epoch, disable=not shown, unit="epoch")
 
     def _run_epoch(self) -> None:
         start = time.perf_counter()

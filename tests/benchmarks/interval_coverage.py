@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 
 from pyro_fcr import FCR, Schema, bootstrap, cross_fit, effects, rank_interactions
-from pyro_fcr.queries.coverage import interval_coverage
 from pyro_fcr.simulation import InteractionDesign, simulate_interactions
 
 SCHEMA = Schema(treatment_key="treatment", control="control", covariate_keys="context")
@@ -89,7 +88,7 @@ def one(seed, options):
     ranked = rank_interactions(
         cross_fit(fcr, max_epochs=options.epochs, seed=seed), level=1 - LEVEL, seed=seed
     )
-    cells = interval_coverage(refits[0], levels=(0.5, LEVEL), seed=seed)
+    cells = refits[0].interval_coverage(levels=(0.5, LEVEL), seed=seed)
     return {
         "seed": seed,
         "observation": {

@@ -12,6 +12,8 @@ import os
 import time
 from typing import NamedTuple
 
+from pyro_fcr.data import register
+
 for _library in ("OMP", "MKL", "OPENBLAS", "NUMBA"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
@@ -116,7 +118,7 @@ class Data(NamedTuple):
 
 def encode(adata):
     """Register and encode cells of :func:`make_cells`."""
-    registry = SCHEMA.register(adata)
+    registry = register(adata, SCHEMA)[0]
     return Data(registry, registry.encode(adata))
 
 

@@ -1,10 +1,8 @@
 """Tables of a record: all scores, medians over seeds, and the few numbers to look at first."""
 
-from __future__ import annotations
-
 import pandas as pd
 
-from pyro_fcr.science.records import Record
+from science_suite.records import Record
 
 _HEADLINES = {
     ("mcc_pearson", "z_tx"): "MCC z_tx",
@@ -17,24 +15,10 @@ _HEADLINES = {
 
 
 def score_table(record: Record) -> pd.DataFrame:
-    """All scores, a row per fit, metric and block.
+    """Return all scores, a row per fit, metric and block; ValueError if there are none.
 
-    Parameters
-    ----------
-    record
-        Of :func:`run_suite`.
+    Columns are ``setting, model, seed, n_conditions, metric, block, value, floor, ceiling``.
 
-    Returns
-    -------
-    Columns ``setting, model, seed, n_conditions, metric, block, value, floor, ceiling``.
-
-    Raises
-    ------
-    ValueError
-        The record has no rows.
-
-    Examples
-    --------
     >>> score = {"metric": "r2", "block": "z_x", "value": 0.5, "floor": 0.0, "ceiling": 1.0}
     >>> row = {"setting": "A", "model": "fcr", "seed": 3, "n_conditions": 31, "scores": [score]}
     >>> score_table(Record({}, [row]))[["seed", "block", "value"]].values.tolist()
@@ -48,31 +32,15 @@ def score_table(record: Record) -> pd.DataFrame:
         for row in record.rows
         for score in row["scores"]
     ]
-    table = pd.DataFrame(rows)
-    return table.astype(dict.fromkeys(("value", "floor", "ceiling"), float))
+    return pd.DataFrame(rows).astype(dict.fromkeys(("value", "floor", "ceiling"), float))
 
 
 def summary_table(record: Record) -> pd.DataFrame:
-    """Medians over seeds, between floor and ceiling.
+    """Return medians over seeds of value, floor and ceiling, in the order of the record.
 
-    Parameters
-    ----------
-    record
-        Of :func:`run_suite`.
+    Columns are ``setting, model, n_conditions, metric, block, value, floor, ceiling``, then
+    ``lowest`` and ``highest`` (of the value) and ``n_seeds``.
 
-    Returns
-    -------
-    Columns ``setting, model, n_conditions, metric, block, value, floor, ceiling`` (medians),
-    ``lowest``, ``highest`` (of the value) and ``n_seeds``; settings, models and metrics in the
-    order of the record.
-
-    Raises
-    ------
-    ValueError
-        The record has no rows.
-
-    Examples
-    --------
     >>> score = {"metric": "r2", "block": "z_x", "floor": 0.0, "ceiling": 1.0}
     >>> row = {"setting": "A", "model": "fcr", "n_conditions": 31}
     >>> values = enumerate([0.2, 0.3, 0.9])
@@ -89,20 +57,8 @@ def summary_table(record: Record) -> pd.DataFrame:
 
 
 def headlines(summary: pd.DataFrame) -> pd.DataFrame:
-    """Give the few numbers to look at first, as text.
+    """Return the few numbers to look at first as ``value [floor, ceiling]``, a row per model.
 
-    Parameters
-    ----------
-    summary
-        Of :func:`summary_table`.
-
-    Returns
-    -------
-    A row per setting and model; columns: MCC of z_tx, raw and within conditions, R2 of each block
-    and the largest leak within conditions, each as ``value [floor, ceiling]``.
-
-    Examples
-    --------
     >>> row = {"setting": "A", "model": "fcr", "metric": "mcc_pearson", "block": "z_tx"}
     >>> row |= {"value": 0.8, "floor": 0.6, "ceiling": 1.0}
     >>> headlines(pd.DataFrame([row])).loc[("A", "fcr"), "MCC z_tx"]

@@ -1,7 +1,5 @@
 """One JSON file of all fits that were judged, written anew after each, so that none is lost."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,19 +15,11 @@ _IDENTITY = ("setting", "model", "seed")
 
 @dataclass(frozen=True)
 class Record:
-    """What a suite was told, and a row per fit.
+    """What a suite was told (``versions``, ``fit``, ``settings``), and a row per fit.
 
-    Parameters
-    ----------
-    header
-        ``versions`` of packages, ``fit`` (what the fits were told) and ``settings``: the designs by
-        name.
-    rows
-        A dictionary per fit: ``setting``, ``model``, ``seed``, numbers, and ``scores``, the rows of
-        :func:`pyro_fcr.metrics.identifiability_table`.
+    A row holds ``setting``, ``model``, ``seed``, numbers, and ``scores``, the rows of
+    :func:`pyro_fcr.metrics.identifiability_table`.
 
-    Examples
-    --------
     >>> Record({"settings": {}}, [{"setting": "A", "model": "fcr", "seed": 0}]).has("A", "fcr", 0)
     True
     """
@@ -38,16 +28,10 @@ class Record:
     rows: list[Row]
 
     @classmethod
-    def read(cls, path: str | Path) -> Record:
-        """Read a file that :meth:`write` wrote.
-
-        Raises
-        ------
-        ValueError
-            The file is no such record.
-        """
+    def read(cls, path: Path) -> "Record":
+        """Read a file that :meth:`write` wrote; ValueError if it is no such record."""
         try:
-            found = json.loads(Path(path).read_text())
+            found = json.loads(path.read_text())
             return cls({k: found[k] for k in ("versions", "fit", "settings")}, found["rows"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
@@ -55,26 +39,18 @@ class Record:
                 "folder"
             ) from error
 
-    def write(self, path: str | Path) -> None:
+    def write(self, path: Path) -> None:
         """Write all rows; the file is whole at any time."""
         content = nan_to_null({**self.header, "rows": self.rows})
         with atomic_write(path) as draft:
             draft.write_text(json.dumps(content, indent=1, allow_nan=False))
 
-    def has(self, setting: str, model: str, seed: int) -> bool:
-        """Tell whether a fit is there already."""
-        return any(
-            tuple(row[key] for key in _IDENTITY) == (setting, model, seed) for row in self.rows
-        )
+    def has(self, *identity: Any) -> bool:
+        """Tell whether a fit, given by setting, model and seed, is there already."""
+        return any(tuple(row[key] for key in _IDENTITY) == identity for row in self.rows)
 
-    def joined(self, header: Mapping[str, Any], *, path: Path) -> Record:
-        """Give the record with the settings of another header added.
-
-        Raises
-        ------
-        ValueError
-            The two were told different things, so that their rows cannot stand in one table.
-        """
+    def joined(self, header: Mapping[str, Any], *, path: Path) -> "Record":
+        """Add the settings of another header; ValueError if the two cannot stand in one table."""
         wanted = json.loads(json.dumps(nan_to_null(dict(header))))
         known = self.header["settings"]
         for key in ("versions", "fit"):
@@ -85,10 +61,9 @@ class Record:
 
 
 def _check_same(what: str, old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
-    differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if differ:
-        key = differ[0]
-        raise ValueError(
-            f"{path} was begun with {what}: {key} = {old.get(key)}, now it is {new.get(key)}; "
-            "go on as it was begun, or write to another folder"
-        )
+    for key in {**old, **new}:
+        if old.get(key) != new.get(key):
+            raise ValueError(
+                f"{path} was begun with {what}: {key} = {old.get(key)}, now it is {new.get(key)}; "
+                "go on as it was begun, or write to another folder"
+            )

@@ -1,15 +1,11 @@
-"""`pyro-fcr simulate` and `pyro-fcr benchmark-science`."""
-
-import json
+"""`pyro-fcr simulate`."""
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import pytest
 from cli_helpers import run, succeed
 
 from pyro_fcr.data import datasets
-from pyro_fcr.science import suite
 from pyro_fcr.simulation import EffectDesign, FCRDesign, simulate, simulate_from_controls
 
 SMALL = ["--cells", 300, "--genes", 30, "--contexts", 2, "--treatments", 3]
@@ -90,11 +86,11 @@ def test_simulate_from_controls(controls, tmp_path):
     [
         (["--leak", "z_x:t=0.3"], "--leak 'z_x:t=0.3' is not of the form z_x|t=0.3"),
         (["--leak", "z_x|t=much"], "is not of the form z_x|t=0.3"),
-        (["--leak", "z_x|y=0.3"], "is none of"),
+        (["--leak", "z_x|y=0.3"], "Unknown leak"),
         (["--interaction", "drug1|gene3=1"], "is not of the form drug1|line2|gene3=1.2"),
-        (["--interaction", "drug1|line9|gene3=1"], "no context 'line9'"),
+        (["--interaction", "drug1|line9|gene3=1"], "Unknown context 'line9'"),
         (["--interaction", "drug1|line1|gene3=1", "--interacting-pairs", 2], "one of the two"),
-        (["--likelihood", "poisson"], "wanted normal or nb"),
+        (["--likelihood", "poisson"], "Unknown --likelihood 'poisson'; expected normal or nb."),
         (["--context-key", "patient"], "goes with --from-controls"),
         (["--from-controls", "no.h5ad"], "leave it out"),
     ],
@@ -117,54 +113,3 @@ def test_simulate_needs_the_context_of_real_cells(controls, tmp_path, arguments,
 
 def test_simulate_writes_h5ad_alone(tmp_path):
     assert "wanted .h5ad" in fail("simulate", "--out", tmp_path / "cells.csv", *SMALL)
-
-
-def test_benchmark_science_writes_and_goes_on(tmp_path):
-    arguments = ["benchmark-science", "--settings", "A", "--cells", 1500, "--max-epochs", 1,
-                 "--first-seed", 7, "--out", tmp_path / "b"]  # fmt: skip
-    shown = succeed(*arguments, "--seeds", 1)
-    assert "R2 z_tx within" in shown
-    first = json.loads((tmp_path / "b" / "science.json").read_text())
-    assert [(row["model"], row["seed"]) for row in first["rows"]] == [("fcr", 7)]
-    assert first["settings"]["A"]["n_cells"] == 1500
-    succeed(*arguments, "--seeds", 1, "--models", "fcr,cvae")
-    again = json.loads((tmp_path / "b" / "science.json").read_text())
-    assert again["rows"][0] == first["rows"][0]  # with its seconds: it was not fitted again
-    assert [row["model"] for row in again["rows"]] == ["fcr", "cvae"]
-    table = pd.read_csv(tmp_path / "b" / "science.csv")
-    assert set(table["model"]) == {"fcr", "cvae"}
-    assert {"value", "floor", "ceiling", "lowest", "highest", "n_seeds"} <= set(table)
-
-
-def test_benchmark_science_sweeps_conditions(tmp_path, monkeypatch):
-    score = {"block": "z_tx", "floor": 0.5, "ceiling": 1.0, "value": 0.7}
-    scores = [{**score, "metric": name} for name in ("mcc_pearson", "mcc_within_pearson")]
-
-    def judge(design, model, *, seed, fit):
-        n = (design.n_treatments - 1) * design.n_contexts + 1
-        return {"n_conditions": n, "seconds": 1.0, "scores": scores}
-
-    monkeypatch.setattr(suite, "judge", judge)
-    shown = succeed("benchmark-science", "--conditions", "--settings", "B", "--seeds", 2,
-                    "--out", tmp_path)  # fmt: skip
-    assert "conditions_B.png" in shown
-    record = json.loads((tmp_path / "conditions.json").read_text())
-    assert {row["n_conditions"] for row in record["rows"]} == {3, 5, 7, 9, 10, 13, 17, 21}
-    assert {row["seed"] for row in record["rows"]} == {0, 1}
-    assert (tmp_path / "conditions_B.png").stat().st_size > 1_000
-    assert len(pd.read_csv(tmp_path / "conditions.csv")) == 16
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--settings", "C"], "--settings 'C'"),
-        (["--models", "fcrr"], "Did you mean 'fcr'"),
-        (["--cells", 0], "n_cells is 0"),
-        (["--max-epochs", 0], "max_epochs is 0"),
-        (["--device", "gpu"], "--device 'gpu' is none"),
-    ],
-)
-def test_benchmark_science_says_what_is_wrong(tmp_path, arguments, message):
-    assert message in fail("benchmark-science", "--out", tmp_path / "b", *arguments)
-    assert not (tmp_path / "b").exists()

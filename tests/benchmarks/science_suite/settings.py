@@ -1,38 +1,26 @@
 """The simulated settings that fits are judged on."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
-from typing import Final
 
 from pyro_fcr.data import Schema
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.simulation import FCRDesign
 
-SETTINGS: Final[Mapping[str, FCRDesign]] = MappingProxyType(
-    {
-        "A": FCRDesign(),
-        "B": FCRDesign(likelihood="nb", n_genes=500, n_treatments=8, n_x=3, n_tx=4, n_t=3),
-    }
-)
-"""A: Normal noise on 60 genes. B: counts of 500 genes."""
+# A: Normal noise on 60 genes. B: counts of 500 genes.
+SETTINGS = {
+    "A": FCRDesign(),
+    "B": FCRDesign(likelihood="nb", n_genes=500, n_treatments=8, n_x=3, n_tx=4, n_t=3),
+}
 
 
 def architecture_of(design: FCRDesign) -> Architecture:
-    """Give the architecture that can hold what a design makes: its dimensions and its family."""
-    return Architecture(
-        n_x=design.n_x,
-        n_tx=design.n_tx,
-        n_t=design.n_t,
-        decoder=design.mixing,
-        likelihood=design.likelihood,
-    )
+    """Return the architecture with the dimensions and the likelihood of a design."""
+    sizes = {name: getattr(design, name) for name in ("n_x", "n_tx", "n_t", "likelihood")}
+    return Architecture(**sizes, decoder=design.mixing)
 
 
 def schema_of(design: FCRDesign) -> Schema:
-    """Give the schema of the cells that a design makes."""
+    """Return the schema of the cells that a design makes."""
     return Schema(
         treatment_key="treatment",
         control="control",
@@ -49,21 +37,10 @@ def n_conditions(design: FCRDesign) -> int:
 def condition_sweep(name: str, design: FCRDesign) -> dict[str, FCRDesign]:
     """Vary the number of conditions around the ``2 n_tx + 1`` that identify z_tx.
 
-    Parameters
-    ----------
-    name
-        Of the setting.
-    design
-        All but the numbers of treatments and contexts.
-
-    Returns
-    -------
-    Designs by name, as in ``"A 3x4"`` for 3 drugs beside the control in 4 contexts. Numbers of
+    Designs have names such as ``"A 3x4"`` for 3 drugs beside the control in 4 contexts. Numbers of
     drugs and contexts are equal or differ by 1, or give ``2 n_tx + 1`` conditions exactly (n_tx
     drugs in 2 contexts); the most conditions are the first beyond ``4 n_tx + 2``.
 
-    Examples
-    --------
     >>> list(condition_sweep("A", FCRDesign(n_tx=4)))
     ['A 1x2', 'A 2x2', 'A 2x3', 'A 4x2', 'A 3x3', 'A 3x4', 'A 4x4', 'A 4x5']
     """

@@ -1,7 +1,5 @@
 """Simulate, fit, judge: every setting, model and seed in turn."""
 
-from __future__ import annotations
-
 import logging
 import platform
 import time
@@ -10,19 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
-
-import pandas as pd
+from typing import Any
 
 from pyro_fcr.comparison import COMPARISONS, fit_comparison
 from pyro_fcr.data.errors import did_you_mean, listed
 from pyro_fcr.metrics import identifiability_table
-from pyro_fcr.science.records import Record, Row
-from pyro_fcr.science.settings import SETTINGS, architecture_of, n_conditions, schema_of
 from pyro_fcr.simulation import FCRDesign, simulate
 from pyro_fcr.training import TrainingPlan
+from science_suite.records import Record, Row
+from science_suite.settings import SETTINGS, architecture_of, n_conditions, schema_of
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("pyro_fcr.science")
 
 _JUDGE = 1_000  # added to the seed, so that floors are not drawn from the stream of the latents
 _PACKAGES = ("pyro-fcr", "pyro-ppl", "torch", "numpy", "scikit-learn")
@@ -39,19 +35,12 @@ class Suite:
     models
         Names of :data:`pyro_fcr.comparison.COMPARISONS`.
     seeds
-        Each is that of the cells and of the fit.
+        Each is the seed of the cells and of the fit.
     n_cells
         Cells of each set; None leaves that to the designs.
     fit
-        What fits are told, fields of :class:`pyro_fcr.TrainingPlan`, as in ``{"max_epochs": 50}``.
+        Fields of :class:`pyro_fcr.TrainingPlan`, as in ``{"max_epochs": 50}``.
 
-    Raises
-    ------
-    ValueError
-        There is no such model, nothing to do, or a number is impossible.
-
-    Examples
-    --------
     >>> len(list(Suite(models=("fcr", "cvae"), seeds=range(3)).jobs()))
     12
     """
@@ -74,62 +63,41 @@ class Suite:
         TrainingPlan(**self.fit)
 
     def designs(self) -> dict[str, FCRDesign]:
-        """Give the designs, of the wanted number of cells."""
+        """Return the designs, of the wanted number of cells."""
         return {
             name: design if self.n_cells is None else replace(design, n_cells=self.n_cells)
             for name, design in self.settings.items()
         }
 
     def jobs(self) -> Iterator[tuple[str, str, int]]:
-        """Give setting, model and seed of every fit; all of one seed before the next."""
+        """Yield setting, model and seed of every fit; all of one seed before the next."""
         for seed in self.seeds:
             for name in self.settings:
                 for model in self.models:
                     yield name, model, int(seed)
 
     def header(self) -> dict[str, Any]:
-        """Give what the results depend on beside setting, model and seed."""
+        """Return what the results depend on beside setting, model and seed."""
         versions = {"python": platform.python_version()}
-        designs = {name: _plain(design) for name, design in self.designs().items()}
         versions |= {package: version(package) for package in _PACKAGES}
+        designs = {name: _plain(design) for name, design in self.designs().items()}
         return {"versions": versions, "fit": dict(self.fit), "settings": designs}
 
 
-def run_suite(suite: Suite, out: str | Path) -> Record:
+def run_suite(suite: Suite, out: Path) -> Record:
     """Make the fits of a suite that a file does not have yet, and judge them.
 
-    Parameters
-    ----------
-    suite
-        What to do.
-    out
-        JSON file, written anew after each fit: a run that was interrupted goes on where it was,
-        and a larger suite adds to it.
-
-    Returns
-    -------
-    The record: a row per fit, with ``n_conditions`` (all controls count as one), ``epochs``,
-    ``stopped``, ``seconds`` of the fit, ``seconds_judged`` and ``scores``, all rows of
+    The file is written anew after each fit: a run that was interrupted goes on where it was, and a
+    larger suite adds to it. A row per fit has ``n_conditions`` (all controls count as one),
+    ``epochs``, ``stopped``, ``seconds`` of the fit, ``seconds_judged`` and ``scores``, all rows of
     :func:`pyro_fcr.metrics.identifiability_table` on all cells.
 
     Raises
     ------
     ValueError
         The file is another's, or was begun with other designs, settings of fits or versions.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> design = FCRDesign(n_cells=800, n_genes=20, n_contexts=2, n_treatments=3, n_tx=2)
-    >>> suite = Suite(
-    ...     settings={"small": design}, seeds=[0], fit={"max_epochs": 1}
-    ... )
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     record = run_suite(suite, folder + "/science.json")
-    >>> [(row["setting"], row["model"], row["n_conditions"]) for row in record.rows]
-    [('small', 'fcr', 5)]
     """
-    out, header = Path(out), suite.header()
+    header = suite.header()
     record = Record.read(out).joined(header, path=out) if out.exists() else Record(header, [])
     designs, jobs = suite.designs(), list(suite.jobs())
     left = [job for job in jobs if not record.has(*job)]
@@ -145,26 +113,20 @@ def run_suite(suite: Suite, out: str | Path) -> Record:
 def judge(design: FCRDesign, model: str, *, seed: int, fit: Mapping[str, Any]) -> Row:
     """Simulate cells, fit one model to them and hold its latents against the true ones."""
     adata, start = simulate(design, seed=seed), time.perf_counter()
+    schema, architecture = schema_of(design), architecture_of(design)
+    settings = {"architecture": architecture, "seed": seed, "progress": False, **fit}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*for which the theory asks for")  # on purpose
-        fcr = fit_comparison(
-            model,
-            adata,
-            schema_of(design),
-            architecture=architecture_of(design),
-            seed=seed,
-            **{"progress": False, **fit},
-        )
-    fitted, history = time.perf_counter(), cast(pd.DataFrame, fcr.history)
+        fcr = fit_comparison(model, adata, schema, **settings)
+    fitted = time.perf_counter()
     truth = {block: adata.obsm[block] for block in ("z_x", "z_tx", "z_t")}
-    x, t = adata.obs["context"], adata.obs["treatment"]
-    table = identifiability_table(
-        truth, COMPARISONS[model].latents(fcr), x=x, t=t, seed=seed + _JUDGE
-    )
+    labels = {"x": adata.obs["context"], "t": adata.obs["treatment"]}
+    found = COMPARISONS[model].latents(fcr)
+    table = identifiability_table(truth, found, **labels, seed=seed + _JUDGE)
     return {
         "n_conditions": n_conditions(design),
-        "epochs": len(history),
-        "stopped": history.attrs["stopped"],
+        "epochs": len(fcr.history),
+        "stopped": fcr.history.attrs["stopped"],
         "seconds": fitted - start,
         "seconds_judged": time.perf_counter() - fitted,
         "scores": table.to_dict(orient="records"),
@@ -172,12 +134,12 @@ def judge(design: FCRDesign, model: str, *, seed: int, fit: Mapping[str, Any]) -
 
 
 def _plain(design: FCRDesign) -> dict[str, Any]:
-    """Give the fields as JSON can hold them."""
-    given = dict(vars(design))
+    """Return the fields as JSON can hold them."""
+    given, planted = dict(vars(design)), design.interactions
     given["leaks"] = {"|".join(leak): share for leak, share in design.leaks.items()}
     given["interactions"] = (
-        vars(design.interactions)
-        if not isinstance(design.interactions, Mapping)
-        else {"|".join(pair): dict(genes) for pair, genes in design.interactions.items()}
+        {"|".join(pair): dict(genes) for pair, genes in planted.items()}
+        if isinstance(planted, Mapping)
+        else vars(planted)
     )
     return given

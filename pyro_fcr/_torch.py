@@ -1,0 +1,41 @@
+"""Every private name of torch that this package uses, and what for; a test tries each.
+
+Torch may change them without notice, so that a new version of torch is looked at here first.
+"""
+
+from typing import Any
+
+# A traced step is computed on tensors without values; these errors name what a graph cannot hold.
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.distributions import Distribution
+
+# Records a step, gradients included, as a graph; a likelihood asks whether one is being recorded.
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+
+# Batches are nested dictionaries of tensors.
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+__all__ = [
+    "SAME_NOISE",
+    "DataDependentOutputException",
+    "DynamicOutputShapeException",
+    "FakeTensorMode",
+    "get_proxy_mode",
+    "make_fx",
+    "tree_leaves",
+    "tree_map",
+    "tree_map_only",
+    "validates_by_default",
+]
+
+SAME_NOISE: dict[str, Any] = {"fallback_random": True}
+"""Option of the compiler (``torch._inductor.config``): noise as eager mode draws it."""
+
+
+def validates_by_default() -> bool:
+    """Tell whether new distributions check their arguments; torch can only set that."""
+    return Distribution._validate_args

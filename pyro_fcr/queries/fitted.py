@@ -1,0 +1,54 @@
+"""What a question needs of a fitted model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import nn
+
+from pyro_fcr.batch import Batch
+from pyro_fcr.data import Registry, Split
+from pyro_fcr.graph import Claim, Graph
+
+Source: TypeAlias = AnnData | str | Path | None
+"""Cells, their file, or None for the model's own."""
+
+
+class Fitted(Protocol):
+    """A fitted :class:`pyro_fcr.FCR`, as far as questions look at it."""
+
+    model: nn.Module
+    guide: nn.Module
+    registry: Registry
+    history: pd.DataFrame | None
+    split: Split | None
+
+    @property
+    def graph(self) -> Graph:
+        """The causal graph."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+
+    def claims(self) -> tuple[Claim, ...]:
+        """Return the independences that the graph claims."""
+
+    def source(self, adata: Source) -> AnnData:
+        """Return the cells that a question is about."""
+
+    def chunks(
+        self, adata: Source = None, *, labelled: bool = True
+    ) -> Iterator[tuple[Batch, slice]]:
+        """Yield cells in order, with their positions."""
+
+    def split_of(self, adata: Source = None) -> Split:
+        """Return the training and held-out cells among some."""
+
+    def elbo(self, adata: Source = None, *, seed: int = 0) -> float:
+        """Return the evidence lower bound, nats per cell."""

@@ -1,0 +1,16 @@
+"""What one asks a fitted model; :class:`pyro_fcr.FCR` inherits these methods."""
+
+from pyro_fcr.questions.latents import Latents
+from pyro_fcr.questions.measures import Measures
+from pyro_fcr.questions.responses import Responses
+
+
+class Questions(Latents, Responses, Measures):
+    """All questions to a fitted model.
+
+    They are about the model's own cells, or about others: ``adata`` is an AnnData, or the path of
+    an h5ad file or zarr store, with the columns that the schema names.
+    """
+
+
+__all__ = ["Questions"]

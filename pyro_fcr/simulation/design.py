@@ -1,0 +1,119 @@
+"""What cells that are drawn from FCR's generative graph are like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pyro_fcr.simulation.planted import Interactions, Levels, RandomInteractions, names
+from pyro_fcr.values import check_choices, check_least
+
+LEAKS = (("z_x", "t"), ("z_t", "x"), ("z_x", "z_tx"), ("z_t", "z_tx"))
+"""The independences of the graph that a simulation can break: a block, and what leaks into it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCRDesign:
+    """Cells drawn from p(z_x|x) p(z_t|t) p(z_tx|t,x) p(y|z_x,z_tx,z_t), all of it known.
+
+    Parameters
+    ----------
+    n_cells, n_genes
+        Number of cells and of genes.
+    n_contexts, n_treatments
+        Number of levels of x and of t; the first treatment is the control.
+    n_x, n_tx, n_t
+        Number of dimensions of each block.
+    mean_shift
+        Standard deviation over conditions of the priors' means.
+    scale_shift
+        Largest absolute natural log of the priors' standard deviations, which are log-uniform. With
+        0, priors differ in their means only.
+    centred
+        Whether means and log scales of z_tx average to zero over the contexts of a treatment. What
+        a treatment does everywhere is then in z_t alone. If not, every pair of treatment and
+        context has its own, as in Mao et al. 2024. z_t and z_tx of controls are standard normal in
+        both cases.
+    mixing
+        ``"joint"``: all latents pass through one injective network; ``"additive"``: each block has
+        one of its own, and the outputs add up.
+    n_layers
+        Number of hidden layers of the network; 0 is linear.
+    likelihood
+        ``"normal"`` on the log1p scale, ``"nb"`` for counts.
+    noise
+        Standard deviation of the Normal.
+    signal
+        Standard deviation over cells of a gene's mean, on the scale of log1p expression or of
+        natural log rates of counts.
+    depth, dispersion, dropout
+        Median total of a cell, theta (variance = mean + mean**2 / theta), and the probability that
+        a count is lost (set to 0). They apply to counts only.
+    imbalance
+        Coefficient of variation of the expected sizes of the conditions.
+    n_batches, batch_effect
+        Number of technical batches, drawn independently of all else, and the standard deviation of
+        what each adds to the means of the genes. ``obs["batch"]`` names them.
+    leaks
+        Dependences against the graph by (block, cause), see :data:`LEAKS`. Each is the share of the
+        block's variance within its own causes that the other variable explains.
+    interactions
+        Natural log fold changes of chosen genes in chosen pairs of treatment and context, as in
+        ``{("drug1", "line2"): {"gene3": 1.2}}``. They are added to the mean that follows from the
+        latents (log1p expression, or log rates). :class:`RandomInteractions` draws them.
+
+    Raises
+    ------
+    ValueError
+        If a size, share or choice is impossible, or a treatment, context or gene does not exist.
+
+    Examples
+    --------
+    >>> FCRDesign(interactions={("drug1", "line2"): {"gene3": 1.2}}, n_cells=500).n_tx
+    4
+    """
+
+    n_cells: int = 20_000
+    n_genes: int = 60
+    n_contexts: int = 6
+    n_treatments: int = 6
+    n_x: int = 2
+    n_tx: int = 4
+    n_t: int = 2
+    mean_shift: float = 1.5
+    scale_shift: float = 1.0
+    centred: bool = True
+    mixing: Literal["joint", "additive"] = "joint"
+    n_layers: int = 1
+    likelihood: Literal["normal", "nb"] = "normal"
+    noise: float = 0.1
+    signal: float = 0.7
+    depth: float = 3_000.0
+    dispersion: float = 10.0
+    dropout: float = 0.0
+    imbalance: float = 0.3
+    n_batches: int = 0
+    batch_effect: float = 0.3
+    leaks: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    interactions: Interactions | RandomInteractions = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.leaks) - set(LEAKS):
+            raise ValueError(f"Unknown leak {min(unknown)}; expected {', '.join(map(str, LEAKS))}.")
+        if wrong := [share for share in self.leaks.values() if not 0 <= share < 1]:
+            raise ValueError(f"leaks: expected shares of 0 or more and below 1, got {wrong[0]}.")
+        check_choices(self)
+        check_least(self, n_cells=1, n_x=1, n_tx=1, n_t=1, n_contexts=2, n_treatments=2)
+        n_latent = self.n_x + self.n_tx + self.n_t
+        if self.n_genes < n_latent:
+            raise ValueError(
+                f"{self.n_genes} genes cannot hold {n_latent} latents: the mixing is injective."
+            )
+        self.levels.check(self.interactions)
+
+    @property
+    def levels(self) -> Levels:
+        """Names of the treatments (without the control), contexts and genes."""
+        treatments, contexts = names("drug", self.n_treatments - 1), names("line", self.n_contexts)
+        return Levels(treatments, contexts, names("gene", self.n_genes))

@@ -1,0 +1,18 @@
+# What there is to import from here; read when a name is first used, see __init__.py.
+from .batches import Batches
+from .checkpoint import CheckpointError
+from .diagnosis import NonFiniteError
+from .optimizer import GuardedOptimizer
+from .plan import TrainingPlan
+from .trainer import Trainer, fit, mean_terms
+
+__all__ = [
+    "Batches",
+    "CheckpointError",
+    "GuardedOptimizer",
+    "NonFiniteError",
+    "Trainer",
+    "TrainingPlan",
+    "fit",
+    "mean_terms",
+]
