@@ -29,8 +29,7 @@ bench: $(VENV)/.installed
 	done
 
 notebooks: $(VENV)/.installed
-	PYTHONWARNINGS=ignore:IProgress $(BIN)/jupyter execute --inplace \
-	  --NotebookClient.record_timing=False notebooks/*.ipynb
+	$(BIN)/python notebooks/execute.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -13,6 +13,7 @@ from pyro_fcr.data import Registry
 from pyro_fcr.graph.contract import Checked
 from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
+from pyro_fcr.nn.decoders import DECODERS
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +35,10 @@ def build_programs(
             f"The schema has the covariate sites {', '.join(sites)}; the shipped programs know x "
             "alone. Pass programs of your own as model= and guide=, or covariate_keys as a list."
         )
-    of_counts = architecture.likelihood != "normal"
-    if of_counts != (registry.schema.expression == "counts"):
+    scale = DECODERS[str(architecture.likelihood)].expression
+    if scale != registry.schema.expression:
         raise ValueError(
-            f"likelihood {architecture.likelihood!r} is for expression="
-            f"{'counts' if of_counts else 'log1p'!r}, the schema says "
+            f"likelihood {architecture.likelihood!r} is for expression={scale!r}, the schema says "
             f"{registry.schema.expression!r}. Change one of the two."
         )
     with seeded(seed):

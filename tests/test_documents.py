@@ -20,8 +20,8 @@ import pyro_fcr
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = [m.name for m in pkgutil.walk_packages(pyro_fcr.__path__, "pyro_fcr.")]
 DOCS = sorted(ROOT.glob("docs/*.md"))
-PAGES = [*sorted(ROOT.glob("*.md")), *DOCS, *sorted(ROOT.glob("*/README.md"))]
-PAGES += [ROOT / "tests" / "benchmarks" / "README.md"]
+READMES = [ROOT / "data" / "README.md", ROOT / "tests" / "benchmarks" / "README.md"]
+PAGES = [*sorted(ROOT.glob("*.md")), *DOCS, *READMES]
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 NUMBER = re.compile(r"-?\d+(\.\d*)?(e[-+]?\d+)?")
 

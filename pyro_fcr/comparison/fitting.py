@@ -104,7 +104,7 @@ def fit_comparison(
     Examples
     --------
     >>> import pyro_fcr
-    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()
     >>> schema = pyro_fcr.Schema(
     ...     treatment_key="treatment", control="control", covariate_keys="patient"
     ... )

@@ -136,7 +136,7 @@ def fit_scvi(
     >>> schema = pyro_fcr.Schema(
     ...     treatment_key="treatment", control="control", covariate_keys="patient"
     ... )
-    >>> cells = pyro_fcr.data.datasets.gbm_panobinostat()
+    >>> cells = pyro_fcr.datasets.gbm_panobinostat()
     >>> fit = fit_scvi(cells, schema, max_epochs=50)  # doctest: +SKIP
     >>> drawn = fit.counterfactual(cells, treatment="panobinostat")  # doctest: +SKIP
     """

@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from pyro_fcr.data.covariate_sites import group_by_site, read_sites
 from pyro_fcr.data.errors import SchemaError
-from pyro_fcr.data.sites import group_by_site, read_sites
 from pyro_fcr.values import check_choices, check_least
 
 Expression = Literal["counts", "log1p"]

@@ -115,7 +115,7 @@ def label_blind_latents(
     >>> schema = pyro_fcr.Schema(
     ...     treatment_key="treatment", control="control", covariate_keys="patient"
     ... )
-    >>> fcr = pyro_fcr.FCR(pyro_fcr.data.datasets.gbm_panobinostat()[::10].copy(), schema)
+    >>> fcr = pyro_fcr.FCR(pyro_fcr.datasets.gbm_panobinostat()[::10].copy(), schema)
     >>> label_blind_latents(fcr)["z_x"].shape
     (500, 8)
     """

@@ -73,7 +73,7 @@ def evaluate(
     Examples
     --------
     >>> import pyro_fcr
-    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()[::5, :60].copy()
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[::5, :60].copy()
     >>> schema = pyro_fcr.Schema(
     ...     treatment_key="treatment", control="control", covariate_keys="patient"
     ... )

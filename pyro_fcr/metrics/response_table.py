@@ -118,7 +118,7 @@ def response_table(
     --------
     >>> import pyro_fcr
     >>> from pyro_fcr.data.scenarios import unseen_pairs
-    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()[:, :50]
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[:, :50]
     >>> schema = Schema(treatment_key="treatment", control="control", covariate_keys="patient")
     >>> scenario = unseen_pairs(adata.obs, schema).made[0]
     >>> table = response_table(adata, schema, [(scenario, {})], n_draws=20)
@@ -275,7 +275,7 @@ def headline(
     --------
     >>> import pyro_fcr
     >>> from pyro_fcr.data.scenarios import unseen_pairs
-    >>> adata = pyro_fcr.data.datasets.gbm_panobinostat()[:, :50]
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[:, :50]
     >>> schema = Schema(treatment_key="treatment", control="control", covariate_keys="patient")
     >>> judged = [
     ...     (s, {"nothing": {pair: Prediction({"mean_log1p": np.zeros(50)}) for pair in s.pairs}})

@@ -40,6 +40,8 @@ class Decoder(nn.Module, ABC):
 
     n_heads = 1
     """Number of parameters per cell and gene that the family takes from the latents."""
+    expression = "counts"
+    """What it is a distribution of, as in the schema: ``"counts"`` or ``"log1p"``."""
 
     def __init__(
         self,
@@ -123,6 +125,8 @@ class NormalDecoder(Decoder):
     n_latents, n_genes, **layers
         As in :class:`Decoder`.
     """
+
+    expression = "log1p"
 
     def __init__(self, n_latents: Sequence[int], n_genes: int, **layers: Any) -> None:
         super().__init__(n_latents, n_genes, **layers)

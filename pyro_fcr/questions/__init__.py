@@ -1,8 +1,8 @@
 """What one asks a fitted model; :class:`pyro_fcr.FCR` inherits these methods."""
 
-from pyro_fcr.questions.latents import Latents
+from pyro_fcr.questions.counterfactuals import Responses
 from pyro_fcr.questions.measures import Measures
-from pyro_fcr.questions.responses import Responses
+from pyro_fcr.questions.representations import Latents
 
 
 class Questions(Latents, Responses, Measures):

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from pyro_fcr.simulation._parts import Floats, centred, numbered, observations
-from pyro_fcr.simulation.design import FCRDesign
+from pyro_fcr.simulation.fcr_design import FCRDesign
 from pyro_fcr.simulation.planted import names, tidy
 
 

@@ -116,7 +116,7 @@ def simulate_from_controls(
     Examples
     --------
     >>> import pyro_fcr
-    >>> cells = pyro_fcr.data.datasets.gbm_panobinostat()
+    >>> cells = pyro_fcr.datasets.gbm_panobinostat()
     >>> cells = cells[cells.obs["treatment"] == "control"]
     >>> design = EffectDesign(n_treatments=2, effects={"drug1": {"FOS": -1.0}}, interactions={})
     >>> thinned = simulate_from_controls(cells, design, context_key="patient")

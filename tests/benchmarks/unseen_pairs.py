@@ -34,9 +34,9 @@ SCENARIOS = {"pair": unseen_pairs, "treatment": unseen_treatments, "context": un
 def load(options):
     """Cells with genes that occur, schema, and scenarios."""
     if options.cells == "norman":
-        adata, context = pyro_fcr.data.datasets.norman_k562_combinations(), "cell_line"
+        adata, context = pyro_fcr.datasets.norman_k562_combinations(), "cell_line"
     elif options.cells == "gbm":
-        adata, context = pyro_fcr.data.datasets.gbm_panobinostat(), "patient"
+        adata, context = pyro_fcr.datasets.gbm_panobinostat(), "patient"
     else:
         adata, context = ad.read_h5ad(options.cells), options.context
     sc.pp.filter_genes(adata, min_cells=10)
