@@ -17,7 +17,7 @@ import torch
 from anndata import AnnData
 from torch import nn
 
-from pyro_fcr import discovery, queries
+from pyro_fcr import discovery, evaluation, queries
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import (
     Cells,
@@ -347,6 +347,7 @@ class FCR:
     # Questions: functions of the rooms below, of which the model is the first argument.
     get_latent_representation = queries.get_latent_representation
     add_latents_to = queries.add_latents_to
+    label_blind_latents = queries.label_blind_latents
     dimension_use = queries.dimension_use
     predict = queries.predict
     counterfactual = queries.counterfactual
@@ -355,6 +356,10 @@ class FCR:
     interval_coverage = queries.interval_coverage
     to_arviz = queries.to_arviz
     effects = discovery.effects
+
+    def evaluate(self, adata: Source = None, **settings: Any) -> evaluation.Evaluation:
+        """Measure the model; see :func:`pyro_fcr.evaluation.evaluate` for the settings."""
+        return evaluation.evaluate(self, adata, **settings)
 
     def elbo(self, adata: Source = None, *, seed: int = 0) -> float:
         """Give the evidence lower bound of cells, nats per cell (higher is better).

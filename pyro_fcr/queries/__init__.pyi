@@ -6,7 +6,12 @@ from .coverage import interval_coverage
 from .curves import dose_response
 from .export import to_arviz
 from .fitted import Fitted, Source
-from .representations import add_latents_to, dimension_use, get_latent_representation
+from .representations import (
+    add_latents_to,
+    dimension_use,
+    get_latent_representation,
+    label_blind_latents,
+)
 from .support import support
 from .targets import AVERAGE, Form, Query
 
@@ -24,6 +29,7 @@ __all__ = [
     "dose_response",
     "get_latent_representation",
     "interval_coverage",
+    "label_blind_latents",
     "posterior_predictive",
     "predict",
     "support",

@@ -13,8 +13,8 @@ from torch import Tensor
 from pyro_fcr.batch import Batch
 from pyro_fcr.draws import QueryError, Responder, block_seed, block_size, blocks_of
 from pyro_fcr.draws.sinks import Sink
+from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.metrics.intervals import central_shares, check_levels, pit_of_draws
-from pyro_fcr.metrics.metrics import FloatArray
 from pyro_fcr.queries.blockwise import condition_marks
 from pyro_fcr.queries.fitted import Fitted, Source
 
