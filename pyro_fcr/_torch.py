@@ -5,6 +5,8 @@ Torch may change them without notice, so that a new version of torch is looked a
 
 from typing import Any
 
+from torch import Tensor
+
 # A traced step is computed on tensors without values; these errors name what a graph cannot hold.
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -26,6 +28,7 @@ __all__ = [
     "FakeTensorMode",
     "get_proxy_mode",
     "make_fx",
+    "skip_where",
     "tree_leaves",
     "tree_map",
     "tree_map_only",
@@ -39,3 +42,8 @@ SAME_NOISE: dict[str, Any] = {"fallback_random": True}
 def validates_by_default() -> bool:
     """Tell whether new distributions check their arguments; torch can only set that."""
     return Distribution._validate_args
+
+
+def skip_where(optimizer: Any, found_inf: Tensor) -> None:
+    """Have a fused optimizer skip its step where a tensor is 1: the hooks of ``GradScaler``."""
+    optimizer.grad_scale, optimizer.found_inf = None, found_inf

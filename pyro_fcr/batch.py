@@ -70,7 +70,7 @@ class Batch:
             counts=None if self.counts is None else self.counts.to(device),
         )
 
-    def take(self, rows: Tensor) -> Batch:
+    def take(self, rows: Tensor | slice) -> Batch:
         """Pick cells by position."""
         return replace(
             self,

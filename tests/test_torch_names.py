@@ -106,6 +106,19 @@ def test_the_compiler_knows_the_option_of_the_same_noise():
     assert config.fallback_random is False
 
 
+def test_a_fused_step_is_skipped_where_told():
+    found = torch.zeros(())
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    _torch.skip_where(optimizer, found)
+    for bad, moves in ((1.0, False), (0.0, True)):
+        before = weight.detach().clone()
+        weight.grad = torch.ones(2)
+        found.fill_(bad)
+        optimizer.step()
+        assert bool((weight != before).any()) is moves
+
+
 def test_every_name_is_tried_here():
     tried = Path(__file__).read_text()
     assert [name for name in _torch.__all__ if f"_torch.{name}" not in tried] == []

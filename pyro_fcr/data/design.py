@@ -128,6 +128,15 @@ def read_design(obs: pd.DataFrame, schema: Schema, *, untrained: Container[str] 
     return Design(*_treatments(obs, schema, untrained), *_contexts(obs, schema))
 
 
+def random_rank(codes: Codes, seed: int) -> Codes:
+    """Put the cells of each code in random order; return each cell's place, from 0."""
+    order = np.lexsort((np.random.default_rng(seed).random(len(codes)), codes))
+    _, start, size = np.unique(codes[order], return_index=True, return_counts=True)
+    rank = np.empty(len(codes), dtype=np.int64)
+    rank[order] = np.arange(len(codes)) - np.repeat(start, size)
+    return rank
+
+
 def find_column(obs: pd.DataFrame, key: str, *, role: str) -> pd.Series:
     """Return one column of `obs`, or say which columns there are."""
     if key not in obs.columns:

@@ -65,12 +65,8 @@ class Layout(NamedTuple):
 
     def control_of(self, pair: Pair) -> int | None:
         """Return the position of the control of a pair's context, None where there is none."""
-        found = [
-            i
-            for i, (each, agents) in enumerate(zip(self.pairs, self.agents, strict=True))
-            if not agents and each.context == pair.context
-        ]
-        return found[0] if found else None
+        controls = np.flatnonzero(self.is_control).tolist()
+        return next((i for i in controls if self.pairs[i].context == pair.context), None)
 
     def n_cells(self, cells: Mask | None = None) -> Codes:
         """Count the cells of each pair, or the chosen ones of them, shape (n_pairs,)."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 
-from pyro_fcr.data.design import Codes
+from pyro_fcr.data.design import Codes, random_rank
 from pyro_fcr.data.errors import listed
 from pyro_fcr.data.leaks import check_duplicates, check_pairs
 from pyro_fcr.data.pairs import Layout, Mask, Pair, read_layout
@@ -274,18 +274,9 @@ def random_cells(
             judged.append(i)
     kept = layout.with_controls(judged)
     n_test[np.setdiff1d(np.arange(len(size)), kept)] = 0
-    test = _rank_within(layout.codes, seed) < n_test[layout.codes]
+    test = random_rank(layout.codes, seed) < n_test[layout.codes]
     pairs = tuple(layout.pairs[i] for i in judged)
     return Scenarios((Scenario("random", pairs, ~test, test),) if pairs else (), left_out)
-
-
-def _rank_within(codes: Codes, seed: int) -> Codes:
-    """Put the cells of each pair in random order; give each cell its place, from 0."""
-    order = np.lexsort((np.random.default_rng(seed).random(len(codes)), codes))
-    _, start, size = np.unique(codes[order], return_index=True, return_counts=True)
-    rank = np.empty(len(codes), dtype=np.int64)
-    rank[order] = np.arange(len(codes)) - np.repeat(start, size)
-    return rank
 
 
 def _grouped(names: Mapping[int, str]) -> list[list[int]]:

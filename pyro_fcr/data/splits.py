@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pyro_fcr.data.design import Codes, Labels, read_design, read_labels
+from pyro_fcr.data.design import Codes, Labels, random_rank, read_design, read_labels
 from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
 from pyro_fcr.data.schema import Schema
 
@@ -112,12 +112,7 @@ def _rows_of(labels: Labels, level: str) -> Codes:
 
 def _draw(conditions: Codes, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
     """Mark cells so that each condition gives its share, rounded so that the total is right."""
-    order = np.lexsort((np.random.default_rng(seed).random(len(conditions)), conditions))
-    _, start, size = np.unique(conditions[order], return_index=True, return_counts=True)
+    _, code, size = np.unique(conditions, return_inverse=True, return_counts=True)
     # Differences of a rounded running total: small conditions take turns, none is always spared.
     share = np.diff(np.floor(fraction * np.cumsum(size) + 0.5), prepend=0)
-    share = np.minimum(share, size - 1)
-    rank = np.arange(len(conditions)) - np.repeat(start, size)
-    drawn = np.zeros(len(conditions), dtype=bool)
-    drawn[order] = rank < np.repeat(share, size)
-    return drawn
+    return random_rank(conditions, seed) < np.minimum(share, size - 1)[code]

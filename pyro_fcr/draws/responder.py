@@ -306,8 +306,7 @@ def blocks_of(batch: Batch, size: int) -> Iterator[tuple[Batch, slice]]:
     """Cut a batch into blocks of ``size`` cells, with their positions in it."""
     for start in range(0, len(batch), size):
         rows = slice(start, start + size)
-        values, codes = ({k: v[rows] for k, v in d.items()} for d in (batch.values, batch.codes))
-        yield replace(batch, values=values, codes=codes), rows
+        yield batch.take(rows), rows
 
 
 class _Expect(Messenger):

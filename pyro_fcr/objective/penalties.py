@@ -100,12 +100,10 @@ def permute_within(stratum: Tensor) -> Tensor:
     return torch.empty_like(places).scatter(0, places, torch.argsort(key))
 
 
-Discriminator = Callable[[Tensor, Tensor, Tensor], Tensor]
+Logits = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def log_density_ratio(
-    discriminator: Discriminator, left: Tensor, right: Tensor, given: Tensor
-) -> Tensor:
+def log_density_ratio(discriminator: Logits, left: Tensor, right: Tensor, given: Tensor) -> Tensor:
     """Return the dependence of two blocks within strata, as a discriminator sees it.
 
     The discriminator's logit estimates ``log q(left, right | s) / (q(left | s) q(right | s))``
@@ -129,7 +127,7 @@ def log_density_ratio(
 
 
 def discriminator_loss(
-    discriminator: Discriminator, left: Tensor, right: Tensor, given: Tensor, stratum: Tensor
+    discriminator: Logits, left: Tensor, right: Tensor, given: Tensor, stratum: Tensor
 ) -> Tensor:
     """Return the cross-entropy of telling cells from those whose right block was exchanged.
 

@@ -17,6 +17,7 @@ from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.metrics.intervals import central_shares, check_levels, pit_of_draws
 from pyro_fcr.queries.blockwise import condition_marks
 from pyro_fcr.queries.fitted import Fitted, Source
+from pyro_fcr.queries.targets import check_draws
 
 SEEN, UNSEEN = "observation", "observation, unseen condition"
 
@@ -106,8 +107,7 @@ def _check(levels: Sequence[float], n_draws: int) -> None:
         check_levels(levels)
     except ValueError as error:
         raise QueryError(str(error)) from None
-    if n_draws < 1:
-        raise QueryError(f"n_draws is {n_draws}, wanted 1 or more.")
+    check_draws(n_draws)
 
 
 def _heldout_cells(fcr: Fitted) -> AnnData:

@@ -26,6 +26,7 @@ from pyro_fcr.draws import (
 from pyro_fcr.draws.sinks import Moments, Quantiles, Sink
 from pyro_fcr.queries.fitted import Fitted
 from pyro_fcr.queries.support import support
+from pyro_fcr.queries.targets import check_draws, gene_positions
 
 _GRID = 8  # doses where none are given
 _SKETCH = 512  # cells up to which quantiles over cells are exact
@@ -107,9 +108,8 @@ def dose_response(
     grid = np.array([0.0, *_grid(registry, treatment, doses)])
     if not 0 < level < 1:
         raise QueryError(f"level is {level}, wanted a share of the cells between 0 and 1.")
-    if n_draws < 1:
-        raise QueryError(f"n_draws is {n_draws}, wanted 1 or more.")
-    kept = _positions(registry, genes)
+    check_draws(n_draws)
+    kept = gene_positions(registry, genes)
     rows = [registry.encode_treatment(treatment, float(dose)) for dose in grid[1:]]
     t = torch.from_numpy(np.stack([np.zeros_like(rows[0]), *rows])).to(fcr.device)
     tables = []
@@ -168,14 +168,6 @@ def _grid(registry: Registry, treatment: str, doses: Sequence[float] | None) -> 
         known = "no trained dose" if np.isnan(low) else f"the one trained dose {low:g}"
         raise QueryError(f"dose_response: {label!r} has {known}, no range; give doses=.")
     return list(np.geomspace(low, high, _GRID))
-
-
-def _positions(registry: Registry, genes: Iterable[str] | None) -> Tensor:
-    index = pd.Index(registry.genes)
-    wanted = index if genes is None else pd.Index(list(genes))
-    if len(unknown := wanted.difference(index)):
-        raise QueryError(f"genes: {unknown[0]!r} is no gene of the model.")
-    return torch.from_numpy(index.get_indexer(wanted))
 
 
 def _contexts(

@@ -22,7 +22,7 @@ from pyro_fcr.draws import QueryError, block_seed, check_held, held_by_default
 from pyro_fcr.draws.sites import Draws, Sampler
 from pyro_fcr.queries.blockwise import condition_marks
 from pyro_fcr.queries.fitted import Fitted, Source
-from pyro_fcr.queries.targets import Query
+from pyro_fcr.queries.targets import Query, check_draws, gene_positions
 
 _TARGET = ("treatment", "dose", "covariates", "hold")
 _SAMPLE = ("chain", "draw")
@@ -128,18 +128,13 @@ def to_arviz(
     _arviz_version()
     source = fcr.source(adata)
     target = None if predictions is None else _Target.read(fcr, predictions, source.obs, seed)
-    kept = _kept(genes, fcr.registry)
-    if n_draws < 1:
-        raise QueryError(f"n_draws is {n_draws}, wanted 1 or more.")
+    kept = gene_positions(fcr.registry, genes)
+    check_draws(n_draws)
     sampler = Sampler(
-        model=fcr.model,
-        guide=fcr.guide,
-        graph=fcr.graph,
-        genes=torch.tensor(kept, dtype=torch.long),
-        n_draws=n_draws,
+        model=fcr.model, guide=fcr.guide, graph=fcr.graph, genes=kept, n_draws=n_draws
     )
     draws, fixed = _sample(fcr, sampler, source, target, seed)
-    coords = _coords(source, kept, fcr.registry)
+    coords = _coords(source, kept.tolist(), fcr.registry)
     groups = _groups(fcr, draws, fixed, source.obs, target)
     return _container({name: _dataset(group, coords) for name, group in groups.items()})
 
@@ -183,19 +178,6 @@ def _arviz_version() -> int:
         raise ImportError(
             "to_arviz needs ArviZ, which is not installed: pip install arviz h5netcdf"
         ) from error
-
-
-def _kept(genes: str | Iterable[str] | None, registry: Registry) -> list[int]:
-    if genes is None:
-        return list(range(len(registry.genes)))
-    position = {gene: number for number, gene in enumerate(registry.genes)}
-    wanted = list(dict.fromkeys([genes] if isinstance(genes, str) else genes))
-    if unknown := [gene for gene in wanted if gene not in position]:
-        raise QueryError(
-            f"genes: {len(unknown)} of {len(wanted)} are no genes of the model, first "
-            f"{unknown[0]!r}; it knows {', '.join(registry.genes[:5])}, ... (fcr.registry.genes)."
-        )
-    return [position[gene] for gene in wanted]
 
 
 def _sample(

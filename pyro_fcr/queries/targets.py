@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from pyro_fcr.data import Registry, Schema
 from pyro_fcr.draws import QueryError
@@ -15,6 +17,30 @@ from pyro_fcr.queries.answers import Output
 
 AVERAGE: Final = "<average over the levels of training>"
 """In place of a covariate's level: average it out."""
+
+
+def gene_positions(registry: Registry, genes: str | Iterable[str] | None) -> Tensor:
+    """Return where genes stand in the model, each once; None takes all.
+
+    Raises
+    ------
+    QueryError
+        Names the first gene that the model does not know, and some that it knows.
+    """
+    known = {gene: number for number, gene in enumerate(registry.genes)}
+    wanted = known if genes is None else dict.fromkeys([genes] if isinstance(genes, str) else genes)
+    if unknown := [gene for gene in wanted if gene not in known]:
+        raise QueryError(
+            f"genes: {len(unknown)} of {len(wanted)} are not in the model, first {unknown[0]!r}; "
+            f"it knows {', '.join(registry.genes[:5])}, ... (fcr.registry.genes)."
+        )
+    return torch.tensor([known[gene] for gene in wanted], dtype=torch.long)
+
+
+def check_draws(n_draws: int) -> None:
+    """Raise QueryError if there are to be no draws."""
+    if n_draws < 1:
+        raise QueryError(f"n_draws is {n_draws}, wanted 1 or more.")
 
 
 Form: TypeAlias = Literal["draws", "mean", "summary"]
@@ -53,8 +79,7 @@ class Query:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.n_draws < 1:
-            raise QueryError(f"n_draws is {self.n_draws}, wanted 1 or more.")
+        check_draws(self.n_draws)
         self.answer.check_free()
 
     @property

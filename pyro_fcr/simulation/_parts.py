@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import sparse
 
 from pyro_fcr.simulation.planted import names
 
@@ -25,6 +26,26 @@ def observations(t: npt.NDArray[np.int64], x: npt.NDArray[np.int64]) -> pd.DataF
         },
         index=pd.Index(names("cell", len(t))),
     )
+
+
+def main_effects(
+    shape: tuple[int, int], sd: float, affected: float, rng: np.random.Generator
+) -> Floats:
+    """Draw effects of treatments on a share of the genes, ``shape``; the first has none."""
+    effects = rng.normal(0, sd, shape)
+    effects *= rng.random(shape) < affected
+    effects[0] = 0.0
+    return effects
+
+
+def draw_counts(
+    mean: Floats, dispersion: float, rng: np.random.Generator, *, dropout: float = 0.0
+) -> sparse.csr_matrix:
+    """Draw negative binomial counts, of which some are lost; no cell is left without any."""
+    counts = rng.poisson(mean * rng.gamma(dispersion, 1 / dispersion, mean.shape))
+    counts *= rng.random(counts.shape) >= dropout
+    counts[counts.sum(axis=1) == 0, 0] = 1
+    return sparse.csr_matrix(counts.astype(np.float32))
 
 
 def centred(values: Floats, *, axis: int) -> Floats:

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_fcr.simulation._parts import Floats, centred, numbered, observations
+from pyro_fcr.simulation._parts import Floats, centred, draw_counts, numbered, observations
 from pyro_fcr.simulation.fcr_design import FCRDesign
 from pyro_fcr.simulation.planted import names, tidy
 
@@ -164,10 +164,7 @@ def _observe(
     rate = np.exp(mean + rng.normal(0, 1.0, d.n_genes))
     library = d.depth * rng.lognormal(0, 0.35, (len(rate), 1))
     rate *= library / rate.sum(axis=1, keepdims=True)
-    counts = rng.poisson(rate * rng.gamma(d.dispersion, 1 / d.dispersion, rate.shape))
-    counts *= rng.random(counts.shape) >= d.dropout
-    counts[counts.sum(axis=1) == 0, 0] = 1  # no cell without counts
-    return sparse.csr_matrix(counts.astype(np.float32))
+    return draw_counts(rate, d.dispersion, rng, dropout=d.dropout)
 
 
 def _truth(priors: Mapping[str, _Prior], d: FCRDesign, seed: int) -> dict[str, object]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pyro_fcr.simulation.planted import Interactions, Levels, RandomInteractions, names
+from pyro_fcr.simulation.planted import Levels, PairEffects, RandomInteractions
 from pyro_fcr.values import check_choices, check_least
 
 LEAKS = (("z_x", "t"), ("z_t", "x"), ("z_x", "z_tx"), ("z_t", "z_tx"))
@@ -96,7 +96,7 @@ class FCRDesign:
     n_batches: int = 0
     batch_effect: float = 0.3
     leaks: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    interactions: Interactions | RandomInteractions = field(default_factory=dict)
+    interactions: PairEffects | RandomInteractions = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if unknown := set(self.leaks) - set(LEAKS):
@@ -115,5 +115,4 @@ class FCRDesign:
     @property
     def levels(self) -> Levels:
         """Names of the treatments (without the control), contexts and genes."""
-        treatments, contexts = names("drug", self.n_treatments - 1), names("line", self.n_contexts)
-        return Levels(treatments, contexts, names("gene", self.n_genes))
+        return Levels.numbered(self.n_treatments - 1, self.n_contexts, self.n_genes)

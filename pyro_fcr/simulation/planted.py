@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the command line reads options of FCRDesign without numpy
 
     Floats: TypeAlias = npt.NDArray[np.float64]
 
-Interactions: TypeAlias = Mapping[tuple[str, str], Mapping[str, float]]
+PairEffects: TypeAlias = Mapping[tuple[str, str], Mapping[str, float]]
 """Natural log fold changes: ``{("drug1", "line2"): {"gene3": 1.2}}``."""
 
 
@@ -67,7 +67,12 @@ class Levels:
     contexts: Sequence[str]
     genes: Sequence[str]
 
-    def check(self, planted: Interactions | RandomInteractions) -> None:
+    @classmethod
+    def numbered(cls, n_treatments: int, n_contexts: int, n_genes: int) -> Levels:
+        """Return the names of simulated levels."""
+        return cls(names("drug", n_treatments), names("line", n_contexts), names("gene", n_genes))
+
+    def check(self, planted: PairEffects | RandomInteractions) -> None:
         """Refuse interactions of unknown treatments, contexts or genes.
 
         Raises
@@ -98,8 +103,8 @@ class Levels:
             self._check_name("treatment", treatment, self.treatments)
 
     def draw(
-        self, planted: Interactions | RandomInteractions, rng: np.random.Generator
-    ) -> Interactions:
+        self, planted: PairEffects | RandomInteractions, rng: np.random.Generator
+    ) -> PairEffects:
         """Return the interactions by name; draw them if they are random."""
         if not isinstance(planted, RandomInteractions):
             return planted
@@ -111,7 +116,7 @@ class Levels:
             found[pairs[pair]] = dict(zip(chosen, changes.tolist(), strict=True))
         return found
 
-    def log_fold_changes(self, interactions: Interactions) -> Floats:
+    def log_fold_changes(self, interactions: PairEffects) -> Floats:
         """Return the changes, ``(1 + n_treatments, n_contexts, n_genes)``; the control is first."""
         import numpy as np  # noqa: PLC0415
 
@@ -140,7 +145,7 @@ class Levels:
             )
 
 
-def tidy(interactions: Interactions) -> dict[str, npt.NDArray[np.object_] | Floats]:
+def tidy(interactions: PairEffects) -> dict[str, npt.NDArray[np.object_] | Floats]:
     """Return columns with a row per pair and gene, in a form that ``uns`` can store."""
     import numpy as np  # noqa: PLC0415
 

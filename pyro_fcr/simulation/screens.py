@@ -10,8 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_fcr.simulation._parts import observations
-from pyro_fcr.simulation.planted import names
+from pyro_fcr.simulation._parts import draw_counts, main_effects, observations
+from pyro_fcr.simulation.planted import Levels, RandomInteractions, names, tidy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +56,19 @@ class InteractionDesign:
     replicate_effect: float = 0.0
 
     def __post_init__(self) -> None:
-        n_pairs = self.n_contexts * self.n_treatments
-        if self.n_interacting > n_pairs or self.n_drivers > self.n_genes:
-            raise ValueError(
-                f"{self.n_interacting} interacting pairs of {n_pairs} and {self.n_drivers} drivers "
-                f"of {self.n_genes} genes are too many."
-            )
+        self.levels.check(self.interactions)
+
+    @property
+    def levels(self) -> Levels:
+        """Names of the treatments (without the control), contexts and genes."""
+        return Levels.numbered(self.n_treatments, self.n_contexts, self.n_genes)
+
+    @property
+    def interactions(self) -> RandomInteractions:
+        """The interactions to plant."""
+        return RandomInteractions(
+            n_pairs=self.n_interacting, n_genes=self.n_drivers, effect=self.effect
+        )
 
 
 def simulate_interactions(design: InteractionDesign | None = None, *, seed: int = 0) -> AnnData:
@@ -97,12 +104,10 @@ def simulate_interactions(design: InteractionDesign | None = None, *, seed: int 
         rng.integers(d.n_contexts, size=d.n_cells),
         rng.integers(d.n_treatments + 1, size=d.n_cells),
     )
-    main = rng.normal(0, d.main_effect, (d.n_treatments + 1, d.n_genes))
-    main *= rng.random(main.shape) < 1 / 3
-    main[0] = 0.0
-    planted = _plant(d, rng)
+    main = main_effects((d.n_treatments + 1, d.n_genes), d.main_effect, 1 / 3, rng)
+    planted = d.levels.draw(d.interactions, rng)
     log_rate = rng.normal(0, 1.2, d.n_genes) + rng.normal(0, 0.6, (d.n_contexts, d.n_genes))[x]
-    log_rate += main[t] + planted[t, x]
+    log_rate += main[t] + d.levels.log_fold_changes(planted)[t, x]
     obs = observations(t, x)
     if d.n_replicates:
         replicate = rng.integers(d.n_replicates, size=d.n_cells)
@@ -114,17 +119,8 @@ def simulate_interactions(design: InteractionDesign | None = None, *, seed: int 
     adata = AnnData(_counts(log_rate, d, rng), obs=obs)
     adata.var_names = names("gene", d.n_genes)
     adata.varm["treatment_effects"] = main[1:].T
-    adata.uns["interactions"] = _truth(planted)
+    adata.uns["interactions"] = pd.DataFrame(tidy(planted))
     return adata
-
-
-def _plant(d: InteractionDesign, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    planted = np.zeros((d.n_treatments + 1, d.n_contexts, d.n_genes))
-    for pair in rng.permutation(d.n_treatments * d.n_contexts)[: d.n_interacting]:
-        t, x = divmod(int(pair), d.n_contexts)
-        genes = rng.choice(d.n_genes, d.n_drivers, replace=False)
-        planted[t + 1, x, genes] = d.effect * rng.choice([-1.0, 1.0], d.n_drivers)
-    return planted
 
 
 def _counts(
@@ -135,14 +131,4 @@ def _counts(
     loadings = rng.normal(0, 0.3, (3, d.n_genes))
     state = rng.normal(size=(len(rate), 3)) @ loadings - 0.5 * (loadings**2).sum(axis=0)
     mean = library * np.exp(state) * rate / rate.sum(axis=1, keepdims=True)
-    noise = rng.gamma(d.dispersion, 1 / d.dispersion, size=mean.shape)
-    counts = rng.poisson(mean * noise).astype(np.float32)
-    counts[counts.sum(axis=1) == 0, 0] = 1.0  # no cell without counts
-    return sparse.csr_matrix(counts)
-
-
-def _truth(planted: npt.NDArray[np.float64]) -> pd.DataFrame:
-    t, x, gene = np.nonzero(planted)
-    names = {"treatment": ("drug", t - 1), "context": ("line", x), "gene": ("gene", gene)}
-    columns = {key: [f"{word}{i + 1}" for i in code] for key, (word, code) in names.items()}
-    return pd.DataFrame({**columns, "log_fold_change": planted[t, x, gene]})
+    return draw_counts(mean, d.dispersion, rng)

@@ -15,8 +15,8 @@ from pyro_fcr.data.checks import check_shape
 from pyro_fcr.data.design import read_labels
 from pyro_fcr.data.expression import read_expression
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.simulation._parts import Floats
-from pyro_fcr.simulation.planted import Interactions, Levels, RandomInteractions, names, tidy
+from pyro_fcr.simulation._parts import Floats, main_effects
+from pyro_fcr.simulation.planted import Levels, PairEffects, RandomInteractions, names, tidy
 
 Codes = npt.NDArray[np.int64]
 
@@ -55,7 +55,7 @@ class EffectDesign:
     effects: Mapping[str, Mapping[str, float]] | None = None
     affected: float = 0.2
     main_effect: float = 0.5
-    interactions: Interactions | RandomInteractions = field(default_factory=RandomInteractions)
+    interactions: PairEffects | RandomInteractions = field(default_factory=RandomInteractions)
 
     def __post_init__(self) -> None:
         if self.n_treatments < 2:
@@ -174,10 +174,7 @@ def _levels(d: EffectDesign, contexts: tuple[str, ...], adata: AnnData) -> Level
 def _main_effects(d: EffectDesign, levels: Levels, rng: np.random.Generator) -> Floats:
     """Return log fold changes of all contexts, ``(n_treatments, n_genes)``, the control first."""
     if d.effects is None:
-        main = rng.normal(0, d.main_effect, (d.n_treatments, len(levels.genes)))
-        main *= rng.random(main.shape) < d.affected
-        main[0] = 0.0
-        return main
+        return main_effects((d.n_treatments, len(levels.genes)), d.main_effect, d.affected, rng)
     everywhere = {(t, x): genes for t, genes in d.effects.items() for x in levels.contexts[:1]}
     return levels.log_fold_changes(everywhere)[:, 0]
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_fcr._torch import skip_where
+
 
 class GuardedOptimizer:
     """AdamW with gradient clipping that stands still from the first non-finite step on.
@@ -49,8 +51,7 @@ class GuardedOptimizer:
         )
         self._found_inf = torch.zeros((), device=device)
         self._bad_step = torch.full((), -1, device=device)
-        # The hooks of torch.amp.GradScaler: a fused step is skipped where found_inf is 1.
-        self.torch.grad_scale, self.torch.found_inf = None, self._found_inf  # type: ignore[attr-defined]
+        skip_where(self.torch, self._found_inf)
 
     def step(self, loss: Tensor, *, number: int) -> None:
         """Take the gradient of a loss and step, unless something is or was not finite.
