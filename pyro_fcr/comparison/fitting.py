@@ -15,28 +15,29 @@ from pyro_fcr.data import Registry, Schema, register
 from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.programs import build_programs
+from pyro_fcr.values import unknown
 
 
 def build_comparison(
     name: str, registry: Registry, *, architecture: Architecture | None = None, seed: int = 0
 ) -> tuple[nn.Module, nn.Module]:
-    """Make the programs of a comparison for a data set, for instance to load a saved one.
+    """Build the programs of a comparison for a data set, for instance to load a saved one.
 
     Parameters
     ----------
     name
-        One of :data:`COMPARISONS`.
+        Name of one of :data:`COMPARISONS`.
     registry
-        The encoding of the data.
+        Encoding of the data.
     architecture
         Sizes and likelihood; None takes those of FCR's default for the data.
     seed
-        Of the initial parameters.
+        Seed of the initial parameters.
 
     Raises
     ------
     ValueError
-        There is no such comparison, or the architecture does not fit the data.
+        If there is no such comparison, or the architecture does not fit the data.
 
     Examples
     --------
@@ -80,13 +81,13 @@ def fit_comparison(
     Parameters
     ----------
     name
-        One of :data:`COMPARISONS`.
+        Name of one of :data:`COMPARISONS`.
     adata, schema
         As in :class:`pyro_fcr.FCR`.
     architecture
         Sizes and likelihood; None takes those of FCR's default for the data.
     seed
-        Of initial parameters, held-out cells, batches and draws.
+        Seed of initial parameters, held-out cells, batches and draws.
     **fit
         As in :meth:`pyro_fcr.FCR.fit`, but for ``weights`` and ``extra``: fields of the plan,
         e.g. ``max_epochs=50``, ``split`` and the like.
@@ -99,7 +100,7 @@ def fit_comparison(
     Raises
     ------
     ValueError
-        There is no such comparison, or the architecture does not fit the data.
+        If there is no such comparison, or the architecture does not fit the data.
 
     Examples
     --------
@@ -127,5 +128,5 @@ def fit_comparison(
 
 def _named(name: str) -> Comparison:
     if name not in COMPARISONS:
-        raise ValueError(f"comparison {name!r} is none of {', '.join(COMPARISONS)}.")
+        raise ValueError(unknown("comparison", name, COMPARISONS))
     return COMPARISONS[name]
