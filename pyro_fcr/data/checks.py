@@ -1,7 +1,8 @@
 """What must hold before anything is trained; each function checks one thing."""
 
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,9 @@ from pyro_fcr.data.schema import Schema
 
 _BLOCK = 2**22
 _LARGEST_LOG1P = 20.0  # log1p of 5e8, more than a cell's library size
+_LIKE_CONTROL = re.compile(
+    "(?i)control|ctrl|dmso|vehicle|untreated|unstimulated|mock|non-targeting|nt|pbs|none"
+)
 
 
 def check_shape(adata: AnnData) -> None:
@@ -43,6 +47,18 @@ def check_control(counts: Mapping[str, int], schema: Schema) -> None:
         raise SchemaError(
             f"obs column {key!r} has one label only, {listed(counts)}, in the training cells; "
             "wanted control and treated cells, or several treatments"
+        )
+
+
+def warn_no_control(labels: Iterable[str], schema: Schema) -> None:
+    """Warn if the schema names no control, though a label looks like that of untreated cells."""
+    like = [label for label in labels if _LIKE_CONTROL.fullmatch(label)]
+    if schema.control is None and like:
+        warnings.warn(
+            f"obs column {schema.treatment_key!r}: {listed(like)} looks like a label of untreated "
+            f"cells, but is taken as a treatment; to make it the control, pass control={like[0]!r}",
+            UserWarning,
+            stacklevel=4,
         )
 
 

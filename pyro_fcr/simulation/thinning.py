@@ -12,7 +12,7 @@ from scipy import sparse
 
 from pyro_fcr.data.checks import check_shape
 from pyro_fcr.data.design import read_labels
-from pyro_fcr.data.expression import read_expression
+from pyro_fcr.data.encoding import read_expression
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.simulation import planted
 from pyro_fcr.simulation.fcr_design import Levels, PairEffects, RandomInteractions, names
