@@ -1,6 +1,12 @@
 # What there is to import from here; read when a name is first used, see __init__.py.
-from .catalogue import COMPARISONS, Comparison, TotalCorrelation, permute_dimensions
-from .fitting import build_comparison, fit_comparison
+from .catalogue import (
+    COMPARISONS,
+    Comparison,
+    TotalCorrelation,
+    build_comparison,
+    fit_comparison,
+    permute_dimensions,
+)
 from .graphs import (
     Build,
     ConditionalVAE,

@@ -4,8 +4,6 @@ All are made of the same conditionals as FCR. They have n_x + n_t + n_tx latent 
 hidden layers of FCR's widths.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 

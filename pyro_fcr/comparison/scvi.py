@@ -1,7 +1,5 @@
 """scVI beside FCR: latents and counterfactual cells, for the same tables (extra ``[scvi]``)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +126,7 @@ def fit_scvi(
     ImportError
         If scvi-tools is not installed.
     ValueError
-        If the schema has doses, or expression that is no counts.
+        If the schema has doses, or expression other than counts.
 
     Examples
     --------

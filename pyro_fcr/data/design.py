@@ -137,7 +137,7 @@ def find_column(obs: pd.DataFrame, key: str, *, role: str) -> pd.Series:
     """Return one column of `obs`, or say which columns there are."""
     if key not in obs.columns:
         raise SchemaError(
-            f"{role} {key!r} is no column of adata.obs; columns: {listed(obs.columns, 30)}."
+            f"{role} {key!r} is not a column of adata.obs; columns: {listed(obs.columns, 30)}."
             f"{did_you_mean(key, map(str, obs.columns))}"
         )
     column = obs[key]

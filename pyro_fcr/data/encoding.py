@@ -17,8 +17,7 @@ from pyro_fcr.data.design import Codes, Design, read_design
 from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
 from pyro_fcr.data.io import Matrix, read_matrix
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.data.treatment_encoding import TreatmentEncoding
-from pyro_fcr.data.treatments import dose_strata
+from pyro_fcr.data.treatments import TreatmentEncoding, dose_strata
 
 Rows = npt.NDArray[np.float32]
 
@@ -145,13 +144,13 @@ def read_context(levels: Mapping[str, str], covariates: Levels) -> tuple[str, ..
     missing = [key for key in covariates if key not in levels]
     if missing:
         raise SchemaError(
-            f"covariates: {listed(missing)} not given; wanted a level of each of "
+            f"covariates: {listed(missing)} not given; expected a level of each of "
             f"{listed(covariates)}"
         )
     for key in levels:
         if key not in covariates:
             raise SchemaError(
-                f"covariates: {key!r} is no covariate key; keys: {listed(covariates)}."
+                f"covariates: {key!r} is not a covariate key; keys: {listed(covariates)}."
                 f"{did_you_mean(key, covariates)} Leave it out"
             )
     context = tuple(str(levels[key]) for key in covariates)
@@ -215,7 +214,6 @@ def _gene_order(genes: Sequence[str], adata: AnnData) -> Codes:
     if extra:
         warnings.warn(
             f"adata has {extra} genes that were not registered; they are dropped",
-            UserWarning,
             stacklevel=5,
         )
     return order

@@ -1,7 +1,5 @@
 """Which cell belongs to which pair of treatment and context, doses taken together."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 

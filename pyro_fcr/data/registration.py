@@ -65,12 +65,13 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
     checks.warn_whole_numbers(matrix, schema)
     checks.check_expressed(matrix, schema, adata=adata)
     sizes = library_sizes(matrix)[train]
+    levels = [tuple(sorted(set(column))) for column in zip(*design.contexts, strict=True)]
     registry = Registry(
         schema=schema,
         genes=genes,
         agents=tuple(sorted(_trained_agents(design, train))),
         doses=_dose_ranges(design, train),
-        covariates=_covariate_levels(design, schema),
+        covariates=dict(zip(schema.covariate_keys, levels, strict=True)),
         conditions=_conditions(design, train, schema),
         target_sum=float(np.median(sizes)) if schema.expression == "counts" else None,
     )
@@ -119,13 +120,6 @@ def _dose_ranges(design: Design, train: Mask) -> dict[str, tuple[float, float]]:
         for agent, dose in zip(*design.treatments[code], strict=False):
             found.setdefault(agent, []).append(dose)
     return {agent: (min(doses), max(doses)) for agent, doses in sorted(found.items())}
-
-
-def _covariate_levels(design: Design, schema: Schema) -> dict[str, tuple[str, ...]]:
-    return {
-        key: tuple(sorted({context[position] for context in design.contexts}))
-        for position, key in enumerate(schema.covariate_keys)
-    }
 
 
 def _conditions(design: Design, train: Mask, schema: Schema) -> tuple[Condition, ...]:

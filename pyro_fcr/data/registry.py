@@ -19,8 +19,7 @@ from pyro_fcr.data.design import Condition
 from pyro_fcr.data.errors import SchemaError
 from pyro_fcr.data.io import read_cells
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.data.treatment_encoding import TreatmentEncoding
-from pyro_fcr.data.treatments import Dose, canonical_label
+from pyro_fcr.data.treatments import Dose, TreatmentEncoding, canonical_label
 
 _FORMAT = 2
 _READABLE = (1, 2)  # 1 knew neither covariate sites nor treatment features

@@ -5,8 +5,6 @@ together. Control cells of a held-out context stay in training: a context that i
 any state cannot be told from any other, so it is known by its controls.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -312,17 +310,14 @@ def random_cells(
     layout = read_layout(obs, schema)
     size = layout.n_cells()
     n_test = np.floor(share * size + 0.5).astype(np.int64)
-    judged: list[int] = []
-    left_out: dict[str, str] = {}
-    for i, pair in layout.treated().items():
-        if layout.lacks(i, n_test) or layout.lacks(i, size - n_test):
-            left_out[str(pair)] = "fewer than 2 cells, or controls, for training or for test"
-        else:
-            judged.append(i)
+    treated, reason = layout.treated(), "fewer than 2 cells, or controls, for training or for test"
+    short = [i for i in treated if layout.lacks(i, n_test) or layout.lacks(i, size - n_test)]
+    judged = [i for i in treated if i not in short]
     kept = layout.with_controls(judged)
     n_test[np.setdiff1d(np.arange(len(size)), kept)] = 0
     test = random_rank(layout.codes, seed) < n_test[layout.codes]
-    pairs = tuple(layout.pairs[i] for i in judged)
+    pairs = tuple(treated[i] for i in judged)
+    left_out = dict.fromkeys((str(treated[i]) for i in short), reason)
     return Scenarios((Scenario("random", pairs, ~test, test),) if pairs else (), left_out)
 
 

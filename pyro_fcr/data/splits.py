@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pyro_fcr.data.design import Codes, Labels, Mask, random_rank, read_design, read_labels
+from pyro_fcr.data.design import Codes, Mask, random_rank, read_design, read_labels
 from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
 from pyro_fcr.data.schema import Schema
 
@@ -101,12 +101,9 @@ def _labelled(obs: pd.DataFrame, schema: Schema) -> tuple[Codes, Codes]:
             f"split_key {schema.split_key!r}: the training split is empty, no cell is labelled "
             f"'train'; labels: {listed(labels.levels)}.{did_you_mean('train', labels.levels)}"
         )
-    return _rows_of(labels, "train"), _rows_of(labels, "valid")
-
-
-def _rows_of(labels: Labels, level: str) -> Codes:
-    code = labels.levels.index(level) if level in labels.levels else -1
-    return np.flatnonzero(labels.codes == code).astype(np.int64)
+    levels = np.array(labels.levels)
+    train, valid = (np.flatnonzero((levels == part)[labels.codes]) for part in ("train", "valid"))
+    return train.astype(np.int64), valid.astype(np.int64)
 
 
 def _draw(conditions: Codes, fraction: float, seed: int) -> Mask:

@@ -1,7 +1,5 @@
 """Cells drawn from FCR's own generative graph, with the latents that made them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

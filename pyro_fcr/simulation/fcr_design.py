@@ -1,7 +1,5 @@
 """What simulated cells are like: designs, read by the command line without numpy."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -63,7 +61,7 @@ class Levels:
     genes: Sequence[str]
 
     @classmethod
-    def numbered(cls, n_treatments: int, n_contexts: int, n_genes: int) -> Levels:
+    def numbered(cls, n_treatments: int, n_contexts: int, n_genes: int) -> "Levels":
         """Return the names of simulated levels."""
         return cls(names("drug", n_treatments), names("line", n_contexts), names("gene", n_genes))
 

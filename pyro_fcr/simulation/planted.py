@@ -1,7 +1,5 @@
 """Effects that simulations plant, and the names, columns and counts that all of them share."""
 
-from __future__ import annotations
-
 from itertools import product
 from typing import TypeAlias
 

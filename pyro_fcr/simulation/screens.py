@@ -1,7 +1,5 @@
 """Cells in which chosen treatments act differently in chosen contexts, on chosen genes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Real control cells made into treated ones by binomial thinning of their counts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -139,6 +137,7 @@ def simulate_from_controls(
     obs = pd.DataFrame({"treatment": treatments[t], context_key: texts}, index=adata.obs_names)
     result = AnnData(thinned, obs=obs, var=pd.DataFrame(index=adata.var_names))
     result.layers["original"] = counts
+    numbers = {name: getattr(d, name) for name in ("n_treatments", "affected", "main_effect")}
     result.uns["truth"] = {
         "log_fold_change": changes,
         "treatment_effects": main,
@@ -146,7 +145,7 @@ def simulate_from_controls(
         "treatments": treatments,
         "contexts": np.array(contexts.levels, object),
         "kept": float(thinned.sum() / counts.sum()),
-        "design": _settings(d, seed),
+        "design": {**numbers, "effects_drawn": d.effects is None, "seed": seed},
     }
     return result
 
@@ -196,8 +195,3 @@ def _thin(
     thinned.data = left.astype(np.float32)
     thinned.eliminate_zeros()
     return thinned
-
-
-def _settings(d: EffectDesign, seed: int) -> dict[str, object]:
-    numbers = {name: getattr(d, name) for name in ("n_treatments", "affected", "main_effect")}
-    return {**numbers, "effects_drawn": d.effects is None, "seed": seed}
