@@ -104,7 +104,7 @@ def test_simulate_says_what_is_wrong(tmp_path, arguments, message):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "needs --context-key"), (["--context-key", "donor"], "no column of adata.obs")],
+    [([], "needs --context-key"), (["--context-key", "donor"], "not a column of adata.obs")],
 )
 def test_simulate_needs_the_context_of_real_cells(controls, tmp_path, arguments, message):
     shown = fail("simulate", "--from-controls", controls, "--out", tmp_path / "a.h5ad", *arguments)
