@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pyro_fcr import discovery, queries
+from pyro_fcr import discovery, evaluation, queries
 from pyro_fcr.queries import Fitted, Source
+
+if TYPE_CHECKING:
+    from pyro_fcr.data import Split
 
 
 class Measures(Fitted):
@@ -213,3 +216,51 @@ class Measures(Fitted):
         1  observation      0.9  15000
         """
         return queries.interval_coverage(self, adata, levels=levels, n_draws=n_draws, seed=seed)
+
+    def evaluate(
+        self,
+        adata: Source = None,
+        *,
+        split: Split | None = None,
+        replicate_key: str | None = None,
+        seed: int = 0,
+    ) -> evaluation.Evaluation:
+        """Measure responses, intervals, clusters, independences and identifiability. No refit.
+
+        Parameters
+        ----------
+        adata
+            The cells of the fit, those left out by its ``split_key`` among them; None takes the
+            model's own.
+        split
+            Training and held-out cells as positions in ``adata``; None takes
+            :meth:`pyro_fcr.FCR.split_of`.
+        replicate_key
+            Column of ``obs`` with the replicate (donor, library, plate), which tests of
+            independence then respect.
+        seed
+            Seed of everything random.
+
+        Returns
+        -------
+        Tables, a page and ten lines; see :func:`pyro_fcr.evaluation.evaluate`, which also takes the
+        numbers of draws and cells.
+
+        Raises
+        ------
+        ValueError
+            It is not known which cells trained, or held-out cells are among the training cells.
+
+        Examples
+        --------
+        >>> import pyro_fcr
+        >>> adata = pyro_fcr.datasets.gbm_panobinostat()[::10, :50].copy()
+        >>> schema = pyro_fcr.Schema(
+        ...     treatment_key="treatment", control="control", covariate_keys="patient"
+        ... )
+        >>> fcr = pyro_fcr.FCR(adata, schema)
+        >>> history = fcr.fit(max_epochs=1, progress=False)
+        >>> fcr.evaluate().scenarios
+        ['seen pairs']
+        """
+        return evaluation.evaluate(self, adata, split=split, replicate_key=replicate_key, seed=seed)
