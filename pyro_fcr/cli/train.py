@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,9 @@ def demo(
     metrics = run_demo(out, max_epochs=max_epochs, seed=seed)
     print(f"Predicted and real response of the held-out pair {metrics['heldout_pair']}:")
     for name, scores in metrics["response"].items():
-        values = "  ".join(f"{key} {value:6.3f}" for key, value in scores.items())
+        values = "  ".join(
+            f"{key} {math.nan if value is None else value:6.3f}" for key, value in scores.items()
+        )
         print(f"  {name:21s} {values}")
 
 
