@@ -1,37 +1,17 @@
 # What the package offers; read when a name is first used, see __init__.py.
-from . import data, metrics, plots, training
+from . import data, metrics, plots, simulation, training
 from .api import FCR
 from .batch import Batch
 from .data import Schema, SchemaError, datasets
-from .discovery import (
-    CrossFit,
-    Effects,
-    Interactions,
-    bootstrap,
-    cross_fit,
-    effects,
-    rank_interactions,
-)
+from .discovery import bootstrap, cross_fit, effects, rank_interactions
 from .draws import QueryError
-from .evaluation import Assessment, assess, label_blind_latents
+from .evaluation import Evaluation
 from .graph import ProgramError
 from .guide import Guide
 from .model import Model
 from .nn.architecture import Architecture
 from .objective import FCRLoss, Objective, Ramp
-from .queries import (
-    AVERAGE,
-    Output,
-)
-from .simulation import (
-    EffectDesign,
-    FCRDesign,
-    InteractionDesign,
-    RandomInteractions,
-    simulate,
-    simulate_from_controls,
-    simulate_interactions,
-)
+from .queries import AVERAGE, Output
 from .training import TrainingPlan
 
 __version__: str
@@ -40,38 +20,27 @@ __all__ = [
     "AVERAGE",
     "FCR",
     "Architecture",
-    "Assessment",
     "Batch",
-    "CrossFit",
-    "EffectDesign",
-    "Effects",
-    "FCRDesign",
+    "Evaluation",
     "FCRLoss",
     "Guide",
-    "InteractionDesign",
-    "Interactions",
     "Model",
     "Objective",
     "Output",
     "ProgramError",
     "QueryError",
     "Ramp",
-    "RandomInteractions",
     "Schema",
     "SchemaError",
     "TrainingPlan",
-    "assess",
     "bootstrap",
     "cross_fit",
     "data",
     "datasets",
     "effects",
-    "label_blind_latents",
     "metrics",
     "plots",
     "rank_interactions",
-    "simulate",
-    "simulate_from_controls",
-    "simulate_interactions",
+    "simulation",
     "training",
 ]

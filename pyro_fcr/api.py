@@ -17,6 +17,7 @@ import torch
 from anndata import AnnData
 from torch import nn
 
+from pyro_fcr import discovery, evaluation, queries
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import (
     Cells,
@@ -37,7 +38,6 @@ from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.objective import Objective, Term, Weight
 from pyro_fcr.programs import build_programs, example_batch, report_conditions
 from pyro_fcr.queries import Source
-from pyro_fcr.questions import Questions
 from pyro_fcr.saving import Saved, find_split, name_split, read_model, write_model
 from pyro_fcr.training import Batches, TrainingPlan, fit, mean_terms
 
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 _CHUNK = 2_048  # cells looked at together outside of training
 
 
-class FCR(Questions):
+class FCR:
     """Factorized causal representation of perturbed cells.
 
     Parameters
@@ -343,6 +343,23 @@ class FCR(Questions):
                 enforced=enforced,
                 extra=extra,
             )
+
+    # Questions: functions of the rooms below, of which the model is the first argument.
+    get_latent_representation = queries.get_latent_representation
+    add_latents_to = queries.add_latents_to
+    label_blind_latents = queries.label_blind_latents
+    dimension_use = queries.dimension_use
+    predict = queries.predict
+    counterfactual = queries.counterfactual
+    posterior_predictive = queries.posterior_predictive
+    dose_response = queries.dose_response
+    interval_coverage = queries.interval_coverage
+    to_arviz = queries.to_arviz
+    effects = discovery.effects
+
+    def evaluate(self, adata: Source = None, **settings: Any) -> evaluation.Evaluation:
+        """Measure the model; see :func:`pyro_fcr.evaluation.evaluate` for the settings."""
+        return evaluation.evaluate(self, adata, **settings)
 
     def elbo(self, adata: Source = None, *, seed: int = 0) -> float:
         """Give the evidence lower bound of cells, nats per cell (higher is better).

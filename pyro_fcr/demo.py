@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,9 @@ from anndata import AnnData
 
 from pyro_fcr.api import FCR
 from pyro_fcr.data import Schema, datasets
-from pyro_fcr.evaluation import Assessment, assess
+from pyro_fcr.evaluation import Evaluation, evaluate
 from pyro_fcr.files import atomic_write
-from pyro_fcr.metrics import (
-    baseline_deltas,
-    mean_log1p,
-    nan_to_null,
-    response_metrics,
-    split_half_ceiling,
-    umap,
-)
-from pyro_fcr.report import write_report
+from pyro_fcr.metrics import nan_to_null, umap
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +40,7 @@ def run_demo(
     max_epochs
         Passes over the training cells.
     seed
-        Of everything random.
+        Seed of everything random.
     progress
         Whether to show a progress bar; None shows it in terminals and notebooks.
 
@@ -74,18 +65,21 @@ def run_demo(
     logger.info("Training ended after %d epochs: %s.", len(history), history.attrs["stopped"])
     fcr.save(out / "model")
     cells = latent_cells(fcr, adata, seed=seed)
-    logger.info("Latents and UMAPs are made; predicting the held-out pair.")
-    predicted, deltas, real = heldout_response(fcr, adata, seed=seed)
-    assessment = assess(fcr, seed=seed)
-    metrics = {
-        **_facts(fcr, history, seconds=time.perf_counter() - start),
-        "nmi": heldout_nmi(assessment),
-        "heldout_pair": {"patient": PATIENT, "treatment": TREATMENT},
-        "response": _scores(adata, deltas, real, seed=seed),
-        "coverage": heldout_coverage(fcr, adata, seed=seed).to_dict("records"),
-    }
-    tables = {"cells": cells, "predicted": predicted}
-    _write(out, fcr, history, tables, (metrics, deltas, real, assessment))
+    control = adata[(adata.obs["patient"] == PATIENT) & (adata.obs["treatment"] == "control")]
+    predicted = fcr.counterfactual(control, treatment=TREATMENT, n_draws=5, seed=seed)
+    logger.info("Latents, UMAPs and the held-out pair are made; judging.")
+    found = evaluate(fcr, seed=seed)
+    metrics = summary(found, seconds=time.perf_counter() - start)
+    _write(out, {"cells": cells, "predicted": predicted}, metrics)
+    found.to_html(
+        out / "report.html",
+        title=f"{TREATMENT} in glioblastoma: {PATIENT} held out",
+        summary=_SUMMARY,
+        notes=_NOTES,
+        history=history,
+        cells=cells,
+        color_by=("patient", "treatment"),
+    )
     logger.info("Written to %s: report.html, metrics.json, cells.h5ad, predicted.h5ad, model/", out)
     return metrics
 
@@ -110,106 +104,36 @@ def latent_cells(fcr: FCR, adata: AnnData, *, seed: int) -> AnnData:
     return cells
 
 
-def heldout_nmi(assessment: Assessment) -> dict[str, dict[str, float]]:
-    """Give the NMI of each block's clusters with x, t and both, labelled, on held-out cells."""
-    rows = assessment.clustering.query(
+def summary(found: Evaluation, *, seconds: float) -> dict[str, Any]:
+    """Pick the numbers of ``metrics.json`` from an evaluation."""
+    clusters = found.clustering.query(
         "cells == 'held out' and encoding == 'labelled' and metric == 'nmi'"
     )
-    return {
-        str(block): dict(zip(part["label"], part["value"], strict=True))
-        for block, part in rows.groupby("block", sort=False)
-    }
-
-
-def heldout_response(
-    fcr: FCR, adata: AnnData, *, seed: int
-) -> tuple[AnnData, dict[str, np.ndarray], np.ndarray]:
-    """Predict the held-out pair from its patient's control cells, by the model and by baselines.
-
-    The model's change is that between its two counterfactuals of the same control cells, under the
-    drug and under none, so that what it fails to reconstruct of a cell cancels.
-
-    Returns
-    -------
-    The predicted cells, the change of mean log1p expression by method, and the real change.
-    """
-    pair = adata.obs["split"] == "test"
-    control = adata[(adata.obs["patient"] == PATIENT) & (adata.obs["treatment"] == "control")]
-    treated, untreated = (
-        fcr.counterfactual(control, treatment=t, n_draws=5, seed=seed)
-        for t in (TREATMENT, "control")
-    )
-    mean = mean_log1p
-    baselines = baseline_deltas(
-        adata[~pair],
-        treatment_key="treatment",
-        covariate_keys=("patient",),
-        control="control",
-        treatment=TREATMENT,
-        covariates={"patient": PATIENT},
-    )
-    deltas = {"fcr": mean(treated.X) - mean(untreated.X), **baselines}
-    return treated, deltas, mean(adata[pair].X) - mean(control.X)
-
-
-def heldout_coverage(fcr: FCR, adata: AnnData, *, seed: int) -> pd.DataFrame:
-    """Measure how often 50 and 90 % intervals hold cells that training has not seen.
-
-    Returns
-    -------
-    See :func:`pyro_fcr.queries.coverage.interval_coverage`; the held-out pair has rows of its own.
-    """
-    parts = [None, adata[adata.obs["split"] == "test"]]
-    return pd.concat([fcr.interval_coverage(part, seed=seed) for part in parts], ignore_index=True)
-
-
-def _scores(
-    adata: AnnData, deltas: Mapping[str, np.ndarray], real: np.ndarray, *, seed: int
-) -> dict[str, dict[str, float]]:
-    scores = {name: response_metrics(delta, real) for name, delta in deltas.items()}
-    control = adata[(adata.obs["patient"] == PATIENT) & (adata.obs["treatment"] == "control")]
-    treated = adata[adata.obs["split"] == "test"]
-    return {**scores, "split_half": split_half_ceiling(treated.X, control.X, seed=seed)}
-
-
-def _facts(fcr: FCR, history: pd.DataFrame, *, seconds: float) -> dict[str, Any]:
-    return {
-        "n_cells": sum(c.n_cells for c in fcr.registry.conditions),
-        "n_genes": len(fcr.registry.genes),
-        "n_conditions": len(fcr.registry.conditions),
-        "epochs": len(history),
+    scores = found.responses.query("scale == 'mean_log1p'")
+    picked = {
+        **found.facts,
         "seconds": round(seconds, 1),
-        "heldout_elbo_per_cell": fcr.elbo(),
+        "nmi": _nested(clusters, "block", "label"),
+        "heldout_pair": {"patient": PATIENT, "treatment": TREATMENT},
+        "response": _nested(scores, "method", "metric"),
+        "coverage": found.coverage.to_dict("records"),
+    }
+    return nan_to_null(picked)
+
+
+def _nested(table: pd.DataFrame, outer: str, inner: str) -> dict[str, dict[str, float]]:
+    return {
+        str(name): dict(zip(rows[inner], rows["value"], strict=True))
+        for name, rows in table.groupby(outer, sort=False)
     }
 
 
-def _write(
-    out: Path,
-    fcr: FCR,
-    history: pd.DataFrame,
-    tables: Mapping[str, AnnData],
-    judged: tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray, Assessment],
-) -> None:
-    metrics, deltas, real, assessment = judged
-    for name, adata in tables.items():
+def _write(out: Path, cells: dict[str, AnnData], metrics: dict[str, Any]) -> None:
+    for name, adata in cells.items():
         with atomic_write(out / f"{name}.h5ad") as path:
             adata.write_h5ad(path, compression="gzip")
     with atomic_write(out / "metrics.json") as path:
-        path.write_text(json.dumps(nan_to_null(metrics), indent=2) + "\n")
-    write_report(
-        out / "report.html",
-        title=f"{TREATMENT} in glioblastoma: {PATIENT} held out",
-        metrics=metrics,
-        history=history,
-        cells=tables["cells"],
-        responses=deltas,
-        real=real,
-        gene_names=list(fcr.registry.genes),
-        summary=_SUMMARY,
-        notes=_NOTES,
-        color_by=("patient", "treatment"),
-        assessment=assessment,
-    )
+        path.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 _SUMMARY = [

@@ -9,6 +9,7 @@ from cli_helpers import run, succeed
 from conftest import simulate
 
 from pyro_fcr import __version__
+from pyro_fcr.metrics import SCORES
 
 SCHEMA = ["--treatment-key", "drug", "--control", "control", "--covariate-key", "line"]
 
@@ -406,10 +407,10 @@ def test_demo_writes_everything_it_promises(tmp_path):
     assert {block: set(row) for block, row in metrics["nmi"].items()} == {
         block: {"x", "t", "xt"} for block in ("z_x", "z_t", "z_tx")
     }
-    methods = {"fcr", "control_mean", "treatment_mean_shift", "additive", "split_half"}
+    methods = {"fcr", "control_mean", "treatment_mean_shift", "additive", "ridge", "split_half"}
     assert set(metrics["response"]) == methods
     for scores in metrics["response"].values():
-        assert set(scores) == {"pearson_delta_de100", "mse_delta", "cosine_logfc"}
+        assert set(scores) == set(SCORES)
     cells = ad.read_h5ad(out / "cells.h5ad")
     assert cells.obsm["X_fcr_z_x_umap"].shape == (5000, 2)
     assert set(cells.obs["fitted"]) == {"train", "held out", "left out"}

@@ -1,3 +1,4 @@
+import base64
 import copy
 import dataclasses
 import html
@@ -19,13 +20,15 @@ import pyro_fcr
 from pyro_fcr import FCR, Schema
 from pyro_fcr.data import Split, register
 from pyro_fcr.data.pairs import Pair
-from pyro_fcr.evaluation import assess, label_blind_latents, latents
+from pyro_fcr.evaluation import blocks, evaluate
 from pyro_fcr.evaluation.blocks import rank
-from pyro_fcr.evaluation.encoded import Encoded, label_distribution
-from pyro_fcr.evaluation.judging import _Predictor, plan_judgement
+from pyro_fcr.evaluation.encoded import Encoded
+from pyro_fcr.evaluation.judging import _Predictor, judged_scenarios
 from pyro_fcr.graph import Claim
-from pyro_fcr.metrics.prior_rank import prior_rank
-from pyro_fcr.report import write_evaluation
+from pyro_fcr.metrics import baselines
+from pyro_fcr.metrics.dimensions import prior_rank
+from pyro_fcr.metrics.scores import SCORES
+from pyro_fcr.queries.representations import label_distribution
 
 FAST = {"n_permutations": 19, "n_draws": 10}
 TRUE = Schema(treatment_key="treatment", control="control", covariate_keys="context")
@@ -44,17 +47,17 @@ def fit(adata, schema, **settings):
 @pytest.fixture(scope="module")
 def simulated():
     """Cells whose latents are known, on a fit that held out a tenth of each condition."""
-    design = pyro_fcr.FCRDesign(
+    design = pyro_fcr.simulation.FCRDesign(
         n_cells=900, n_genes=20, n_contexts=3, n_treatments=3, n_tx=2, likelihood="nb"
     )
-    return fit(pyro_fcr.simulate(design, seed=1), TRUE, heldout_fraction=0.2)
+    return fit(pyro_fcr.simulation.simulate(design, seed=1), TRUE, heldout_fraction=0.2)
 
 
 @pytest.fixture(scope="module")
 def found(simulated):
     before = copy.deepcopy(simulated.model.state_dict())
     obs, keys = simulated.source(None).obs.copy(), set(simulated.source(None).obsm)
-    result = assess(simulated, **FAST)
+    result = evaluate(simulated, **FAST)
     after = simulated.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     pd.testing.assert_frame_equal(simulated.source(None).obs, obs)
@@ -88,7 +91,7 @@ def test_label_blind_latents_do_not_look_at_labels(simulated):
     swapped = adata.copy()
     swapped.obs = swapped.obs.iloc[np.random.default_rng(0).permutation(adata.n_obs)].copy()
     swapped.obs_names = adata.obs_names
-    one, two = label_blind_latents(simulated), label_blind_latents(simulated, swapped)
+    one, two = simulated.label_blind_latents(), simulated.label_blind_latents(swapped)
     assert set(one) == {"z_x", "z_t", "z_tx"}
     for block, latent in one.items():
         np.testing.assert_array_equal(latent, two[block])
@@ -104,7 +107,7 @@ def test_label_blind_latents_are_means_over_the_training_conditions(simulated):
     for (treatment, context), n_cells in counts.items():
         adata.obs["treatment"], adata.obs["context"] = treatment, context
         expected = expected + n_cells / total * simulated.get_latent_representation("z_tx", adata)
-    np.testing.assert_allclose(label_blind_latents(simulated, adata)["z_tx"], expected, atol=1e-5)
+    np.testing.assert_allclose(simulated.label_blind_latents(adata)["z_tx"], expected, atol=1e-5)
 
 
 def test_many_conditions_are_drawn_by_their_cells(simulated):
@@ -127,7 +130,7 @@ def test_many_conditions_are_drawn_by_their_cells(simulated):
     share = np.mean([d.shares[rows.numpy()].sum() for d, rows in zip(few, first, strict=True)])
     assert share == pytest.approx(100 / 108, abs=0.05)
     with pytest.raises(ValueError, match="n_labels is 0"):
-        label_blind_latents(simulated, n_labels=0)
+        simulated.label_blind_latents(n_labels=0)
 
 
 def test_a_guide_without_labels_is_blind_anyway():
@@ -135,18 +138,18 @@ def test_a_guide_without_labels_is_blind_anyway():
     adata = edit.data()
     model, guide = edit.build(register(adata, edit.schema)[0])
     fcr = FCR(adata, edit.schema, model=model, guide=guide)
-    for block, latent in label_blind_latents(fcr).items():
+    for block, latent in fcr.label_blind_latents().items():
         np.testing.assert_allclose(latent, fcr.get_latent_representation(block), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["b_batch", "c_donors"])
-def test_other_graphs_are_assessed_by_their_own_claims(name):
+def test_other_graphs_are_evaluated_by_their_own_claims(name):
     edit = EDITS[name]
     adata = edit.data()
     model, guide = edit.build(register(adata, edit.schema)[0])
     fcr = FCR(adata, edit.schema, model=model, guide=guide)
     fcr.fit(max_epochs=1, batch_size=128, progress=False, heldout_fraction=0.3)
-    found = assess(fcr, **FAST)
+    found = evaluate(fcr, **FAST)
     claims = {str(claim) for claim in fcr.claims()}
     untested = {each.split(", ")[0] for each in found.left_out}
     assert set(found.independence["statement"]) | untested >= claims
@@ -154,7 +157,7 @@ def test_other_graphs_are_assessed_by_their_own_claims(name):
     assert found.identifiability.empty
 
 
-# the whole assessment
+# the whole evaluation
 
 
 def test_clusters_are_of_equally_many_cells_with_and_without_labels(found, simulated):
@@ -214,8 +217,8 @@ def test_truth_is_judged_where_it_is_known(found, simulated):
 def test_seen_pairs_are_called_so_and_judged_on_held_out_cells(found, simulated):
     assert set(found.responses["scenario"]) == {"seen pairs"}
     assert "condition_mean" in set(found.responses["method"])
-    plan = plan_judgement(simulated, simulated.source(None), simulated.split)
-    (scenario,) = plan.scenarios
+    plan = judged_scenarios(simulated, simulated.source(None), simulated.split)
+    (scenario,) = plan.made
     assert not (scenario.test & scenario.train).any()
     assert set(np.flatnonzero(scenario.train)) == set(simulated.split.train)
     assert set(np.flatnonzero(scenario.test)) == set(simulated.split.heldout)
@@ -238,24 +241,23 @@ def test_headline_is_the_model_minus_the_best_baseline(found):
 
 
 def test_conditions_that_the_fit_lacked_are_what_is_judged(unseen):
-    plan = plan_judgement(unseen, unseen.source(None), unseen.split)
+    plan = judged_scenarios(unseen, unseen.source(None), unseen.split)
     pairs = {
-        scenario.kind: {pair[0] + str(pair[1]) for pair in scenario.pairs}
-        for scenario in plan.scenarios
+        scenario.kind: {pair[0] + str(pair[1]) for pair in scenario.pairs} for scenario in plan.made
     }
     assert pairs == {
         "unseen context": {f"drug{i}('line0',)" for i in (1, 2, 3)},
         "unseen pair": {"drug1('line1',)"},
     }
     fitted = np.concatenate([unseen.split.train, unseen.split.heldout])
-    for scenario in plan.scenarios:
+    for scenario in plan.made:
         assert set(np.flatnonzero(scenario.train)) == set(fitted)
         judged = [
             f"{d}('{x}',)" in pairs[scenario.kind]
             for d, x in unseen.source(None).obs[["drug", "line"]].to_numpy()
         ]
         assert list(scenario.test) == judged
-    found = assess(unseen, **FAST)
+    found = evaluate(unseen, **FAST)
     assert set(found.responses["scenario"]) == {"unseen pair", "unseen context"}
     assert "condition_mean" not in set(found.responses["method"])
     assert found.facts["n_left_out"] == (unseen.source(None).obs["split"] == "test").sum()
@@ -272,16 +274,16 @@ def test_pairs_that_cannot_be_judged_are_named(unseen):
     foreign.obs_names = [f"new{i}" for i in range(6)]
     foreign.X = foreign.X + 1
     cells = ad.concat([adata[np.delete(np.arange(adata.n_obs), one[1:])], foreign])
-    plan = plan_judgement(unseen, cells, unseen.split_of(cells))
-    assert plan.left_out["'drug1' in line1"] == "1 cell, wanted 2"
+    plan = judged_scenarios(unseen, cells, unseen.split_of(cells))
+    assert plan.left_out["'drug1' in line1"] == "it has 1 cell: a response with an interval needs 2"
     assert "'drug9'" in plan.left_out["'drug9' in line2"]
-    found = assess(unseen, cells, **FAST)  # cells of an unknown drug are no reason to give up
+    found = evaluate(unseen, cells, **FAST)  # cells of an unknown drug are no reason to give up
     assert set(plan.left_out) <= set(found.left_out)
 
 
 def test_predictions_follow_the_doses_of_the_judged_cells():
     fcr = fit(dosed(), DOSED, heldout_fraction=0.3)
-    (scenario,) = plan_judgement(fcr, fcr.source(None), fcr.split).scenarios
+    (scenario,) = judged_scenarios(fcr, fcr.source(None), fcr.split).made
     predictor = _Predictor(fcr, fcr.source(None), 0)
     pair = Pair("drug1", ("line0",))
     own = (fcr.source(None).obs["drug"] == "drug1") & (fcr.source(None).obs["line"] == "line0")
@@ -302,7 +304,7 @@ def test_leaks_are_found_before_anything_is_measured(unseen, monkeypatch):
     matrix[rows[0]] = matrix[rows[1]]
     cells.X = matrix
     with pytest.raises(ValueError, match="expression of a training cell"):
-        assess(unseen, cells, split=unseen.split, **FAST)
+        evaluate(unseen, cells, split=unseen.split, **FAST)
 
 
 def test_confounded_labels_leave_a_claim_open_and_no_more():
@@ -312,7 +314,7 @@ def test_confounded_labels_leave_a_claim_open_and_no_more():
     schema = dataclasses.replace(SCHEMA, control=None, min_cells=1)
     with pytest.warns(UserWarning, match="not identifiable"):
         fcr = fit(adata, schema, heldout_fraction=0.5)
-    found = assess(fcr, **FAST)
+    found = evaluate(fcr, **FAST)
     for cells in ("training", "held out"):
         assert "no stratum has two levels" in found.left_out[f"z_x ⟂ t | x, {cells} cells"]
     assert set(found.independence["statement"]) == {
@@ -328,7 +330,7 @@ def test_confounded_labels_leave_a_claim_open_and_no_more():
 
 def test_too_few_held_out_cells_are_said(simulated):
     some = Split(simulated.split.train, simulated.split.heldout[:20])
-    found = assess(simulated, split=some, **FAST)
+    found = evaluate(simulated, split=some, **FAST)
     assert set(found.clustering["cells"]) == {"training"}
     assert "20 cells" in found.left_out["held out cells"]
 
@@ -336,10 +338,10 @@ def test_too_few_held_out_cells_are_said(simulated):
 def test_replicates_are_respected(simulated):
     cells = simulated.source(None).copy()
     cells.obs["well"] = [f"w{i % 6}" for i in range(cells.n_obs)]
-    found = assess(simulated, cells, replicate_key="well", **FAST)
+    found = evaluate(simulated, cells, replicate_key="well", **FAST)
     assert set(found.independence["permuted"]) == {"cells within replicates"}
     with pytest.raises(pyro_fcr.SchemaError, match="'wells' is no column"):
-        assess(simulated, cells, replicate_key="wells", **FAST)
+        evaluate(simulated, cells, replicate_key="wells", **FAST)
 
 
 def test_json_can_hold_it_all(found):
@@ -348,50 +350,110 @@ def test_json_can_hold_it_all(found):
     assert read["facts"]["n_cells"] == 900
     assert len(read["responses"]) == len(found.responses)
     assert set(read["seconds"]) == {
-        "encoding", "clustering", "independence", "identifiability", "responses",
+        "encoding", "clustering", "independence", "identifiability", "responses", "coverage",
     }  # fmt: skip
+
+
+def test_it_prints_about_ten_lines(found, unseen):
+    lines = str(found).splitlines()
+    assert len(lines) <= 12
+    assert max(map(len, lines)) <= 210
+    assert "720 training, 180 held-out, 0 left-out cells, 20 genes" in lines[0]
+    assert found.sentence("seen pairs") in lines
+    assert any(line.startswith("Independence: ") for line in lines)
+    used = found.dimensions.query("block == 'z_tx'")["in_use"].sum()
+    assert any(f"z_tx {used} of 2" in line for line in lines)
+    many = dataclasses.replace(found, left_out={f"'drug{i}' in line0": "why" for i in range(99)})
+    assert len(str(many).splitlines()) <= 12
+    assert "Not judged: 'drug0' in line0" in str(many)
+
+
+def test_intervals_are_judged_on_cells_that_training_lacked(found, unseen, simulated):
+    alone = simulated.interval_coverage()
+    pd.testing.assert_frame_equal(found.coverage, alone)
+    both = evaluate(unseen, **FAST).coverage
+    assert both["kind"].unique().tolist() == ["observation", "observation, unseen condition"]
+
+
+def test_a_new_baseline_is_in_table_headline_and_page(unseen, tmp_path, monkeypatch):
+    text = "half the mean change & <b>nothing</b>"
+
+    def halved(conditions, treatment, context):
+        return 0.5 * conditions.mean_shift()
+
+    halved = baselines.Baseline(text, halved)
+    monkeypatch.setitem(baselines.BASELINES, "halved", halved)
+    found = evaluate(unseen, **FAST)
+    rows = found.responses.query("method == 'halved'")
+    assert set(rows["role"]) == {"baseline"}
+    assert set(rows["metric"]) == set(SCORES)
+    assert found.methods.set_index("method").loc["halved", "words"] == text
+    changes = found.changes.xs("halved", level="method")
+    assert len(changes) == 4
+    page = found.to_html(tmp_path / "e.html").read_text("utf-8")
+    table = table_of(page, "response")
+    assert "<code>halved</code><small>half the mean change &amp; &lt;b&gt;" in table
+    assert "<b>" not in page
+    image = re.search(r'base64,([^"]+)" alt="Predicted against', page)[1]
+    assert "halved" in base64.b64decode(image).decode()
+
+    # Where it is the best one, the headline is against it.
+    real = {
+        ((treatment,), (context,)): change.to_numpy()
+        for (_, treatment, context, method), change in found.changes.iterrows()
+        if method == "real"
+    }
+    right = dataclasses.replace(halved, predict=lambda _, *target: real[target])
+    monkeypatch.setitem(baselines.BASELINES, "halved", right)
+    heads = evaluate(unseen, **FAST).headline.query("metric == 'mse_delta'")
+    assert set(heads["baseline"][heads["scale"] == "mean_log1p"]) == {"halved"}
 
 
 # the page and the command
 
 
+def table_of(page, kind):
+    return re.search(rf'<table [^>]*class="{kind}">.*?</table>', page, re.DOTALL)[0]
+
+
 def test_page_shows_the_tables_and_loads_nothing(found, tmp_path):
     left = dataclasses.replace(found, left_out={"<b>pair</b>": "a & b"})
-    page = write_evaluation(tmp_path / "e.html", left, title="A <b>fit</b>").read_text("utf-8")
+    page = left.to_html(tmp_path / "e.html", title="A <b>fit</b>").read_text("utf-8")
     assert "<b>" not in page
     assert "&lt;b&gt;pair&lt;/b&gt;" in page
     sources = re.findall(r'src="([^"]+)"', page)
-    assert len(sources) == 3
+    assert len(sources) == 5  # gains, scatter, singular values, truth, coverage
     assert all(source.startswith("data:image/svg") for source in sources)
     assert not re.search(r"<script|<link|https?://", page)
     assert html.escape(found.sentence("seen pairs")).replace("&#x27;", "&#39;") in page
-    tests = re.search(r'<table class="tests">.*?</table>', page, re.DOTALL)[0]
+    tests = table_of(page, "tests")
     effects = [f"{value:.3f}".replace("-", "−") for value in found.independence["effect"]]
     assert all(effect in tests for effect in effects)
-    dimensions = re.search(r'<table class="tests dimensions">.*?</table>', page, re.DOTALL)[0]
+    dimensions = table_of(page, "tests dimensions")
     n_in_use = found.dimensions.query("block == 'z_x'")["in_use"].sum()
-    assert f"<code>z_x</code></th><td>{n_in_use} of 2" in dimensions
-    again = write_evaluation(tmp_path / "f.html", left, title="A <b>fit</b>").read_bytes()
+    assert re.search(rf"<code>z_x</code></th>\s*<td[^>]*>{n_in_use} of 2", dimensions)
+    again = left.to_html(tmp_path / "f.html", title="A <b>fit</b>").read_bytes()
     assert again == (tmp_path / "e.html").read_bytes()
 
 
 def test_page_without_anything_to_judge(found, tmp_path):
     empty = {name: pd.DataFrame() for name in found.tables}
-    page = write_evaluation(
-        tmp_path / "e.html", dataclasses.replace(found, **empty, left_out={}), title="Nothing"
-    ).read_text("utf-8")
+    nothing = dataclasses.replace(found, **empty, changes=pd.DataFrame(), left_out={})
+    page = nothing.to_html(tmp_path / "e.html", title="Nothing").read_text("utf-8")
     assert "<img" not in page
     assert "<table" not in page
 
 
 def test_best_is_marked_by_the_metrics_own_direction(found, tmp_path):
-    page = write_evaluation(tmp_path / "e.html", found, title="t").read_text("utf-8")
-    table = re.search(r'<table class="response scores">.*?</table>', page, re.DOTALL)[0]
+    page = found.to_html(tmp_path / "e.html", title="t").read_text("utf-8")
+    table = table_of(page, "response")
     part = found.responses.query("scale == 'mean_log1p' and method != 'split_half'")
-    bold = re.findall(r'class="best">([^<]+)<', table)
+    bold = re.findall(r'class="[^"]*best"[^>]*>([^<]+)<', table)
     errors = part[part["metric"] == "mse_delta"].groupby("method")["value"].mean()
     assert f"{errors.min():.3f}" in bold
-    ceiling = re.search(r'<tr class="ceiling">.*?</tr>', table, re.DOTALL)[0]
+    *_, ceiling = re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
+    assert "split_half" in ceiling
+    assert ceiling.count("ceiling") == len(SCORES)
     assert "best" not in ceiling
 
 
@@ -406,12 +468,12 @@ def test_evaluate_writes_page_json_and_tables(simulated, tmp_path):
     found = json.loads((out / "evaluation.json").read_text())
     assert found["facts"]["n_heldout"] == len(simulated.split.heldout)
     assert found["facts"]["seed"] == 3
-    names = {"headline", "responses", "dimensions", "clustering", "independence", "prior_rank",
-             "singular_values", "identifiability"}  # fmt: skip
+    names = {"headline", "responses", "methods", "coverage", "dimensions", "clustering",
+             "independence", "prior_rank", "singular_values", "identifiability"}  # fmt: skip
     assert {path.stem for path in out.glob("*.csv")} == names
     table = pd.read_csv(out / "clustering.csv")
     assert table["value"].tolist() == pytest.approx([r["value"] for r in found["clustering"]])
-    again = assess(simulated, seed=3)
+    again = evaluate(simulated, seed=3)
     pd.testing.assert_frame_equal(again.clustering, table)
     np.testing.assert_allclose(again.headline["gain"], [r["gain"] for r in found["headline"]])
     assert "Evaluation of model" in (out / "evaluation.html").read_text()
@@ -434,11 +496,11 @@ def test_traces_of_other_blocks_in_unused_dimensions_are_no_leak():
     means = {**truth, "z_x": np.hstack([truth["z_x"], 1e-3 * truth["z_t"]])}
     variances = {name: np.full(mean.shape, 0.1) for name, mean in means.items()}
     codes = {"x": np.arange(600) % 3, "t": np.arange(600) % 2}
-    cells = latents.Cells(
+    cells = blocks.SplitCells(
         Encoded(means, means, variances, codes), Split(np.arange(500), np.arange(500, 600))
     )
     assert cells.dimensions["in_use"].tolist() == [True, False, True, True]
-    table = latents.identifiability(ad.AnnData(obsm=truth), cells, max_cells=600, seed=0)
+    table = blocks.identifiability(ad.AnnData(obsm=truth), cells, max_cells=600, seed=0)
     value = table.set_index(["metric", "block"])["value"]
     assert value["r2_within", "z_x"] > 0.9
     assert value["leak_within", "z_x -> z_t"] < 0.1
@@ -449,9 +511,9 @@ def test_traces_of_a_label_in_unused_dimensions_are_no_dependence():
     codes = {"x": np.arange(600) % 3, "t": np.arange(600) % 2}
     means = {"z_x": np.column_stack([rng.normal(size=600), 0.03 * codes["t"]])}
     variances = {"z_x": np.full((600, 2), 0.1)}
-    cells = latents.Cells(
+    cells = blocks.SplitCells(
         Encoded(means, means, variances, codes), Split(np.arange(500), np.arange(500, 600))
     )
     model = SimpleNamespace(claims=lambda: (Claim("structure", "z_x", "t", ("x",)),))
-    table = latents.independence(model, cells, replicate=None, n_permutations=99, seed=0)
+    table = blocks.independence(model, cells, replicate=None, n_permutations=99, seed=0)
     assert table["effect"].max() < 0.1

@@ -11,8 +11,12 @@ from conftest import make_batch, make_programs
 from pyro_fcr.graph import Claim, claims, read_graph
 from pyro_fcr.metrics import permutation
 from pyro_fcr.metrics.hsic import hsic, hsic_table, kci
-from pyro_fcr.metrics.independence import CLAIMS, independence_table, independence_test
-from pyro_fcr.metrics.power import power_against_leak
+from pyro_fcr.metrics.independence import (
+    CLAIMS,
+    independence_table,
+    independence_test,
+    power_against_leak,
+)
 
 FAST = {"n_permutations": 59}
 
@@ -193,13 +197,13 @@ def test_same_seed_same_result():
 def test_cells_stay_in_their_stratum():
     rng = np.random.default_rng(0)
     x, t = labels_of(rng, 500)
-    design = permutation.design_of_label(t, x, None)
-    moved = t[design.rows][design.shuffle(rng)]
+    strata = permutation.strata_of_label(t, x, None)
+    moved = t[strata.rows][strata.shuffle(rng)]
     for level in range(4):
-        rows = x[design.rows] == level
+        rows = x[strata.rows] == level
         np.testing.assert_array_equal(np.sort(moved[rows]), np.sort(t[x == level]))
-    assert (moved != t[design.rows]).any()
-    assert design.permuted == "cells"
+    assert (moved != t[strata.rows]).any()
+    assert strata.permuted == "cells"
 
 
 def test_a_stratum_with_one_level_does_not_count():
@@ -268,19 +272,19 @@ def test_the_result_says_what_changed_places(draw, permuted):
 def test_a_replicate_moves_as_a_whole_and_takes_all_its_strata_along():
     rng = np.random.default_rng(0)
     _, t, x, donor = donors(rng)
-    design = permutation.design_of_label(t, x, donor)
+    strata = permutation.strata_of_label(t, x, donor)
     label = np.array([t[donor == d][0] for d in range(12)])
     for _ in range(5):
-        moved = label[design.shuffle(rng)][design.unit]
-        levels = pd.Series(moved).groupby(donor[design.rows]).nunique()
+        moved = label[strata.shuffle(rng)][strata.unit]
+        levels = pd.Series(moved).groupby(donor[strata.rows]).nunique()
         assert (levels == 1).all()
 
 
 def test_replicates_change_places_with_those_of_the_same_strata():
     x = np.array([0, 1, 0, 1, 0, 0, 0, 1, 0, 1])
     donor = np.array([0, 0, 1, 1, 2, 3, 4, 4, 5, 5])
-    design = permutation.design_of_label(donor % 2, x, donor)
-    assert design.pool.tolist() == [0, 0, 1, 1, 0, 0]
+    strata = permutation.strata_of_label(donor % 2, x, donor)
+    assert strata.pool.tolist() == [0, 0, 1, 1, 0, 0]
 
 
 def test_a_leak_beyond_replicate_noise_is_found():
@@ -306,7 +310,7 @@ def test_the_smallest_p_value_counts_arrangements_that_look_alike(pool, label, t
     pool, label = np.array(pool), np.array(label)
     stratum = np.zeros_like(pool) if together else pool
     units = np.arange(len(pool))
-    design = permutation.Design(units, stratum, units, pool, "replicates")
+    strata = permutation.Strata(units, stratum, units, pool, "replicates")
     z = np.random.default_rng(0).normal(size=len(pool))
 
     def statistic(order):
@@ -316,7 +320,7 @@ def test_the_smallest_p_value_counts_arrangements_that_look_alike(pool, label, t
     orders = [o for o in permutations(units) if (pool[list(o)] == pool).all()]
     found = [statistic(order) for order in orders]
     expected = np.mean([value == statistic(units) for value in found])
-    assert permutation.smallest_share(label, design) == pytest.approx(expected)
+    assert permutation.smallest_share(label, strata) == pytest.approx(expected)
 
 
 def test_too_few_replicates_are_refused_with_the_smallest_p_value():
@@ -348,8 +352,8 @@ X, T = np.arange(60) % 3, np.arange(60) // 3 % 4
         ({"stratum": X[:, None]}, "stratum: shape"),
         ({"stratum": np.arange(60)}, "no stratum"),
         ({"stratum": np.arange(60), "other": Z}, "no stratum has two cells"),
-        ({"z": Z[:, 0]}, "z: shape"),
-        ({"z": np.where(Z > 1.9, np.inf, Z)}, "z: not finite"),
+        ({"z": Z[:, 0]}, "z must be cells x dimensions"),
+        ({"z": np.where(Z > 1.9, np.inf, Z)}, "z is not finite"),
         ({"z": X[:, None] * np.ones(2)}, "z is constant within every stratum"),
         ({"other": np.ones((60, 2))}, "other is constant"),
         ({"n_permutations": 18}, "n_permutations: 18"),

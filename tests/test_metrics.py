@@ -1,5 +1,6 @@
-"""Response metrics, baselines and clusters, against numbers worked out another way."""
+"""Response scores, baselines and clusters, against numbers worked out another way."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,23 +12,40 @@ import pytest
 import scanpy as sc
 from scipy import sparse
 
+from pyro_fcr.data import Schema, SchemaError
+from pyro_fcr.data.pairs import Pair, read_layout
+from pyro_fcr.data.scenarios import Scenario, unseen_pairs
+from pyro_fcr.data.treatments import parse_agents
 from pyro_fcr.metrics import (
-    additive,
-    baseline_deltas,
+    BASELINES,
+    Prediction,
     cluster_agreement,
-    components,
-    condition_means,
     dimension_use,
-    mean_log1p,
+    log_values,
     nan_to_null,
     only_in_use,
-    response_metrics,
-    split_half_ceiling,
+    profile,
+    response_table,
     umap,
 )
+from pyro_fcr.metrics.baselines import additive, training_means
+from pyro_fcr.metrics.scores import change_scores
 
 GBM = Path(__file__).resolve().parents[2] / "shared" / "data" / "gbm_panobinostat.h5ad"
-KEYS = {"treatment_key": "drug", "covariate_keys": ("line",), "control": "none"}
+SCHEMA = Schema(treatment_key="drug", control="none", covariate_keys="line")
+NAMES = ("pearson_delta_de100", "mse_delta", "cosine_logfc")
+
+
+def mean_log1p(counts):
+    return profile(log_values(counts), "mean_log1p")
+
+
+def scored(predicted, real):
+    n_genes = len(real)
+    predicted, real = np.asarray(predicted, float), np.asarray(real, float)
+    even = np.full(n_genes, 1 / n_genes)
+    found = change_scores(predicted, real, reference=np.zeros(n_genes), weights=even)
+    return {name: float(found[name]) for name in NAMES}
 
 
 def counts(seed=0, shape=(40, 12)):
@@ -49,14 +67,14 @@ def test_mean_log1p_is_scanpys(to_matrix):
 
 def test_mean_log1p_by_hand_with_an_empty_cell():
     raw = np.array([[1.0, 3.0], [0.0, 0.0]])
-    expected = np.array([math.log(2), math.log(4)]) / 2
-    np.testing.assert_allclose(mean_log1p(raw, target_sum=4), expected)
-    np.testing.assert_allclose(mean_log1p(sparse.csr_matrix(raw), target_sum=4), expected)
+    expected = np.array([math.log(2501), math.log(7501)]) / 2
+    np.testing.assert_allclose(mean_log1p(raw), expected)
+    np.testing.assert_allclose(mean_log1p(sparse.csr_matrix(raw)), expected)
 
 
 def test_entries_stored_twice_count_as_their_sum():
     twice = sparse.csr_matrix(([1.0, 2.0, 1.0], [0, 0, 1], [0, 3]), shape=(1, 2))
-    np.testing.assert_allclose(mean_log1p(twice, target_sum=4), np.log([4, 2]))
+    np.testing.assert_allclose(mean_log1p(twice), np.log([7501, 2501]))
     assert twice.nnz == 3, "input changed"
 
 
@@ -66,12 +84,12 @@ def test_mean_log1p_refuses_what_is_no_count_matrix(bad):
         mean_log1p(np.array(bad))
 
 
-def test_response_metrics_by_numpy():
+def test_scores_by_numpy():
     rng = np.random.default_rng(1)
-    real = rng.normal(size=50)
-    predicted = real + rng.normal(size=50)
-    scores = response_metrics(predicted, real, n_de=7)
-    top = np.argsort(np.abs(real))[-7:]
+    real = rng.normal(size=300)
+    predicted = real + rng.normal(size=300)
+    scores = scored(predicted, real)
+    top = np.argsort(np.abs(real))[-100:]
     assert scores == pytest.approx(
         {
             "pearson_delta_de100": np.corrcoef(predicted[top], real[top])[0, 1],
@@ -83,14 +101,13 @@ def test_response_metrics_by_numpy():
     assert abs(scores["pearson_delta_de100"] - everywhere) > 0.01
 
 
-def test_response_metrics_by_hand():
-    scores = response_metrics([1.0, 0.0], [0.0, 2.0])
+def test_scores_by_hand():
     expected = {"pearson_delta_de100": -1.0, "mse_delta": 2.5, "cosine_logfc": 0.0}
-    assert scores == pytest.approx(expected)
+    assert scored([1.0, 0.0], [0.0, 2.0]) == pytest.approx(expected)
 
 
 def test_no_change_has_an_error_but_no_direction():
-    scores = response_metrics(np.zeros(5), np.arange(5.0))
+    scores = scored(np.zeros(5), np.arange(5.0))
     assert scores["mse_delta"] == 6.0
     assert math.isnan(scores["pearson_delta_de100"])
     assert math.isnan(scores["cosine_logfc"])
@@ -102,53 +119,60 @@ def test_no_change_has_an_error_but_no_direction():
 
 
 def test_a_constant_change_has_no_correlation_but_a_direction():
-    scores = response_metrics(np.full(4, 0.1), np.array([1.0, 2.0, 3.0, 4.0]))
+    scores = scored(np.full(4, 0.1), np.array([1.0, 2.0, 3.0, 4.0]))
     assert math.isnan(scores["pearson_delta_de100"])
     assert scores["cosine_logfc"] == pytest.approx(10 / (2 * math.sqrt(30)))
 
 
-def test_an_undefined_prediction_has_no_score():
-    scores = response_metrics([np.nan, 1.0, 2.0], [0.1, 2.0, 3.0], n_de=2)
-    assert all(map(math.isnan, scores.values()))
-
-
-@pytest.mark.parametrize("predicted", [np.zeros(3), np.zeros((2, 2)), 0.0])
-def test_response_metrics_refuses_other_shapes(predicted):
-    with pytest.raises(ValueError, match="vectors of one length"):
-        response_metrics(predicted, np.ones(2))
+@pytest.mark.parametrize("change", [[np.nan, 1.0, 2.0], np.zeros((2, 2)), 0.0])
+def test_what_is_no_change_of_every_gene_is_no_prediction(change):
+    with pytest.raises(ValueError, match="no vector of finite numbers"):
+        Prediction({"mean_log1p": np.array(change)})
 
 
 def test_split_half_rises_with_the_cells_and_repeats():
     rng = np.random.default_rng(2)
     rates = rng.gamma(2.0, 2.0, 30)
     effect = np.exp(rng.normal(0, 0.5, 30))
-    scores = {
-        n: split_half_ceiling(
-            rng.poisson(rates * effect, (n, 30)), rng.poisson(rates, (n, 30)), seed=0
-        )
-        for n in (12, 800)
-    }
+
+    def ceiling(n, seed=0):
+        design = [(line, drug) for line in ("l1", "l2") for drug in ("none", "a")]
+        arms = [rng.poisson(rates * (effect if d == "a" else 1), (n, 30)) for _, d in design]
+        return table(arms, design, n, seed)
+
+    def table(arms, design, n, seed):
+        obs = pd.DataFrame(np.repeat(design, n, axis=0), columns=["line", "drug"])
+        adata = ad.AnnData(np.vstack(arms).astype(float), obs=obs.set_axis(map(str, obs.index)))
+        scenario = unseen_pairs(adata.obs, SCHEMA).made[0]
+        frame = response_table(adata, SCHEMA, [(scenario, {})], n_draws=5, seed=seed).frame
+        frame = frame.query("method == 'split_half' and scale == 'mean_log1p'")
+        return frame.set_index("metric")["value"].to_dict()
+
+    scores = {n: ceiling(n) for n in (12, 800)}
     assert scores[800]["pearson_delta_de100"] > 0.97 > scores[12]["pearson_delta_de100"]
     assert scores[800]["mse_delta"] < scores[12]["mse_delta"] / 10
 
-    groups = counts(3), counts(4)
-    assert split_half_ceiling(*groups, seed=5) == split_half_ceiling(*groups, seed=5)
-    assert split_half_ceiling(*groups, seed=5) != split_half_ceiling(*groups, seed=6)
-    with pytest.raises(ValueError, match="control_counts has 1 cell"):
-        split_half_ceiling(counts(), counts()[:1], seed=0)
+    design = [("l1", "none"), ("l1", "a"), ("l2", "none"), ("l2", "a")]
+    arms = [counts(seed, (40, 30)) for seed in range(3, 7)]
+    assert table(arms, design, 40, 5) == table(arms, design, 40, 5)
+    assert table(arms, design, 40, 5) != table(arms, design, 40, 6)
+    few = pd.DataFrame([*design, *design[1:]], columns=["line", "drug"])
+    assert unseen_pairs(few, SCHEMA).left_out["'a' in l1"] == (
+        "its context l1 has fewer than 2 control cells"
+    )
 
 
 def cells(conditions, n_genes=25, depth=400.0, seed=0, interaction=None):
     """Counts with log rates = gene + line + drugs (+ one interaction), all with own effects."""
     rng = np.random.default_rng(seed)
     names = sorted({line for line, _, _ in conditions})
-    agents = sorted({a for _, drug, _ in conditions for a in components(drug, control="none")})
+    agents = sorted({a for _, drug, _ in conditions for a in parse_agents(drug, SCHEMA)})
     # Effects that leave the library size alone, so that they stay additive after normalisation.
     effects = {name: paired(rng, n_genes, 0.5) for name in names + agents}
     matrix, obs = [], []
     for line, drug, n in conditions:
         log_rate = np.log(depth) + effects[line]
-        for agent in components(drug, control="none"):
+        for agent in parse_agents(drug, SCHEMA):
             log_rate = log_rate + effects[agent]
         if (line, drug) == interaction:
             log_rate = log_rate + 3 * paired(rng, n_genes, 0.5)
@@ -182,8 +206,14 @@ def hold_out(adata, line, drug):
     return adata[~held], mean_log1p(adata[held].X) - mean_log1p(adata[control].X)
 
 
+def means_of(adata, schema=SCHEMA):
+    layout, every = read_layout(adata.obs, schema), np.ones(adata.n_obs, dtype=bool)
+    return training_means(log_values(adata.X), layout, every, scale="mean_log1p")
+
+
 def predict(training, line, drug):
-    return baseline_deltas(training, treatment=drug, covariates={"line": line}, **KEYS)
+    means, agents = means_of(training), parse_agents(drug, SCHEMA)
+    return {name: each.predict(means, agents, (line,)) for name, each in BASELINES.items()}
 
 
 def test_additive_is_least_squares_on_the_cells():
@@ -200,15 +230,17 @@ def test_additive_is_least_squares_on_the_cells():
 def test_additive_finds_an_unseen_combination_in_additive_data():
     grid = [*GRID, ("l1", "a+b", 60)]
     training, real = hold_out(cells(grid), "l1", "a+b")
-    scores = response_metrics(predict(training, "l1", "a+b")["additive"], real)
+    scores = scored(predict(training, "l1", "a+b")["additive"], real)
     assert scores["pearson_delta_de100"] > 0.97
     assert scores["mse_delta"] < 0.06 * np.mean(real**2)
 
 
 def test_an_interaction_is_out_of_reach_of_every_baseline():
     training, real = hold_out(cells(GRID, interaction=("l1", "b")), "l1", "b")
-    for delta in predict(training, "l1", "b").values():
-        assert response_metrics(delta, real)["mse_delta"] > 0.2 * np.mean(real**2)
+    defined = {n: d for n, d in predict(training, "l1", "b").items() if np.isfinite(d).all()}
+    assert set(defined) == set(BASELINES) - {"condition_mean"}
+    for delta in defined.values():
+        assert scored(delta, real)["mse_delta"] > 0.2 * np.mean(real**2)
 
 
 def test_treatment_mean_shift_weighs_contexts_the_same():
@@ -235,68 +267,90 @@ def test_what_the_training_data_do_not_determine_is_nan():
     assert np.isfinite(together["additive"]).all()
 
 
+def heldout(adata, pair):
+    """A scenario that tests one cell of a pair and leaves its other cells in training."""
+    layout = read_layout(adata.obs, SCHEMA)
+    test = np.arange(adata.n_obs) == np.flatnonzero(layout.codes == layout.pairs.index(pair))[0]
+    return Scenario("unseen pair", (pair,), ~test, test)
+
+
 @pytest.mark.parametrize("drug", ["a+b", "b+a", "a + b"])
 def test_cells_of_the_held_out_condition_are_refused(drug):
     adata = cells(GRID)
-    with pytest.raises(ValueError, match=r"50 cells of the held-out.*line='l2'"):
-        predict(adata, "l2", drug)
+    adata.obs["drug"] = adata.obs["drug"].replace("a+b", drug)
+    scenario = heldout(adata, Pair("a+b", ("l2",)))
+    with pytest.raises(ValueError, match=r"49 training cells are of 'a\+b' in l2"):
+        response_table(adata, SCHEMA, [(scenario, {})])
 
 
 def test_errors_name_what_is_wrong():
     adata = cells(GRID)
-    with pytest.raises(ValueError, match=r"no control cells.*line='L1'.*l1.*l2"):
-        predict(adata, "L1", "a")
-    with pytest.raises(ValueError, match="is the control"):
-        predict(adata, "l1", "none")
-    with pytest.raises(ValueError, match="no column 'batch'"):
-        condition_means(adata, treatment_key="batch", covariate_keys=(), control="none")
+    scenario = heldout(adata, Pair("a", ("l1",)))
+    misspelt = dataclasses.replace(scenario, pairs=(Pair("a", ("L1",)),))
+    with pytest.raises(ValueError, match="'a' in l1, which is not held out"):
+        response_table(adata, SCHEMA, [(misspelt, {})])
+    made = unseen_pairs(adata.obs, SCHEMA).made
+    assert "none" not in {pair.treatment for each in made for pair in each.pairs}
+    with pytest.raises(SchemaError, match="'batch' is no column"):
+        read_layout(adata.obs, dataclasses.replace(SCHEMA, treatment_key="batch"))
     adata.obs.loc["3", "line"] = None
-    with pytest.raises(ValueError, match=r"'line'.*missing for 1 cells"):
-        predict(adata, "l1", "a+b")
+    with pytest.raises(SchemaError, match=r"'line': 1 of 400 cells have no label"):
+        response_table(adata, SCHEMA, [(scenario, {})])
 
 
 def test_condition_means_use_the_layer_and_join_orders_of_a_combination():
     adata = cells([("l1", "none", 5), ("l1", "a+b", 6), ("l1", "b+a", 7)])
+    means = means_of(adata)
+    order = np.argsort([len(parts) for parts in means.treatments])
+    assert [means.treatments[i] for i in order] == [(), ("a", "b")]
+    assert means.n_cells[order].tolist() == [5, 13]
+    np.testing.assert_allclose(means.means[order[1]], mean_log1p(adata.X[5:]))
+
+    adata = cells(GRID)
+    judged = [(unseen_pairs(adata.obs, SCHEMA).made[0], {})]
+    plain = response_table(adata, SCHEMA, judged, n_draws=5)
     adata.layers["raw"] = adata.X.copy()
     adata.X = adata.X * 0
-    means = condition_means(adata, layer="raw", **KEYS)
-    assert means.treatments == ((), ("a", "b"))
-    assert means.n_cells.tolist() == [5, 13]
-    np.testing.assert_allclose(means.means[1], mean_log1p(adata.layers["raw"][5:]))
+    layer = response_table(adata, dataclasses.replace(SCHEMA, layer="raw"), judged, n_draws=5)
+    pd.testing.assert_frame_equal(plain.frame, layer.frame)
 
 
 def test_baselines_on_glioblastoma():
     if not GBM.exists():
         pytest.skip(f"{GBM.name} is not beside the checkout")
     adata = ad.read_h5ad(GBM)
-    place = {"treatment_key": "treatment", "covariate_keys": ("patient",), "control": "control"}
-    treated = (adata.obs.treatment == "panobinostat").to_numpy()
-    patient = (adata.obs.patient == "PW030").to_numpy()
-    real = mean_log1p(adata[patient & treated].X) - mean_log1p(adata[patient & ~treated].X)
-    pair = {"treatment": "panobinostat", "covariates": {"patient": "PW030"}}
-    deltas = baseline_deltas(adata[~(patient & treated)], **place, **pair)
-    scores = {name: response_metrics(delta, real) for name, delta in deltas.items()}
-    ceiling = split_half_ceiling(adata[patient & treated].X, adata[patient & ~treated].X, seed=0)
+    schema = Schema(treatment_key="treatment", control="control", covariate_keys="patient")
+    pair = Pair("panobinostat", ("PW030",))
+    scenario = next(s for s in unseen_pairs(adata.obs, schema).made if pair in s.pairs)
+    table = response_table(adata, schema, [(scenario, {})], n_draws=5)
+    own = table.frame.query("scale == 'mean_log1p'").set_index(["method", "metric"])["value"]
+    deltas = table.changes.droplevel(["scenario", "treatment", "context"])
+    real = deltas.loc["real"].to_numpy()
+    control = (adata.obs.treatment == "control") & (adata.obs.patient == "PW030")
+    expected = mean_log1p(adata[scenario.test].X) - mean_log1p(adata[control].X)
+    np.testing.assert_allclose(real, expected)
 
     # One treatment, as many cells in each group: without interaction, the two are the same.
-    np.testing.assert_allclose(deltas["additive"], deltas["treatment_mean_shift"], atol=1e-8)
-    assert scores["control_mean"]["mse_delta"] == pytest.approx(np.mean(real**2))
-    assert ceiling["mse_delta"] < scores["additive"]["mse_delta"] < np.mean(real**2)
-    assert 0.7 < scores["additive"]["pearson_delta_de100"] < ceiling["pearson_delta_de100"]
-    with pytest.raises(ValueError, match="500 cells of the held-out condition"):
-        baseline_deltas(adata, **place, **pair)
+    np.testing.assert_allclose(
+        deltas.loc["additive"], deltas.loc["treatment_mean_shift"], atol=1e-8
+    )
+    assert own["control_mean", "mse_delta"] == pytest.approx(np.mean(real**2))
+    ceiling, fit = own["split_half"], own["additive"]
+    assert ceiling["mse_delta"] < fit["mse_delta"] < np.mean(real**2)
+    assert 0.7 < fit["pearson_delta_de100"] < ceiling["pearson_delta_de100"]
+    with pytest.raises(ValueError, match="500 test cells are among the training cells"):
+        dataclasses.replace(scenario, train=np.ones(adata.n_obs, dtype=bool))
 
 
 def test_additive_takes_condition_means_of_two_covariates():
     adata = cells(GRID)
     adata.obs["day"] = np.where(np.arange(adata.n_obs) % 2, "d1", "d2")
-    means = condition_means(
-        adata, treatment_key="drug", covariate_keys=("line", "day"), control="none"
-    )
+    both = dataclasses.replace(SCHEMA, covariate_keys=("line", "day"))
+    means, one = means_of(adata, both), means_of(adata)
     assert {len(context) for context in means.contexts} == {2}
-    one = condition_means(adata, **KEYS)
     # The day has no effect, so a fit that knows of it says the same but for noise.
-    np.testing.assert_allclose(additive(means, ("b",)), additive(one, ("b",)), atol=0.01)
+    effects = additive(means, ("b",), ("l1", "d1")), additive(one, ("b",), ("l1",))
+    np.testing.assert_allclose(*effects, atol=0.01)
 
 
 @pytest.fixture(scope="module")

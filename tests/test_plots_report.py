@@ -13,8 +13,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from pyro_fcr import plots
-from pyro_fcr.metrics import response_metrics
-from pyro_fcr.report import figures, tables, write_report
+from pyro_fcr.metrics.baselines import BASELINES
+from pyro_fcr.metrics.scores import SCORES, change_scores
+from pyro_fcr.report import Page, figures, sections, styled
 
 GRAPH = '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 GENES = [f"GENE{i}" for i in range(40)]
@@ -47,6 +48,12 @@ def make_cells():
         obs=obs.astype("category"),
         obsm={f"X_fcr_{block}_umap": rng.normal(size=(60, 2)) for block in blocks},
     )
+
+
+def scores_of(predicted, real):
+    even = np.full(len(real), 1 / len(real))
+    found = change_scores(predicted, real, reference=np.zeros(len(real)), weights=even)
+    return {name: float(value) for name, value in found.items()}
 
 
 def make_deltas():
@@ -141,7 +148,7 @@ def test_scatter_shows_every_gene_and_names_the_strongest(deltas):
     assert {tuple(p) for p in shown} == set(zip(real, responses["fcr"], strict=True))
     strongest = np.argsort(-np.abs(real))[:5]
     assert {text.get_text() for text in ax.texts} == {GENES[i] for i in strongest}
-    pearson = response_metrics(responses["fcr"], real)["pearson_delta_de100"]
+    pearson = scores_of(responses["fcr"], real)["pearson_delta_de100"]
     assert ax.get_title() == f"fcr\nr = {pearson:.2f}"
     assert ax.get_xlabel() == "real change of mean log1p expression"
     assert ax.get_ylabel() == "predicted change of mean log1p expression"
@@ -191,45 +198,65 @@ def contents():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "r.html"
-    return write_report(path, graph_svg=GRAPH, **make_contents()).read_text("utf-8")
+    return Page(graph_svg=GRAPH, **make_contents()).write(path).read_text("utf-8")
+
+
+def make_responses(responses, real):
+    """Scores of every prediction of one pair, and of the ceiling."""
+    scores = {name: scores_of(delta, real) for name, delta in responses.items()}
+    scores["split_half"] = {"pearson_delta_de100": 0.9999, "mse_delta": 0.0001}
+    role = {"fcr": "model", "split_half": "ceiling"}
+    return pd.DataFrame(
+        [
+            {"scenario": "unseen pair", "treatment": "drug", "context": "<b>l2</b>",
+             "method": method, "role": role.get(method, "baseline"), "scale": "mean_log1p",
+             "metric": metric, "value": values.get(metric, np.nan)}
+            for method, values in scores.items()
+            for metric in SCORES
+        ]
+    )  # fmt: skip
 
 
 def make_contents():
     real, responses = make_deltas()
-    response = {name: response_metrics(delta, real) for name, delta in responses.items()}
-    response["split_half"] = {
-        "pearson_delta_de100": 0.9999,
-        "mse_delta": 0.0001,
-        "cosine_logfc": None,
-    }
+    scores = make_responses(responses, real)
+    place = ["scenario", "treatment", "context", "method"]
+    changes = pd.DataFrame({"real": real, **responses}, index=GENES).T
+    keys = [("unseen pair", "drug", "<b>l2</b>", name) for name in changes.index]
+    changes.index = pd.MultiIndex.from_tuples(keys, names=place)
+    order = ["fcr", *(name for name in BASELINES if name in responses), "split_half"]
+    methods = scores[["method", "role"]].drop_duplicates().set_index("method").loc[order]
+    words = [BASELINES[name].words if name in BASELINES else f"<b>{name}</b>" for name in order]
     nmi = {"z_x": {"x": 0.91, "t": 0.02, "xt": 0.63}, "z_t": {"x": 0.03, "t": 0.84, "xt": None}}
-    metrics = {
-        "n_cells": 12345,
-        "n_genes": 40,
-        "n_conditions": 4,
-        "epochs": 30,
-        "seconds": 143.2,
-        "heldout_elbo_per_cell": -505.25,
-        "nmi": nmi,
-        "response": response,
-        "heldout_pair": {"x": "<b>l2</b>", "t": "drug"},
-        "coverage": [
-            {"kind": "observation", "nominal": 0.9, "observed": 0.917, "n": 4000},
-            {"kind": "observation", "nominal": 0.5, "observed": 0.5204, "n": 4000},
-            {"kind": "<b>kind</b>", "nominal": 0.9, "observed": None, "n": 12000},
-        ],
-    }
+    clusters = [(b, la, value) for b, row in nmi.items() for la, value in row.items()]
+    heads = {"scenario": "unseen pair", "scale": "mean_log1p", "metric": "mse_delta",
+             "against": "best on average", "baseline": "additive", "gain": 0.1, "low": 0.0,
+             "high": 0.2}  # fmt: skip
+    coverage = [
+        {"kind": "observation", "nominal": 0.9, "observed": 0.917, "n": 4000},
+        {"kind": "observation", "nominal": 0.5, "observed": 0.5204, "n": 4000},
+        {"kind": "<b>kind</b>", "nominal": 0.9, "observed": None, "n": 12000},
+    ]
     return {
         "title": "A run & its <b>figures</b>",
-        "metrics": metrics,
+        "tables": {
+            "responses": scores,
+            "methods": methods.assign(words=words).reset_index(),
+            "headline": pd.DataFrame([heads]),
+            "clustering": pd.DataFrame(clusters, columns=["block", "label", "value"]).assign(
+                metric="nmi", cells="held out", encoding="labelled", n_cells=60
+            ),
+            "coverage": pd.DataFrame(coverage),
+        },
+        "facts": {"n_cells": 12345, "n_genes": 40, "n_conditions": 4, "epochs": 30,
+                  "seconds": 143.2, "heldout_elbo_per_cell": -505.25},
+        "changes": changes,
         "history": make_history(),
         "cells": make_cells(),
-        "responses": responses,
-        "real": real,
-        "gene_names": GENES,
+        "color_by": ("x", "t"),
         "summary": ["One <script>alert(1)</script> sentence."],
         "notes": ["A note."],
-    }
+    }  # fmt: skip
 
 
 def texts(page, pattern):
@@ -240,7 +267,8 @@ def texts(page, pattern):
 
 def test_report_loads_nothing(page):
     sources = re.findall(r"""(?:src|href|srcset|data)\s*=\s*["']?([^"'\s>]+)""", page)
-    assert len(sources) == 10  # graph, loss, three blocks by two colourings, scatter, coverage
+    # graph, loss, three blocks by two colourings, gains, scatter, coverage
+    assert len(sources) == 11
     assert all(source.startswith("data:image/") for source in sources)
     assert not re.search(r"<script|<link|<iframe|@import|url\(|https?://", page)
     graph = next(s for s in sources if s.startswith("data:image/svg+xml"))
@@ -256,65 +284,78 @@ def test_report_escapes_text(page):
 def test_report_holds_facts_tables_and_notes(page):
     facts = texts(page, r"<dd>(.*?)</dd>")
     assert [" ".join(f) for f in facts] == ["12,345", "40", "4", "30", "2 min 23 s", "−505.2"]
-    assert [text for _, text in rows(page, "nmi")] == [
+    assert [text for _, text in rows(page, "clusters")] == [
         ["0.91", "0.02", "0.63"],
         ["0.03", "0.84", "–"],
     ]
     table = rows(page, "response")
-    order = ["fcr", "additive", "treatment_mean_shift", "control_mean", "split_half"]
+    order = ["fcr", "control_mean", "treatment_mean_shift", "additive", "split_half"]
     assert [name for name, _ in table] == order
-    scores = make_contents()["metrics"]["response"]
-    assert table[0][1] == [f"{value:.3f}".replace("-", "−") for value in scores["fcr"].values()]
-    assert table[2][1] == ["–"] * 3
-    assert table[3][1][::2] == ["–", "–"]
+    real, responses = make_deltas()
+    scores = scores_of(responses["fcr"], real)
+    shown = [f"{scores[name]:.3f}".replace("-", "−") if name in scores else "–" for name in SCORES]
+    assert table[0][1] == shown
+    assert table[2][1] == ["–"] * len(SCORES)
+    assert table[1][1][:3] == ["–"] * 3
+    for method in ("control_mean", "additive"):
+        assert f"<small>{html.escape(BASELINES[method].words)}</small>" in page
+    for score in SCORES.values():
+        assert f"{score.title}</abbr><small>{score.scope}</small>" in page
+        assert html.escape(score.words) in html.escape(html.unescape(page))
     assert "<li>A note.</li>" in page
-    assert "not defined" in page
+    assert "en dash" in page
 
 
 def rows(page, table):
     """First word and numbers of each row of a table's body."""
-    body = re.search(rf'<table class="{table}">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
+    body = re.search(rf'<table [^>]*class="{table}">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
     lines = body.split("</tr>")[:-1]
     return [
-        (texts(line, r"<th>(.*?)</th>")[0][0], [c[0] for c in texts(line, r"<td.*?>(.*?)</td>")])
+        (
+            texts(line, r"<th[^>]*>(.*?)</th>")[0][0],
+            [c[0] for c in texts(line, r"<td.*?>(.*?)</td>")],
+        )
         for line in lines
     ]
 
 
 def test_report_says_how_often_intervals_hold(page):
     section = re.search(r'<section id="coverage">.*?</section>', page, re.DOTALL)[0]
-    heads = texts(section, r"<th>(.*?)</th>")[:4]
+    heads = texts(section, r"<th[^>]*>(.*?)</th>")[:4]
     assert [" ".join(head) for head in heads] == [
         "intervals of",
         "50 % interval",
         "90 % interval",
         "values genes x cells",
     ]
-    cells = [" ".join(cell) for cell in texts(section, r"<td>(.*?)</td>")]
+    cells = [" ".join(cell) for cell in texts(section, r"<td[^>]*>(.*?)</td>")]
     assert cells == ["52.0 %", "91.7 %", "4,000", "–", "–", "12,000"]
     assert "held-out cells of conditions that training had" in section
     assert section.count("data:image/svg+xml") == 1
 
 
 def test_report_marks_the_best_but_never_the_ceiling(page):
-    bold = [" ".join(cell) for cell in texts(page, r'<td class="best">(.*?)</td>')]
-    scores = make_contents()["metrics"]["response"]["fcr"]
-    assert bold == [f"{value:.3f}" for value in scores.values()]
+    bold = [" ".join(cell) for cell in texts(page, r'<td [^>]*best"[^>]*>(.*?)</td>')]
+    real, responses = make_deltas()
+    scores = scores_of(responses["fcr"], real)
+    assert bold == [f"{scores[name]:.3f}" for name in SCORES if name in scores]
 
 
 def test_best_is_smallest_for_errors_and_marks_ties():
-    response = {
-        "fcr": {"pearson_delta_de100": 0.5, "mse_delta": 0.20004, "cosine_logfc": None},
-        "additive": {"pearson_delta_de100": -0.9, "mse_delta": 0.2, "cosine_logfc": float("nan")},
-        "mine": {"pearson_delta_de100": 0.4, "mse_delta": 0.9},
+    none = float("nan")
+    values = {
+        "pearson_delta_de100": [0.5, -0.9, 0.4, 1.0],
+        "mse_delta": [0.20004, 0.2, 0.9, 0.0],
+        "cosine_logfc": [none, none, none, 1.0],
     }
-    table = tables.response_table(response)
-    assert [[cell.best for cell in row.cells] for row in table] == [
-        [True, True, False],
-        [False, True, False],
-        [False, False, False],
-    ]
-    assert table[1].cells[0].text == "−0.900"
+    ceiling = np.array([False, False, False, True])
+    best = {n: sections._best(pd.Series(v, name=n), ceiling).tolist() for n, v in values.items()}
+    assert {name: [text == "best" for text in column] for name, column in best.items()} == {
+        "pearson_delta_de100": [True, False, False, False],
+        "mse_delta": [True, True, False, False],
+        "cosine_logfc": [False, False, False, False],
+    }
+    assert styled.fixed(3)(-0.9) == "−0.900"
 
 
 @pytest.mark.parametrize(
@@ -322,7 +363,7 @@ def test_best_is_smallest_for_errors_and_marks_ties():
     [(4.26, "4.3 s"), (42, "42 s"), (143.2, "2 min 23 s"), (7325, "2 h 2 min"), (None, "–")],
 )
 def test_durations_read_well(seconds, text):
-    assert dict(tables.facts({"seconds": seconds}))["fitting time"] == text
+    assert dict(sections.facts({"seconds": seconds}))["fitting time"] == text
 
 
 def test_report_rows_are_blocks_in_the_order_of_the_model(cells):
@@ -333,26 +374,26 @@ def test_report_rows_are_blocks_in_the_order_of_the_model(cells):
 
 
 def test_report_without_a_held_out_condition(tmp_path, contents):
-    contents["metrics"] = {"n_cells": 60}
-    contents |= {"responses": {}, "real": None, "summary": {"Data": "Made up."}}
-    page = write_report(tmp_path / "deep" / "r.html", **contents).read_text("utf-8")
+    contents |= {"tables": {}, "facts": {"n_cells": 60}, "changes": None}
+    contents["summary"] = {"Data": "Made up."}
+    page = Page(**contents).write(tmp_path / "deep" / "r.html").read_text("utf-8")
     assert "No condition was held out" in page
     assert "<dt>Data</dt><dd>Made up.</dd>" in page
-    assert '<table class="response">' not in page
+    assert "<table" not in page
     assert 'id="coverage"' not in page
 
 
 def test_report_repeats_and_replaces_whole_files_only(tmp_path, contents, monkeypatch):
-    path = write_report(tmp_path / "r.html", **contents)
+    path = Page(**contents).write(tmp_path / "r.html")
     first = path.read_bytes()
-    assert write_report(path, **contents).read_bytes() == first
+    assert Page(**contents).write(path).read_bytes() == first
 
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_report(path, **(contents | {"title": "another"}))
+        Page(**(contents | {"title": "another"})).write(path)
     assert path.read_bytes() == first
     assert [entry.name for entry in tmp_path.iterdir()] == ["r.html"]
 
@@ -365,8 +406,9 @@ def test_report_of_many_cells_stays_small(tmp_path, contents):
     )
     umaps = {f"X_fcr_{b}_umap": rng.normal(size=(5000, 2)) for b in ("z_x", "z_t", "z_tx")}
     contents["cells"] = ad.AnnData(obs=labels, obsm=umaps)
-    assert write_report(tmp_path / "r.html", **contents).stat().st_size < 5e6
+    assert Page(**contents).write(tmp_path / "r.html").stat().st_size < 5e6
     real = rng.normal(size=2000)
     names = [f"G{i}" for i in range(2000)]
-    few = figures.response_image({"fcr": real[:1000]}, real[:1000], names[:1000])
-    assert len(figures.response_image({"fcr": real}, real, names)) < len(few)
+    changes = pd.DataFrame([real, real], index=["real", "fcr"], columns=names)
+    few = figures.response_image(changes.iloc[:, :1000])
+    assert len(figures.response_image(changes)) < len(few)

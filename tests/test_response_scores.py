@@ -12,9 +12,14 @@ from sklearn.linear_model import Ridge
 from pyro_fcr.data import Schema
 from pyro_fcr.data.pairs import Pair
 from pyro_fcr.data.scenarios import random_cells, unseen_pairs, unseen_treatments
-from pyro_fcr.metrics.baselines import ConditionMeans, context_mean_shift
-from pyro_fcr.metrics.metrics import mean_log1p, response_metrics
-from pyro_fcr.metrics.populations import e_distance
+from pyro_fcr.metrics.baselines import (
+    BASELINES,
+    Baseline,
+    ConditionMeans,
+    baseline,
+    context_mean_shift,
+    ridge,
+)
 from pyro_fcr.metrics.predictions import Prediction, predicted_cells
 from pyro_fcr.metrics.profiles import (
     bootstrap_weights,
@@ -23,9 +28,14 @@ from pyro_fcr.metrics.profiles import (
     profile,
     t_statistics,
 )
-from pyro_fcr.metrics.responses_table import ResponseTable, headline, interval, response_table
-from pyro_fcr.metrics.ridge import _fit, ridge
-from pyro_fcr.metrics.scoring import SCORES, change_scores, discrimination, gene_weights
+from pyro_fcr.metrics.response_table import ResponseTable, headline, interval, response_table
+from pyro_fcr.metrics.scores import (
+    SCORES,
+    change_scores,
+    discrimination,
+    e_distance,
+    gene_weights,
+)
 
 SCHEMA = Schema(
     treatment_key="drug", control="none", covariate_keys="line", expression="log1p", min_cells=2
@@ -55,7 +65,6 @@ def test_profiles_by_hand(to_matrix):
     values = log_values(counts)
     scaled = np.array([[2500.0, 7500.0], [10000.0, 0.0]])
     np.testing.assert_allclose(profile(values, "mean_log1p"), np.log1p(scaled).mean(axis=0))
-    np.testing.assert_allclose(profile(values, "mean_log1p"), mean_log1p(counts))
     np.testing.assert_allclose(profile(values, "log1p_mean"), np.log1p(scaled.mean(axis=0)))
     weights = np.array([[0.5, 0.5], [1.0, 0.0]])
     for scale, first in (("mean_log1p", profile(values, "mean_log1p")),
@@ -118,7 +127,7 @@ def test_change_scores_row_by_row():
     top = np.argsort(np.abs(real[0]))[-100:]
     for row, truth in enumerate(real):
         expected = {
-            "cosine_logfc": response_metrics(predicted, truth)["cosine_logfc"],
+            "cosine_logfc": predicted @ truth / np.sqrt((predicted**2).sum() * (truth**2).sum()),
             "pearson_delta": np.corrcoef(predicted, truth)[0, 1],
             "pearson_delta_de100": np.corrcoef(predicted[top], truth[top])[0, 1],
             "pearson_vs_treated": np.corrcoef(predicted - reference, truth - reference)[0, 1],
@@ -202,17 +211,36 @@ def means_of(shifts, controls):
 
 
 def test_ridge_is_ridge_on_the_features():
+    """Against fits that leave one condition out after another, on features made by hand."""
     rng = np.random.default_rng(0)
-    features, target = rng.normal(size=(9, 3)), rng.normal(size=(8, 2))
-    error, predicted = _fit(features @ features.T, target, 0.7)
-    model = Ridge(alpha=0.7).fit(features[:8], target)
-    np.testing.assert_allclose(predicted, model.predict(features[8:])[0])
-    left = [
-        target[i] - Ridge(alpha=0.7).fit(np.delete(features[:8], i, 0), np.delete(target, i, 0))
-        .predict(features[i : i + 1])[0]
-        for i in range(8)
-    ]  # fmt: skip
-    assert error == pytest.approx((np.array(left) ** 2).sum())
+    controls = {(x,): rng.normal(size=6) for x in "uvwz"}
+    shifts = {((t,), x): rng.normal(size=6) for t in "ab" for x in controls if x != ("z",)}
+    profiles = np.array(list(controls.values())) - np.mean(list(controls.values()), axis=0)
+    states = np.linalg.svd(profiles)[0] * np.linalg.svd(profiles)[1]
+    states /= np.sqrt((states**2).sum() / 4)
+    rows = [(t == ("a",), t == ("b",), list(controls).index(x)) for t, x in shifts]
+    rows.append((True, False, 3))  # a in z
+    target = np.array(list(shifts.values()))
+
+    def features(weight):
+        return np.array(
+            [[a, b, *(weight * states[i]), *(weight * a * states[i]), *(weight * b * states[i])]
+             for a, b, i in rows]
+        )  # fmt: skip
+
+    def error(weight, penalty):
+        x = features(weight)[:-1]
+        return sum(
+            ((Ridge(alpha=penalty).fit(np.delete(x, i, 0), np.delete(target, i, 0))
+              .predict(x[i : i + 1])[0] - target[i]) ** 2).sum()
+            for i in range(len(x))
+        )  # fmt: skip
+
+    choices = itertools.product((0.0, 1.0), 10.0 ** np.arange(-3.0, 3.5, 0.5))
+    weight, penalty = min(choices, key=lambda choice: error(*choice))
+    x = features(weight)
+    expected = Ridge(alpha=penalty).fit(x[:-1], target).predict(x[-1:])[0]
+    np.testing.assert_allclose(ridge(means_of(shifts, controls), ("a",), ("z",)), expected)
 
 
 def test_ridge_reads_the_response_from_the_untreated_state():
@@ -250,8 +278,8 @@ def test_context_mean_shift_by_hand():
     controls = {("u",): [1.0, 1.0], ("v",): [0.0, 0.0]}
     shifts = {(("a",), ("u",)): [1.0, 0.0], (("b",), ("u",)): [0.0, 3.0], (("a",), ("v",)): [9, 9]}
     conditions = means_of({k: np.array(v) for k, v in shifts.items()}, controls)
-    np.testing.assert_allclose(context_mean_shift(conditions, ("u",)), [0.5, 1.5])
-    assert np.isnan(context_mean_shift(conditions, ("w",))).all()
+    np.testing.assert_allclose(context_mean_shift(conditions, ("a",), ("u",)), [0.5, 1.5])
+    assert np.isnan(context_mean_shift(conditions, ("a",), ("w",))).all()
 
 
 def wide(table, scale="mean_log1p"):
@@ -487,3 +515,28 @@ def test_what_treated_cells_share_is_the_mean_change_of_the_training_conditions(
     expected = np.corrcoef(guess - reference, change["u", "a"] - reference)[0, 1]
     found = wide(table).loc[("a", "u", "treatment_mean_shift"), "pearson_vs_treated"]
     assert found == pytest.approx(expected)
+
+
+def test_changes_are_those_that_were_scored(interacting):
+    adata, _, table = interacting
+    means = adata.to_df().groupby([adata.obs["line"], adata.obs["drug"]]).mean()
+    own = table.changes.loc[("unseen pair", "a", "u")]
+    real = means.loc[("u", "a")] - means.loc[("u", "none")]
+    pd.testing.assert_series_equal(own.loc["real"], real, check_names=False)
+    np.testing.assert_allclose(own.loc["oracle"], real)
+    assert set(own.index) == {"real"} | set(table.frame["method"]) - {"split_half"}
+    error = ((own.loc["additive"] - real) ** 2).mean()
+    assert wide(table).loc[("a", "u", "additive"), "mse_delta"] == pytest.approx(error)
+    assert len(table.changes.loc[("unseen pair", "a")].groupby("context")) == 3
+
+
+def test_a_baseline_is_a_function_with_its_words(monkeypatch):
+    before = list(BASELINES)
+    monkeypatch.setattr("pyro_fcr.metrics.baselines.BASELINES", known := dict(BASELINES))
+
+    @baseline("twice the control mean")
+    def doubled(conditions, treatment, context):
+        return conditions.means[conditions.find((), context)]
+
+    assert known["doubled"] == Baseline("twice the control mean", doubled)
+    assert list(known) == [*before, "doubled"]

@@ -19,7 +19,7 @@ from pyro_fcr.data import register
 from pyro_fcr.distributions import NegativeBinomial
 from pyro_fcr.draws import responder
 from pyro_fcr.draws.sinks import Moments, Quantiles
-from pyro_fcr.queries import ask
+from pyro_fcr.queries import blockwise
 from pyro_fcr.queries.answers import Output
 from pyro_fcr.queries.support import support
 
@@ -273,7 +273,7 @@ def test_a_stored_answer_is_the_one_in_memory(fcr, tmp_path, name, form, small_b
 
 @pytest.mark.parametrize("name", ["answer.h5ad", "answer.zarr"])
 def test_an_answer_that_fails_leaves_nothing(fcr, tmp_path, name, small_blocks, monkeypatch):
-    parts, read_part = [], ask.read_part
+    parts, read_part = [], blockwise.read_part
 
     def fail(*args, **kwargs):
         parts.append(1)
@@ -281,7 +281,7 @@ def test_an_answer_that_fails_leaves_nothing(fcr, tmp_path, name, small_blocks, 
             raise KeyboardInterrupt
         return read_part(*args, **kwargs)
 
-    monkeypatch.setattr(ask, "read_part", fail)
+    monkeypatch.setattr(blockwise, "read_part", fail)
     with pytest.raises(KeyboardInterrupt):
         fcr.counterfactual(treatment="drug1", output=Output("mean", store=tmp_path / name))
     assert list(tmp_path.iterdir()) == []

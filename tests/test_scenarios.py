@@ -210,4 +210,4 @@ def test_names_say_what_is_held_out():
     masks = np.array([True, False]), np.array([False, True])
     pairs = tuple(Pair("a", (line, "d1")) for line in "uvwxy")
     name = Scenario("unseen treatment", pairs, *masks).name
-    assert name == "unseen treatment: 'a' in u / d1, 'a' in v / d1, 'a' in w / d1 and 2 more"
+    assert name == "unseen treatment: 'a' in u / d1, 'a' in v / d1, 'a' in w / d1, ... (5 in all)"

@@ -21,9 +21,9 @@ class SchemaError(ValueError):
     """
 
 
-def listed(names: Iterable[object], limit: int = 8) -> str:
-    """Quote names for a message, the first `limit` of them, with their number if there are more."""
-    texts = [repr(str(name)) for name in names]
+def listed(names: Iterable[object], limit: int = 8, *, quoted: bool = True) -> str:
+    """List names for a message, the first `limit` of them, with their number if there are more."""
+    texts = [repr(str(name)) if quoted else str(name) for name in names]
     if len(texts) > limit:
         return f"{', '.join(texts[:limit])}, ... ({len(texts)} in all)"
     return ", ".join(texts) or "none"

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_fcr.data.pairs import Layout, Mask, Pair, listed
+from pyro_fcr.data.errors import listed
+from pyro_fcr.data.pairs import Layout, Mask, Pair
 
 _TELLING: Final = 10  # genes that a cell must express before an equal row says that it is the same
 
@@ -31,9 +32,12 @@ def check_pairs(
     controls = {layout.pairs[i] for i in np.flatnonzero(layout.is_control)}
     allowed = {*pairs, *(pair for pair in controls if pair.context in contexts)}
     if extra := sorted(found - allowed):
-        raise ValueError(f"{name}: there are test cells of {listed(extra)}, which is not held out")
+        raise ValueError(
+            f"{name}: there are test cells of {listed(extra, 3, quoted=False)}, which is not held "
+            "out"
+        )
     if missing := sorted(set(pairs) - found):
-        raise ValueError(f"{name}: there are no test cells of {listed(missing)}")
+        raise ValueError(f"{name}: there are no test cells of {listed(missing, 3, quoted=False)}")
     trained = {
         layout.pairs[i].context for i in np.flatnonzero(layout.n_cells(train) * layout.is_control)
     }
@@ -73,7 +77,7 @@ def check_duplicates(
 
 
 def _rows(matrix: Any, positions: npt.NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
-    """Give cells with what identifies their expression; cells of few genes are left out."""
+    """Yield cells with what identifies their expression; cells of few genes are left out."""
     rows = sparse.csr_matrix(matrix[positions], dtype=np.float64, copy=True)
     rows.sum_duplicates()
     rows.eliminate_zeros()

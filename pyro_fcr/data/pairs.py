@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,9 @@ from pyro_fcr.data.design import Codes, read_design
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.treatments import canonical_label
 
-Mask = npt.NDArray[np.bool_]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+FEWEST: Final = 2  # cells of a group whose spread is to be judged
 
 
 class Pair(NamedTuple):
@@ -29,6 +31,9 @@ class Pair(NamedTuple):
 
     treatment: str
     context: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.treatment!r} in {self.place}"
 
     @property
     def place(self) -> str:
@@ -59,7 +64,7 @@ class Layout(NamedTuple):
         return np.array([not agents for agents in self.agents])
 
     def control_of(self, pair: Pair) -> int | None:
-        """Give the position of the control of a pair's context, None where there is none."""
+        """Return the position of the control of a pair's context, None where there is none."""
         controls = np.flatnonzero(self.is_control).tolist()
         return next((i for i in controls if self.pairs[i].context == pair.context), None)
 
@@ -68,8 +73,31 @@ class Layout(NamedTuple):
         codes = self.codes if cells is None else self.codes[cells]
         return np.bincount(codes, minlength=len(self.pairs))
 
+    def lacks(self, position: int, n_cells: Codes) -> str:
+        """Say what a pair lacks for its response to be measured; nothing if it can be.
+
+        Parameters
+        ----------
+        position
+            Position of the pair.
+        n_cells
+            Cells of each pair, of those that are looked at, shape (n_pairs,).
+        """
+        pair = self.pairs[position]
+        control = self.control_of(pair)
+        if control is None or n_cells[control] < FEWEST:
+            return f"its context {pair.place} has fewer than {FEWEST} control cells"
+        if n_cells[position] < FEWEST:
+            return f"it has {n_cells[position]} cell: a response with an interval needs {FEWEST}"
+        return ""
+
+    def with_controls(self, positions: Sequence[int]) -> list[int]:
+        """Return the positions of pairs and of the controls of their contexts."""
+        controls = {self.control_of(self.pairs[i]) for i in positions}
+        return [*positions, *(i for i in controls if i is not None)]
+
     def treated(self) -> dict[int, Pair]:
-        """Give the pairs that are no controls, by position."""
+        """Return the pairs that are no controls, by position."""
         return {i: self.pairs[i] for i in np.flatnonzero(~self.is_control).tolist()}
 
 
@@ -111,9 +139,3 @@ def read_layout(obs: pd.DataFrame, schema: Schema) -> Layout:
     present, codes = np.unique(merged.reshape(-1)[design.t] * n + design.x, return_inverse=True)
     pairs = tuple(Pair(str(names[each // n]), design.contexts[each % n]) for each in present)
     return Layout(pairs, tuple(agents[pair.treatment] for pair in pairs), codes.reshape(-1))
-
-
-def listed(pairs: Iterable[Pair]) -> str:
-    """Name pairs for a message, the first three of them."""
-    names = [f"{pair.treatment!r} in {pair.place}" for pair in pairs]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

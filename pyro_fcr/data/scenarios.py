@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,12 @@ import pandas as pd
 from anndata import AnnData
 
 from pyro_fcr.data.design import Codes, random_rank
+from pyro_fcr.data.errors import listed
 from pyro_fcr.data.leaks import check_duplicates, check_pairs
-from pyro_fcr.data.pairs import Layout, Mask, Pair, listed, read_layout
+from pyro_fcr.data.pairs import Layout, Mask, Pair, read_layout
 from pyro_fcr.data.schema import Schema
 
-Kind = Literal["unseen pair", "unseen treatment", "unseen context", "random"]
-
-_FEWEST: Final = 2  # cells of a group whose spread is to be judged
+Kind = Literal["unseen pair", "unseen treatment", "unseen context", "random", "seen pairs"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +32,8 @@ class Scenario:
     Parameters
     ----------
     kind
-        `"unseen pair"`, `"unseen treatment"`, `"unseen context"` or `"random"`.
+        What of the pairs training lacked; or `"random"` and `"seen pairs"`, of which it lacked the
+        test cells only.
     pairs
         Pairs whose response is to be predicted, none of them a control.
     train
@@ -76,13 +76,18 @@ class Scenario:
     @property
     def name(self) -> str:
         """Kind and what is held out, in words."""
-        if self.kind == "random":
-            return f"random: cells of {len(self.pairs)} pairs"
-        return f"{self.kind}: {listed(self.pairs)}"
+        if self.of_seen:
+            return f"{self.kind}: cells of {len(self.pairs)} pairs"
+        return f"{self.kind}: {listed(self.pairs, 3, quoted=False)}"
+
+    @property
+    def of_seen(self) -> bool:
+        """Whether training had other cells of the pairs."""
+        return self.kind in ("random", "seen pairs")
 
     @property
     def labels(self) -> npt.NDArray[np.str_]:
-        """Give a split column: `"train"`, `"test"` or `"left out"`, shape (n_cells,).
+        """Return a split column: `"train"`, `"test"` or `"left out"`, shape (n_cells,).
 
         As `schema.split_key` it keeps all but `"train"` from fitting.
         """
@@ -112,7 +117,7 @@ class Scenario:
             )
         layout = read_layout(adata.obs, schema)
         check_pairs(layout, self.pairs, train=self.train, test=self.test, name=self.name)
-        if self.kind != "random":
+        if not self.of_seen:
             self._check_heldout(layout)
         check_duplicates(adata, schema.layer, train=self.train, test=self.test, name=self.name)
 
@@ -129,7 +134,7 @@ class Scenario:
         for i, pair in layout.treated().items():
             if seen[i] and out(pair):
                 raise ValueError(
-                    f"{self.name}: {seen[i]} training cells are of {listed([pair])}, which is "
+                    f"{self.name}: {seen[i]} training cells are of {pair}, which is "
                     "held out; take them out of training"
                 )
 
@@ -260,16 +265,15 @@ def random_cells(
     layout = read_layout(obs, schema)
     size = layout.n_cells()
     n_test = np.floor(share * size + 0.5).astype(np.int64)
-    enough = (n_test >= _FEWEST) & (size - n_test >= _FEWEST)
-    judged: dict[int, int] = {}
+    judged: list[int] = []
     left_out: dict[str, str] = {}
     for i, pair in layout.treated().items():
-        control = layout.control_of(pair)
-        if control is not None and enough[i] and enough[control]:
-            judged[i] = control
+        if layout.lacks(i, n_test) or layout.lacks(i, size - n_test):
+            left_out[str(pair)] = "fewer than 2 cells, or controls, for training or for test"
         else:
-            left_out[listed([pair])] = "fewer than 2 cells, or controls, for training or for test"
-    n_test[np.setdiff1d(np.arange(len(size)), [*judged, *judged.values()])] = 0
+            judged.append(i)
+    kept = layout.with_controls(judged)
+    n_test[np.setdiff1d(np.arange(len(size)), kept)] = 0
     test = random_rank(layout.codes, seed) < n_test[layout.codes]
     pairs = tuple(layout.pairs[i] for i in judged)
     return Scenarios((Scenario("random", pairs, ~test, test),) if pairs else (), left_out)
@@ -295,27 +299,29 @@ def _hold_out_each(
         seen = np.setdiff1d(np.arange(len(layout.pairs)), heldout)
         lacks = {i: _lacks(kind, layout, i, seen, described) for i in heldout}
         judged = [i for i in heldout if not lacks[i]]
-        left_out |= {listed([layout.pairs[i]]): reason for i, reason in lacks.items() if reason}
+        left_out |= {str(layout.pairs[i]): reason for i, reason in lacks.items() if reason}
         if judged:
-            masks = ~np.isin(layout.codes, heldout), np.isin(layout.codes, judged)
-            made.append(Scenario(kind, tuple(layout.pairs[i] for i in judged), *masks))
+            made.append(predicted(kind, layout, judged, train=~np.isin(layout.codes, heldout)))
     return Scenarios(tuple(made), left_out)
+
+
+def predicted(kind: Kind, layout: Layout, judged: Sequence[int], *, train: Mask) -> Scenario:
+    """Make the scenario in which all cells of the judged pairs, by position, are predicted."""
+    pairs = tuple(layout.pairs[i] for i in judged)
+    return Scenario(kind, pairs, train, np.isin(layout.codes, judged))
 
 
 def _lacks(
     kind: Kind, layout: Layout, position: int, seen: Codes, described: frozenset[str]
 ) -> str:
     """Say what a held-out pair lacks to be predicted and judged; nothing if all is there."""
-    pair, size = layout.pairs[position], layout.n_cells()
-    control = layout.control_of(pair)
-    if control is None or size[control] < _FEWEST:
-        return f"its context {pair.place} has fewer than {_FEWEST} control cells"
-    if size[position] < _FEWEST:
-        return f"it has {size[position]} cell: a response with an interval needs {_FEWEST}"
+    if reason := layout.lacks(position, layout.n_cells()):
+        return reason
+    treatment = layout.pairs[position].treatment
     if kind == "unseen treatment":
         agents = {agent for i in seen for agent in layout.agents[i]} | described
         if missing := sorted(set(layout.agents[position]) - agents):
             return f"no other treatment has {missing[0]!r}, and no features describe it"
-    elif pair.treatment not in {layout.pairs[i].treatment for i in seen}:
-        return f"no other context has {pair.treatment!r}"
+    elif treatment not in {layout.pairs[i].treatment for i in seen}:
+        return f"no other context has {treatment!r}"
     return ""

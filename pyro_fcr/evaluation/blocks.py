@@ -11,23 +11,27 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from pyro_fcr.api import FCR
 from pyro_fcr.data import Split
 from pyro_fcr.draws import prior_moments
-from pyro_fcr.evaluation.encoded import Encoded, condition_cells
+from pyro_fcr.evaluation.encoded import Encoded
+from pyro_fcr.metrics.arrays import draw_rows, joint_codes
 from pyro_fcr.metrics.clustering import cluster_agreement
-from pyro_fcr.metrics.dimensions import dimension_use, only_in_use
+from pyro_fcr.metrics.dimensions import dimension_use, only_in_use, prior_rank
 from pyro_fcr.metrics.identifiability import identifiability_table
 from pyro_fcr.metrics.independence import independence_table
-from pyro_fcr.metrics.prior_rank import prior_rank
+from pyro_fcr.queries import Fitted
+from pyro_fcr.queries.representations import condition_cells
 
 TRAINING, HELDOUT = "training", "held out"
 LABELLED, BLIND = "labelled", "label-blind"
 _FEWEST = 50  # cells whose clusters or strata say anything
+_RANK = (
+    "n_needed", "rank", "rank_needed", "smallest", "condition_number", "sufficient", "sentence",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
-class Cells:
+class SplitCells:
     """Encoded cells, and which of them trained and which were held out.
 
     Parameters
@@ -50,7 +54,7 @@ class Cells:
         return dimension_use(self.encoded.labelled, self.encoded.variances)
 
     def parts(self) -> dict[str, np.ndarray]:
-        """Give the positions of training and of held-out cells, where there are enough."""
+        """Return the positions of training and of held-out cells, where there are enough."""
         found = {TRAINING: self.split.train, HELDOUT: self.split.heldout}
         for name, rows in found.items():
             if len(rows) < _FEWEST:
@@ -60,7 +64,7 @@ class Cells:
         return {name: rows for name, rows in found.items() if len(rows) >= _FEWEST}
 
 
-def clustering(cells: Cells, *, max_cells: int, seed: int) -> pd.DataFrame:
+def clustering(cells: SplitCells, *, max_cells: int, seed: int) -> pd.DataFrame:
     """Compare Leiden clusters of each block with every exogenous site, and with all of them.
 
     Returns
@@ -73,8 +77,7 @@ def clustering(cells: Cells, *, max_cells: int, seed: int) -> pd.DataFrame:
     n_cells = min([max_cells, *(len(rows) for rows in parts.values())])
     tables = []
     for name, rows in parts.items():
-        chosen = np.sort(np.random.default_rng(seed).choice(rows, n_cells, replace=False))
-        some = cells.encoded.take(chosen)
+        some = cells.encoded.take(np.sort(rows)[draw_rows(len(rows), n_cells, seed)])
         for encoding, latents in ((LABELLED, some.labelled), (BLIND, some.blind)):
             table = cluster_agreement(latents, _labels(some.codes), seed=seed)
             place: dict[str, Any] = {"cells": name, "encoding": encoding, "n_cells": n_cells}
@@ -85,16 +88,11 @@ def clustering(cells: Cells, *, max_cells: int, seed: int) -> pd.DataFrame:
 def _labels(codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Labels by site, and their combination: ``xt`` of ``x`` and ``t``."""
     joined = ("" if all(len(site) == 1 for site in codes) else " & ").join(codes)
-    return {**codes, joined: joint(codes)}
-
-
-def joint(codes: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Give every combination of labels that occurs a number, ``(n_cells,)``."""
-    return np.unique(np.column_stack(list(codes.values())), axis=0, return_inverse=True)[1].ravel()
+    return {**codes, joined: joint_codes(*codes.values())}
 
 
 def independence(
-    fcr: FCR, cells: Cells, *, replicate: np.ndarray | None, n_permutations: int, seed: int
+    fcr: Fitted, cells: SplitCells, *, replicate: np.ndarray | None, n_permutations: int, seed: int
 ) -> pd.DataFrame:
     """Test every independence that the graph claims, by permutation within strata.
 
@@ -125,7 +123,9 @@ def independence(
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def identifiability(adata: AnnData, cells: Cells, *, max_cells: int, seed: int) -> pd.DataFrame:
+def identifiability(
+    adata: AnnData, cells: SplitCells, *, max_cells: int, seed: int
+) -> pd.DataFrame:
     """Hold the latents against the true ones in ``adata.obsm``, where these are known.
 
     Returns
@@ -137,20 +137,18 @@ def identifiability(adata: AnnData, cells: Cells, *, max_cells: int, seed: int) 
     if not set(blocks) <= set(adata.obsm):
         return pd.DataFrame()
     rows = np.concatenate([cells.split.train, cells.split.heldout])
-    if len(rows) > max_cells:
-        rows = np.random.default_rng(seed).choice(rows, max_cells, replace=False)
-    rows = np.sort(rows)
+    rows = np.sort(rows[draw_rows(len(rows), max_cells, seed)])
     some = cells.encoded.take(rows)
     return identifiability_table(
         {block: np.asarray(adata.obsm[block])[rows] for block in blocks},
         only_in_use(some.labelled, cells.dimensions),
-        x=joint(some.codes),
+        x=joint_codes(*some.codes.values()),
         t=np.zeros(len(rows), dtype=int),
         seed=seed,
     )
 
 
-def rank(fcr: FCR) -> tuple[pd.DataFrame, pd.DataFrame]:
+def rank(fcr: Fitted) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure the rank of each interaction block's prior over the training conditions.
 
     A block counts that has two exogenous causes or more, all of its parents exogenous, and a Normal
@@ -179,18 +177,7 @@ def rank(fcr: FCR) -> tuple[pd.DataFrame, pd.DataFrame]:
     for block, each in found.items():
         sizes = asdict(each)
         singular = sizes.pop("singular_values")
-        rows.append(
-            {
-                "block": block,
-                **sizes,
-                "n_needed": each.n_needed,
-                "rank": each.rank,
-                "rank_needed": each.needed,
-                "smallest": float(singular[-1]),
-                "condition_number": each.condition_number,
-                "sufficient": each.sufficient,
-                "sentence": each.sentence,
-            }
-        )
+        about = {name: getattr(each, name) for name in _RANK}
+        rows.append({"block": block, **sizes, **about})
         values += [(block, number + 1, float(value)) for number, value in enumerate(singular)]
     return pd.DataFrame(rows), pd.DataFrame(values, columns=["block", "number", "value"])

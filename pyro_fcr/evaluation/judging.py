@@ -2,74 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData, concat
 
-from pyro_fcr.api import FCR
 from pyro_fcr.data import SchemaError, Split
-from pyro_fcr.data.pairs import Layout, Mask, Pair, listed, read_layout
-from pyro_fcr.data.scenarios import Kind, Scenario
+from pyro_fcr.data.pairs import Layout, Mask, Pair, read_layout
+from pyro_fcr.data.scenarios import Kind, Scenario, Scenarios, predicted
+from pyro_fcr.metrics.arrays import draw_rows
 from pyro_fcr.metrics.predictions import Prediction, predicted_cells
-from pyro_fcr.metrics.responses_table import ResponseTable, headline, response_table
+from pyro_fcr.metrics.response_table import ResponseTable, headline, response_table
+from pyro_fcr.queries import Fitted, counterfactual
 
 MODEL = "fcr"
-SEEN_PAIRS = "seen pairs"
-_FEWEST = 2  # cells of a group whose spread is to be judged
 _N_SOURCE = 250  # control cells whose responses are predicted, of a context
 _N_DRAWS = 2  # of each
 _MOST_PAIRS = 50  # that the fit had: every pair is ranked against every other one
 _N_TARGETS = 20  # doses that these are spread over, at most
 
 
-@dataclass(frozen=True, eq=False)
-class Judgement:
-    """What can be judged of responses.
-
-    Parameters
-    ----------
-    scenarios
-        Whole conditions that training lacked, by kind; if there are none, the pairs that it had,
-        judged on cells that gave no gradient.
-    left_out
-        Reason for each pair that cannot be judged.
-    """
-
-    scenarios: tuple[Scenario, ...]
-    left_out: dict[str, str]
-
-
-def plan_judgement(fcr: FCR, adata: AnnData, split: Split) -> Judgement:
+def judged_scenarios(fcr: Fitted, adata: AnnData, split: Split) -> Scenarios:
     """Find what was held out of a fit, and check that it does not leak.
+
+    Returns
+    -------
+    Whole conditions that training lacked, by kind; if there are none, the pairs that it had, judged
+    on cells that gave no gradient. And the reason for each pair that cannot be judged.
 
     Raises
     ------
     ValueError
         Held-out cells are among the training cells under another name.
     """
-    if fcr.registry.schema.control is None:
-        return Judgement((), {"responses": "the schema has no control: nothing to respond against"})
-    layout = read_layout(adata.obs, fcr.registry.schema)
-    train, fitted = _mask(split.train, adata.n_obs), _mask(split.train, adata.n_obs)
-    fitted[split.heldout] = True
-    found = _unseen(fcr, layout, fitted)
-    if not found.scenarios:
-        found = Judgement(*_seen(layout, train, found.left_out))
-    for scenario in found.scenarios:
-        scenario.check(adata, fcr.registry.schema)
+    schema = fcr.registry.schema
+    if schema.control is None:
+        return Scenarios((), {"responses": "the schema has no control: nothing to respond against"})
+    layout = read_layout(adata.obs, schema)
+    train = np.isin(np.arange(adata.n_obs), split.train)
+    found = _unseen(fcr, layout, train | np.isin(np.arange(adata.n_obs), split.heldout))
+    if not found.made:
+        found = _seen(layout, train, found.left_out)
+    for scenario in found.made:
+        scenario.check(adata, schema)
     return found
 
 
-def _mask(rows: np.ndarray, n_cells: int) -> Mask:
-    mask = np.zeros(n_cells, dtype=bool)
-    mask[rows] = True
-    return mask
-
-
-def _unseen(fcr: FCR, layout: Layout, fitted: Mask) -> Judgement:
+def _unseen(fcr: Fitted, layout: Layout, fitted: Mask) -> Scenarios:
     """Pairs without a cell in the fit, grouped by what else of them it lacked."""
     n_fitted, size = layout.n_cells(fitted), layout.n_cells()
     groups: dict[Kind, list[int]] = {}
@@ -77,25 +57,15 @@ def _unseen(fcr: FCR, layout: Layout, fitted: Mask) -> Judgement:
     for i, pair in layout.treated().items():
         if n_fitted[i]:
             continue
-        control = layout.control_of(pair)
-        if size[i] < _FEWEST:
-            left_out[listed([pair])] = f"{size[i]} cell, wanted {_FEWEST}"
-        elif control is None or size[control] < _FEWEST or not n_fitted[control]:
-            left_out[listed([pair])] = "no control cells of its context in the fit"
-        elif reason := _unknown(fcr, pair):
-            left_out[listed([pair])] = reason
+        reason = layout.lacks(i, size) or _unknown(fcr, pair)
+        if not reason and not n_fitted[layout.with_controls([i])].any():
+            reason = "no control cells of its context in the fit"
+        if reason:
+            left_out[str(pair)] = reason
         else:
             groups.setdefault(_kind(layout, pair, n_fitted), []).append(i)
-    made = [
-        Scenario(
-            kind,
-            tuple(layout.pairs[i] for i in rows),
-            fitted,
-            np.isin(layout.codes, rows),
-        )
-        for kind, rows in groups.items()
-    ]
-    return Judgement(tuple(made), left_out)
+    made = [predicted(kind, layout, rows, train=fitted) for kind, rows in groups.items()]
+    return Scenarios(tuple(made), left_out)
 
 
 def _kind(layout: Layout, pair: Pair, n_fitted: np.ndarray) -> Kind:
@@ -110,7 +80,7 @@ def _kind(layout: Layout, pair: Pair, n_fitted: np.ndarray) -> Kind:
     return "unseen context"
 
 
-def _unknown(fcr: FCR, pair: Pair) -> str:
+def _unknown(fcr: Fitted, pair: Pair) -> str:
     """Say what of a pair the model cannot be asked; nothing if it can."""
     registry = fcr.registry
     try:
@@ -123,65 +93,50 @@ def _unknown(fcr: FCR, pair: Pair) -> str:
     return ""
 
 
-def _seen(
-    layout: Layout, train: Mask, left_out: dict[str, str]
-) -> tuple[tuple[Scenario, ...], dict[str, str]]:
+def _seen(layout: Layout, train: Mask, left_out: dict[str, str]) -> Scenarios:
     """Pairs of the fit, with their cells, and their controls', that gave no gradient."""
     n_train, n_test = layout.n_cells(train), layout.n_cells(~train)
-    enough = (n_train > 0) & (n_test >= _FEWEST)
     rows = [
         i
-        for i, pair in layout.treated().items()
-        if enough[i] and (control := layout.control_of(pair)) is not None and enough[control]
+        for i in layout.treated()
+        if not layout.lacks(i, n_test) and n_train[layout.with_controls([i])].all()
     ]
-    if len(rows) > _MOST_PAIRS:
-        left_out = {**left_out, SEEN_PAIRS: f"{_MOST_PAIRS} of {len(rows)}, drawn at random"}
-        rows = sorted(np.random.default_rng(0).choice(rows, _MOST_PAIRS, replace=False).tolist())
     if not rows:
         reason = "no pair and its control have two held-out cells and a training cell each"
-        return (), {**left_out, "responses": reason}
-    controls = {layout.control_of(layout.pairs[i]) for i in rows}
-    test = ~train & np.isin(layout.codes, [*rows, *(i for i in controls if i is not None)])
+        return Scenarios((), {**left_out, "responses": reason})
+    if len(rows) > _MOST_PAIRS:
+        left_out = {**left_out, "seen pairs": f"{_MOST_PAIRS} of {len(rows)}, drawn at random"}
+        rows = [rows[i] for i in draw_rows(len(rows), _MOST_PAIRS, 0)]
+    test = ~train & np.isin(layout.codes, layout.with_controls(rows))
     pairs = tuple(layout.pairs[i] for i in rows)
-    return (Scenario("random", pairs, train, test),), left_out
+    return Scenarios((Scenario("seen pairs", pairs, train, test),), left_out)
 
 
 def judge(
-    fcr: FCR, adata: AnnData, found: Judgement, *, n_draws: int, seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Predict every pair and score it beside all baselines and the ceiling.
+    fcr: Fitted, adata: AnnData, scenarios: tuple[Scenario, ...], *, n_draws: int, seed: int
+) -> tuple[ResponseTable, pd.DataFrame]:
+    """Predict every pair of the scenarios and score it beside all baselines and the ceiling.
 
     Returns
     -------
-    The frame of :func:`pyro_fcr.metrics.responses_table.response_table`, in which pairs that the
-    fit had are of the scenario ``"seen pairs"``; and FCR minus the best baseline on every scale and
-    metric, see :func:`pyro_fcr.metrics.responses_table.headline`. Both empty where there is
-    nothing to judge.
+    The table of :func:`pyro_fcr.metrics.response_table`; and FCR minus the best baseline on every
+    scale and metric that the model has a value of, see :func:`pyro_fcr.metrics.headline`.
     """
-    if not found.scenarios:
-        return pd.DataFrame(), pd.DataFrame()
     predictor = _Predictor(fcr, adata, seed)
-    judged = ((s, {MODEL: {p: predictor(p, s) for p in s.pairs}}) for s in found.scenarios)
+    judged = ((s, {MODEL: {p: predictor(p, s) for p in s.pairs}}) for s in scenarios)
     table = response_table(adata, fcr.registry.schema, judged, n_draws=n_draws, seed=seed)
-    frame = table.frame.replace({"scenario": {"random": SEEN_PAIRS}})
-    return frame, _headlines(replace(table, frame=frame), seed=seed)
-
-
-def _headlines(table: ResponseTable, *, seed: int) -> pd.DataFrame:
-    """One table of all metrics that the model has a value of in every scenario."""
-    model = table.frame[table.frame["method"] == MODEL]
-    known = model.groupby(["metric", "scale"], sort=False)["value"].apply(lambda v: v.notna().any())
-    rows = [
+    known = table.frame[(table.frame["method"] == MODEL) & table.frame["value"].notna()]
+    heads = [
         headline(table, metric, model=MODEL, scale=scale, seed=seed)
-        for metric, scale in known.index[known]
+        for metric, scale in known[["metric", "scale"]].drop_duplicates().itertuples(index=False)
     ]
-    return pd.concat(rows, ignore_index=True)
+    return table, pd.concat(heads, ignore_index=True)
 
 
 class _Predictor:
     """Counterfactuals of a context's control cells under a treatment, and under none."""
 
-    def __init__(self, fcr: FCR, adata: AnnData, seed: int) -> None:
+    def __init__(self, fcr: Fitted, adata: AnnData, seed: int) -> None:
         self.fcr, self.adata, self.seed = fcr, adata, seed
         self.schema = fcr.registry.schema
         self.layout = read_layout(adata.obs, self.schema)
@@ -201,9 +156,7 @@ class _Predictor:
     def _source(self, pair: Pair) -> AnnData:
         """Control cells of a context, some of many."""
         rows = np.flatnonzero(self.layout.codes == self.layout.control_of(pair))
-        if len(rows) > _N_SOURCE:
-            rows = np.random.default_rng(self.seed).choice(rows, _N_SOURCE, replace=False)
-        return self.adata[np.sort(rows)]
+        return self.adata[rows[draw_rows(len(rows), _N_SOURCE, self.seed)]]
 
     def _targets(
         self, cells: pd.DataFrame, pair: Pair, n_source: int
@@ -225,4 +178,4 @@ class _Predictor:
         ]
 
     def _draw(self, source: AnnData, **target: Any) -> AnnData:
-        return self.fcr.counterfactual(source, **target, n_draws=_N_DRAWS, seed=self.seed)
+        return counterfactual(self.fcr, source, **target, n_draws=_N_DRAWS, seed=self.seed)

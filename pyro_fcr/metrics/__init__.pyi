@@ -1,54 +1,37 @@
 # What there is to import from here; read when a name is first used, see __init__.py.
-from .baselines import (
-    ConditionMeans,
-    additive,
-    baseline_deltas,
-    components,
-    condition_means,
-    control_mean,
-    treatment_mean_shift,
-)
+from .arrays import nan_to_null
+from .baselines import BASELINES, Baseline, ConditionMeans, baseline
 from .clustering import cluster_agreement, umap
-from .dimensions import dimension_use, only_in_use
+from .dimensions import PriorRank, dimension_use, only_in_use, prior_rank
 from .hsic import hsic_table
 from .identifiability import agreement_between_seeds, identifiability_table
-from .independence import IndependenceTest, independence_table, independence_test
-from .metrics import (
-    METRICS,
-    largest_changes,
-    log1p_normalise,
-    mean_log1p,
-    nan_to_null,
-    response_metrics,
-    split_half_ceiling,
+from .independence import (
+    IndependenceTest,
+    independence_table,
+    independence_test,
+    power_against_leak,
 )
-from .populations import e_distance
-from .power import power_against_leak
-from .predictions import BASELINES, Prediction, predicted_cells
-from .prior_rank import PriorRank
-from .profiles import SCALES
+from .predictions import Prediction, predicted_cells
+from .profiles import SCALES, log_values, profile
 from .recovery import block_r2, leakage, mcc, weak_mcc
-from .responses_table import ResponseTable, headline, response_table
-from .scoring import SCORES
+from .response_table import ResponseTable, headline, response_table
+from .scores import SCORES, Score, e_distance, largest_changes
 
 __all__ = [
     "BASELINES",
-    "METRICS",
     "SCALES",
     "SCORES",
+    "Baseline",
     "ConditionMeans",
     "IndependenceTest",
     "Prediction",
     "PriorRank",
     "ResponseTable",
-    "additive",
+    "Score",
     "agreement_between_seeds",
-    "baseline_deltas",
+    "baseline",
     "block_r2",
     "cluster_agreement",
-    "components",
-    "condition_means",
-    "control_mean",
     "dimension_use",
     "e_distance",
     "headline",
@@ -58,17 +41,15 @@ __all__ = [
     "independence_test",
     "largest_changes",
     "leakage",
-    "log1p_normalise",
+    "log_values",
     "mcc",
-    "mean_log1p",
     "nan_to_null",
     "only_in_use",
     "power_against_leak",
     "predicted_cells",
-    "response_metrics",
+    "prior_rank",
+    "profile",
     "response_table",
-    "split_half_ceiling",
-    "treatment_mean_shift",
     "umap",
     "weak_mcc",
 ]

@@ -1,40 +1,43 @@
-"""What a held-out response would be without a model: the predictions that a model has to beat.
+"""What a response would be without a model: the predictions that a model has to beat.
 
-A held-out condition is a treatment in a context (one level of each covariate) whose treated cells
-were kept from training. Each baseline sees the training cells only and predicts the *delta* of
-that condition: the change of mean log1p expression against the control cells of the same context,
-``(n_genes,)``. All of them need no more than the mean of each condition, see `condition_means`.
+Each baseline sees the means of the training conditions only and predicts the change of one
+condition, a treatment in a context, against the control cells of that context, ``(n_genes,)``. It
+is nan where the training conditions do not define it. A function that is decorated with
+:func:`baseline` is in every table, figure and page that shows baselines, with its words.
 """
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 import numpy as np
-import pandas as pd
-from anndata import AnnData
-from scipy import sparse
+from sklearn.linear_model import RidgeCV
 
-from pyro_fcr.metrics.metrics import FloatArray, log1p_normalise
+from pyro_fcr.data.pairs import Layout, Mask
+from pyro_fcr.metrics.arrays import FloatArray
+from pyro_fcr.metrics.profiles import Scale, Values, profile
 
-Components = tuple[str, ...]
-Context = tuple[str, ...]
+Components: TypeAlias = tuple[str, ...]
+Context: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class ConditionMeans:
-    """Mean log1p expression of every condition of a data set, one row per condition.
+    """Mean expression of every training condition, one row per condition.
 
     Parameters
     ----------
     treatments
-        Components of each condition's treatment in alphabetical order: ``()`` for control,
+        Agents of each condition's treatment in alphabetical order: ``()`` for control,
         ``("A", "B")`` for ``"A+B"`` and ``"B+A"``.
     contexts
         Covariate levels of each condition, in the order of the covariate keys.
     n_cells
-        ``(n_conditions,)`` number of cells.
+        ``(n_conditions,)`` numbers of cells.
     means
-        ``(n_conditions, n_genes)`` mean log1p expression.
+        ``(n_conditions, n_genes)`` mean expression, on one scale.
     """
 
     treatments: tuple[Components, ...]
@@ -43,296 +46,199 @@ class ConditionMeans:
     means: FloatArray
 
     def find(self, treatment: Components, context: Context) -> int | None:
-        """Row of a condition, or None where the data have no cell of it."""
+        """Return the row of a condition, or None where the data have no cell of it."""
         rows = zip(self.treatments, self.contexts, strict=True)
         return next((i for i, row in enumerate(rows) if row == (treatment, context)), None)
 
-    def shift(self, treatment: Components, context: Context) -> FloatArray | None:
-        """Change against control within `context`, ``(n_genes,)``; None where either is missing."""
-        treated, untreated = self.find(treatment, context), self.find((), context)
-        if treated is None or untreated is None:
-            return None
-        return self.means[treated] - self.means[untreated]
+    def shifts(
+        self, treatment: Components | None = None, context: Context | None = None
+    ) -> dict[tuple[Components, Context], FloatArray]:
+        """Return the changes against control, ``(n_genes,)`` each, by treatment and context.
+
+        Parameters
+        ----------
+        treatment, context
+            The one to look at; None takes all. Conditions without control cells are left out.
+        """
+        found = {}
+        for i, row in enumerate(zip(self.treatments, self.contexts, strict=True)):
+            control = self.find((), row[1])
+            wanted = treatment in (None, row[0]) and context in (None, row[1])
+            if row[0] and wanted and control is not None:
+                found[row] = self.means[i] - self.means[control]
+        return found
+
+    def mean_shift(
+        self, treatment: Components | None = None, context: Context | None = None
+    ) -> FloatArray:
+        """Average :meth:`shifts`, each condition weighing the same, ``(n_genes,)``; or nan."""
+        seen = self.shifts(treatment, context)
+        if not seen:
+            return np.full(self.means.shape[1], np.nan)
+        return np.mean([seen[row] for row in sorted(seen)], axis=0)
 
 
-def components(treatment: str, *, control: str) -> Components:
-    """Split a treatment label into its agents: the field's ``A+B`` convention.
-
-    Parameters
-    ----------
-    treatment
-        A label such as ``"A"`` or ``"A+B"``.
-    control
-        The label of untreated cells, dropped also as a part (``"A+control"`` is ``"A"``).
-
-    Returns
-    -------
-    The agents in alphabetical order, so that the order in the label does not matter.
-
-    Examples
-    --------
-    >>> components("KLF1+BAK1", control="control"), components("control", control="control")
-    (('BAK1', 'KLF1'), ())
-    """
-    if treatment == control:
-        return ()
-    parts = (part.strip() for part in treatment.split("+"))
-    return tuple(sorted(part for part in parts if part and part != control))
-
-
-def condition_means(
-    adata: AnnData,
-    *,
-    treatment_key: str,
-    covariate_keys: Sequence[str],
-    control: str,
-    layer: str | None = None,
-) -> ConditionMeans:
-    """Mean log1p expression per treatment and context.
+def training_means(values: Values, layout: Layout, train: Mask, *, scale: Scale) -> ConditionMeans:
+    """Average the training cells of every pair on one scale.
 
     Parameters
     ----------
-    adata
-        Raw counts in ``X`` or in a layer; not changed.
-    treatment_key, covariate_keys
-        Columns of ``obs``. The dose is not looked at: where it varies, let the label contain it.
-    control
-        Label of untreated cells in `treatment_key`.
-    layer
-        Layer with the raw counts; None for ``X``.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing or has missing entries, or the counts are not valid.
+    values
+        Log1p expression, ``(n_cells, n_genes)``.
+    layout
+        Pair of each cell.
+    train
+        Which cells train, ``(n_cells,)``.
+    scale
+        See `pyro_fcr.metrics.profiles`.
     """
-    labels = _labels(adata, (treatment_key, *covariate_keys))
-    agents = {label: components(label, control=control) for label in labels[treatment_key].unique()}
-    labels[treatment_key] = labels[treatment_key].map({k: "+".join(v) for k, v in agents.items()})
-    groups = labels.groupby(list(labels.columns), sort=True)
-    n_cells = groups.size()
-    values = log1p_normalise(adata.X if layer is None else adata.layers[layer])
+    size = layout.n_cells(train)
+    seen = np.flatnonzero(size).tolist()
     return ConditionMeans(
-        treatments=tuple(tuple(key[0].split("+")) if key[0] else () for key in n_cells.index),
-        contexts=tuple(tuple(key[1:]) for key in n_cells.index),
-        n_cells=n_cells.to_numpy().astype(np.float64),
-        means=_group_means(values, groups.ngroup().to_numpy(), n_cells.to_numpy()),
+        treatments=tuple(layout.agents[i] for i in seen),
+        contexts=tuple(layout.pairs[i].context for i in seen),
+        n_cells=size[seen].astype(np.float64),
+        means=np.array([profile(values[train & (layout.codes == i)], scale) for i in seen]),
     )
 
 
-def _labels(adata: AnnData, keys: Sequence[str]) -> pd.DataFrame:
-    for key in keys:
-        if key not in adata.obs:
-            raise ValueError(f"no column {key!r} in adata.obs, found {list(adata.obs.columns)}")
-        if missing := int(adata.obs[key].isna().sum()):
-            raise ValueError(
-                f"adata.obs[{key!r}] is missing for {missing} cells: drop or fill them"
-            )
-    return pd.DataFrame({key: adata.obs[key].astype(str) for key in keys})
+Predict: TypeAlias = Callable[[ConditionMeans, Components, Context], FloatArray]
 
 
-def _group_means(
-    values: FloatArray | sparse.csr_matrix, groups: np.ndarray, n_cells: np.ndarray
-) -> FloatArray:
-    shape = (len(n_cells), len(groups))
-    weights = 1.0 / n_cells[groups]
-    indicator = sparse.csr_matrix((weights, (groups, np.arange(len(groups)))), shape=shape)
-    means = indicator @ values
-    return means.toarray() if sparse.issparse(means) else np.asarray(means)
+@dataclass(frozen=True)
+class Baseline:
+    """A prediction without a model, and what it is in words."""
+
+    words: str
+    predict: Predict
 
 
-def control_mean(conditions: ConditionMeans) -> FloatArray:
-    """No change: the control mean of the context stands for the treated mean; zeros."""
+BASELINES: Final[dict[str, Baseline]] = {}
+"""Each baseline by name, in the order in which tables show them."""
+
+
+def baseline(words: str) -> Callable[[Predict], Predict]:
+    """Put a function into :data:`BASELINES` under its own name.
+
+    Parameters
+    ----------
+    words
+        What it predicts with, for tables and pages.
+    """
+
+    def add(predict: Predict) -> Predict:
+        BASELINES[predict.__name__] = Baseline(words, predict)
+        return predict
+
+    return add
+
+
+@baseline("no change")
+def control_mean(conditions: ConditionMeans, treatment: Components, context: Context) -> FloatArray:
+    """Return zeros: the control mean of the context stands for the treated mean."""
     return np.zeros(conditions.means.shape[1])
 
 
-def treatment_mean_shift(conditions: ConditionMeans, treatment: Components) -> FloatArray:
-    """Mean of the treatment's shift over the contexts where it was seen beside control.
+@baseline("mean change of the context's other treatments")
+def context_mean_shift(
+    conditions: ConditionMeans, treatment: Components, context: Context
+) -> FloatArray:
+    """Average the changes under all treatments that the context was seen under."""
+    return conditions.mean_shift(context=context)
 
-    Parameters
-    ----------
-    conditions
-        Training conditions, without the held-out one.
-    treatment
-        Components of the held-out treatment, see `components`.
 
-    Returns
-    -------
-    ``(n_genes,)``, each context weighing the same; nan where no context has the treatment.
+@baseline("mean change of the treatment over its other contexts")
+def treatment_mean_shift(
+    conditions: ConditionMeans, treatment: Components, context: Context
+) -> FloatArray:
+    """Average the treatment's changes over the contexts where it was seen beside control."""
+    return conditions.mean_shift(treatment)
+
+
+@baseline("covariate effect + treatment effect, no interaction")
+def additive(conditions: ConditionMeans, treatment: Components, context: Context) -> FloatArray:
+    """Return the treatment's effect in a fit of covariates + treatments without interaction.
+
+    Ordinary least squares on the cells' values, with one effect per level of each covariate and one
+    per agent; the effects of a combination's agents add up. Cells of one condition share their row
+    of the design, so the fit needs only the condition means, weighted by their cells. The change is
+    the sum of the agents' fitted effects: fitted treated minus *fitted* control of the context,
+    which in an additive model is the same in every context. The noise of the context's own control
+    mean does not enter. It is nan where an agent was never seen, or only where nothing separates it
+    from a covariate or another agent.
     """
-    shifts = [conditions.shift(treatment, context) for context in sorted(set(conditions.contexts))]
-    seen = [shift for shift in shifts if shift is not None]
-    return np.mean(seen, axis=0) if seen else np.full(conditions.means.shape[1], np.nan)
-
-
-def context_mean_shift(conditions: ConditionMeans, context: Context) -> FloatArray:
-    """Mean of the shifts of all treatments that the context was seen under.
-
-    Parameters
-    ----------
-    conditions
-        Training conditions, without the held-out one.
-    context
-        Covariate levels of the held-out context.
-
-    Returns
-    -------
-    ``(n_genes,)``, each treatment weighing the same; nan where the context has none.
-    """
-    treatments = sorted({treatment for treatment in conditions.treatments if treatment})
-    shifts = [conditions.shift(treatment, context) for treatment in treatments]
-    seen = [shift for shift in shifts if shift is not None]
-    return np.mean(seen, axis=0) if seen else np.full(conditions.means.shape[1], np.nan)
-
-
-def additive(conditions: ConditionMeans, treatment: Components) -> FloatArray:
-    """Effect of the treatment in a fit of covariates + treatments without interaction.
-
-    Ordinary least squares on the cells' log1p values, with one effect per level of each covariate
-    and one per agent; the effects of a combination's agents add up. Cells of one condition share
-    their row of the design, so the fit needs only the condition means, weighted by their cells.
-    The delta is the sum of the agents' fitted effects: fitted treated minus *fitted* control of
-    the context, which in an additive model is the same in every context. The noise of the
-    context's own control mean does not enter.
-
-    Parameters
-    ----------
-    conditions
-        Training conditions, without the held-out one.
-    treatment
-        Components of the held-out treatment, see `components`.
-
-    Returns
-    -------
-    ``(n_genes,)``; nan where the training conditions do not determine the effect, because an agent
-    was never seen, or only where nothing separates it from a covariate or another agent.
-    """
-    design, contrast = _additive_design(conditions, treatment)
+    levels = sorted({pair for each in conditions.contexts for pair in enumerate(each)})
+    agents, given = _agents(conditions.treatments, treatment)
+    places = [[float(level == each[i]) for i, level in levels] for each in conditions.contexts]
     weights = np.sqrt(conditions.n_cells)[:, None]
-    inverse = np.linalg.pinv(design * weights)
+    design = np.hstack([places, agents[:-1]]) * weights
+    contrast = np.concatenate([np.zeros(len(levels)), agents[-1]])
+    inverse = np.linalg.pinv(design)
     # A contrast is estimable if and only if it lies in the row space of the design.
-    if contrast is None or not np.allclose(contrast @ inverse @ (design * weights), contrast):
+    if not set(treatment) <= given or not np.allclose(contrast @ inverse @ design, contrast):
         return np.full(conditions.means.shape[1], np.nan)
     return contrast @ inverse @ (conditions.means * weights)
 
 
-def _additive_design(
-    conditions: ConditionMeans, treatment: Components
-) -> tuple[FloatArray, FloatArray | None]:
-    """One row per condition, and the columns' weights in the treatment's effect."""
-    agents = sorted({agent for parts in conditions.treatments for agent in parts})
-    levels = sorted({pair for context in conditions.contexts for pair in enumerate(context)})
-    design = np.array(
-        [
-            [float((i, level) == (i, context[i])) for i, level in levels]
-            + [float(parts.count(agent)) for agent in agents]
-            for parts, context in zip(conditions.treatments, conditions.contexts, strict=True)
-        ]
-    )
-    if not set(treatment) <= set(agents):
-        return design, None
-    return design, np.array(
-        [0.0] * len(levels) + [float(treatment.count(agent)) for agent in agents]
-    )
+_PENALTIES: Final = 10.0 ** np.arange(-3.0, 3.5, 0.5)
 
 
-def baseline_deltas(
-    adata: AnnData,
-    *,
-    treatment_key: str,
-    covariate_keys: Sequence[str],
-    control: str,
-    treatment: str,
-    covariates: Mapping[str, str],
-    layer: str | None = None,
-) -> dict[str, FloatArray]:
-    """Predict the response of a held-out condition with every baseline.
+@baseline("ridge regression on treatment and context")
+def ridge(conditions: ConditionMeans, treatment: Components, context: Context) -> FloatArray:
+    """Predict the change from other conditions' changes, by ridge regression.
 
-    Parameters
-    ----------
-    adata
-        **Training** cells with raw counts, among them the control cells of the held-out context
-        and none of its treated cells. Not changed.
-    treatment_key, covariate_keys
-        Columns of ``obs``.
-    control
-        Label of untreated cells in `treatment_key`.
-    treatment
-        Held-out treatment, such as ``"A"`` or ``"A+B"`` (the order of agents does not matter).
-    covariates
-        Level of each covariate of the held-out context.
-    layer
-        Layer with the raw counts; None for ``X``.
-
-    Returns
-    -------
-    ``control_mean``, `treatment_mean_shift` and `additive`, each a predicted change of mean log1p
-    expression, ``(n_genes,)``, to be held against real treated mean - real control mean of the
-    context. All nan where a baseline is not defined (a combination never seen elsewhere has no
-    mean shift; an agent never seen has no additive effect).
-
-    Raises
-    ------
-    ValueError
-        If the training data contain cells of the held-out condition, lack control cells of its
-        context (also where a level is misspelt), or lack a column.
+    Features of a condition are its agents, the principal components of its context's control
+    profile, and the products of the two; the intercept is not penalised. Penalty, and whether the
+    context counts at all, have the smallest error in predicting each training condition from the
+    others (leave-one-out, Allen 1974, Technometrics 16:125). All genes share them. Agents that were
+    never seen add nothing to the mean of all. It is nan where no training condition has a control
+    beside it, or the context has none.
 
     Examples
     --------
-    >>> conditions = [("l1", "none"), ("l2", "none"), ("l2", "drug")]
-    >>> training = AnnData(
-    ...     np.array([[50, 50], [40, 60], [60, 40]]),
-    ...     obs=pd.DataFrame(conditions, columns=["line", "agent"], index=["1", "2", "3"]),
+    >>> conditions = ConditionMeans(
+    ...     treatments=((), ("A",), (), ("A",), ()),
+    ...     contexts=(("u",), ("u",), ("v",), ("v",), ("w",)),
+    ...     n_cells=np.ones(5),
+    ...     means=np.array([[0.0], [1.0], [2.0], [3.0], [1.0]]),
     ... )
-    >>> deltas = baseline_deltas(
-    ...     training,
-    ...     treatment_key="agent",
-    ...     covariate_keys=("line",),
-    ...     control="none",
-    ...     treatment="drug",
-    ...     covariates={"line": "l1"},
-    ... )
-    >>> {name: delta.round(2).tolist() for name, delta in deltas.items()}
-    {'control_mean': [0.0, 0.0], 'treatment_mean_shift': [0.41, -0.41], 'additive': [0.41, -0.41]}
+    >>> ridge(conditions, ("A",), ("w",)).round(2)
+    array([1.])
     """
-    held_out = components(treatment, control=control)
-    if not held_out:
-        raise ValueError(f"the held-out treatment {treatment!r} is the control: no response")
-    if set(covariates) != set(covariate_keys):
-        raise ValueError(f"covariates must name {list(covariate_keys)}, got {list(covariates)}")
-    conditions = condition_means(
-        adata,
-        treatment_key=treatment_key,
-        covariate_keys=covariate_keys,
-        control=control,
-        layer=layer,
-    )
-    context = tuple(str(covariates[key]) for key in covariate_keys)
-    place = ", ".join(
-        f"{key}={level!r}" for key, level in zip(covariate_keys, context, strict=True)
-    )
-    _check_held_out(conditions, held_out, context, f"{treatment_key}={treatment!r}, {place}")
-    return {
-        "control_mean": control_mean(conditions),
-        "treatment_mean_shift": treatment_mean_shift(conditions, held_out),
-        "additive": additive(conditions, held_out),
-    }
+    shifts = conditions.shifts()
+    if len(shifts) < 2 or conditions.find((), context) is None:
+        known = bool(shifts) and conditions.find((), context) is not None
+        return conditions.mean_shift() if known else np.full(conditions.means.shape[1], np.nan)
+    agents = _agents([row[0] for row in shifts], treatment)[0]
+    states = _states(conditions, [*(row[1] for row in shifts), context])
+    products = (agents[:, :, None] * states[:, None]).reshape(len(agents), -1)
+    fits = []
+    for features in (agents, np.hstack([agents, states, products])):
+        fit = RidgeCV(_PENALTIES).fit(features[:-1], np.array(list(shifts.values())))
+        fits.append((-fit.best_score_, fit.predict(features[-1:]).ravel()))
+    return min(fits, key=lambda found: found[0])[1]
 
 
-def _check_held_out(
-    conditions: ConditionMeans, treatment: Components, context: Context, name: str
-) -> None:
-    leaked = conditions.find(treatment, context)
-    if leaked is not None:
-        raise ValueError(
-            f"the training data contain {int(conditions.n_cells[leaked])} cells of the held-out "
-            f"condition ({name}): drop them before computing baselines"
-        )
-    if conditions.find((), context) is None:
-        known = [
-            c for t, c in zip(conditions.treatments, conditions.contexts, strict=True) if not t
-        ]
-        raise ValueError(
-            f"the training data have no control cells in the context of the held-out condition "
-            f"({name}); contexts with control cells: {known}"
-        )
+@baseline("the pair's own training cells")
+def condition_mean(
+    conditions: ConditionMeans, treatment: Components, context: Context
+) -> FloatArray:
+    """Return the change of the condition's own training cells, where there are some."""
+    return conditions.mean_shift(treatment, context)
+
+
+def _agents(treatments: Sequence[Components], asked: Components) -> tuple[FloatArray, set[str]]:
+    """Return which treatment has which of their agents, the one asked for last; and the agents."""
+    names = sorted({agent for parts in treatments for agent in parts})
+    rows = [[float(name in parts) for name in names] for parts in (*treatments, asked)]
+    return np.array(rows), set(names)
+
+
+def _states(conditions: ConditionMeans, contexts: Sequence[Context]) -> FloatArray:
+    """Return principal components of the contexts' control profiles, of mean square length 1."""
+    names = list(dict.fromkeys(contexts))
+    found = [conditions.find((), name) for name in names]
+    controls = conditions.means[[row for row in found if row is not None]]
+    left, size, _ = np.linalg.svd(controls - controls.mean(axis=0), full_matrices=False)
+    scale = np.sqrt(max((size**2).sum() / len(names), 1e-12))
+    return (left * size / scale)[[names.index(context) for context in contexts]]

@@ -9,6 +9,8 @@ import scanpy as sc
 from anndata import AnnData
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from pyro_fcr.metrics.arrays import check_rows, draw_rows
+
 _SCORES = {"nmi": normalized_mutual_info_score, "ari": adjusted_rand_score}
 
 
@@ -63,8 +65,8 @@ def cluster_agreement(
     1   z_x     x    ari    1.0
     """
     codes = {str(name): pd.factorize(np.asarray(values))[0] for name, values in labels.items()}
-    _check_rows(latents, codes)
-    rows = _some(len(next(iter(latents.values()))), max_cells, seed)
+    check_rows({**latents, **codes})
+    rows = draw_rows(len(next(iter(latents.values()))), max_cells, seed)
     found = []
     for block, latent in latents.items():
         clusters = _leiden(latent[rows], resolution=resolution, n_neighbors=n_neighbors, seed=seed)
@@ -72,20 +74,6 @@ def cluster_agreement(
             for metric, score in _SCORES.items():
                 found.append((block, label, metric, float(score(values[rows], clusters))))
     return pd.DataFrame(found, columns=["block", "label", "metric", "value"])
-
-
-def _some(n_cells: int, most: int, seed: int) -> npt.NDArray[np.intp]:
-    if n_cells <= most:
-        return np.arange(n_cells)
-    return np.sort(np.random.default_rng(seed).choice(n_cells, most, replace=False))
-
-
-def _check_rows(
-    latents: Mapping[str, npt.NDArray[np.floating]], codes: Mapping[str, np.ndarray]
-) -> None:
-    rows = {name: len(values) for name, values in (*latents.items(), *codes.items())}
-    if len(set(rows.values())) > 1:
-        raise ValueError(f"latents and labels must have one row per cell, got {rows}")
 
 
 def _leiden(

@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pyro_fcr.metrics._regression import Regression, draw_roles, r2, regress
-from pyro_fcr.metrics._within import Blocks, Codes, checked_blocks
-from pyro_fcr.metrics.metrics import FloatArray
+from pyro_fcr.metrics.arrays import Blocks, Codes, FloatArray, checked_blocks
+from pyro_fcr.metrics.regression import Regression, draw_roles, r2, regress
 
 _LEAST_R2 = 0.05
 

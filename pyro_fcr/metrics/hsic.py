@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.stats import gamma
 
-from pyro_fcr.metrics.metrics import FloatArray
-from pyro_fcr.metrics.permutation import codes
-from pyro_fcr.metrics.sides import matrix
+from pyro_fcr.metrics.arrays import FloatArray, codes, draw_rows, matrix
 
 RANDOM = "random"
 
@@ -197,9 +194,7 @@ def _causal_learn() -> ModuleType:
 def _sides(values: Mapping[str, npt.ArrayLike], max_cells: int, seed: int) -> list[FloatArray]:
     """Return the columns that vary of some cells' numbers."""
     n_cells, sides = len(matrix(values["z"], "z")), []
-    cells: npt.NDArray[Any] = np.arange(n_cells)
-    if n_cells > max_cells:
-        cells = np.random.default_rng(seed).choice(n_cells, size=max_cells, replace=False)
+    cells = draw_rows(n_cells, max_cells, seed)
     for name, side in values.items():
         numbers = _numbers(side, n_cells, name)[cells]
         varies = np.ptp(numbers, axis=0) > 0

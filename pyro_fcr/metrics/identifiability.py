@@ -14,18 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pyro_fcr.metrics._within import (
+from pyro_fcr.metrics.arrays import (
     Blocks,
     Codes,
+    FloatArray,
     check_rows,
     condition_codes,
     group_means,
-    joint_condition,
+    joint_codes,
     matrices,
     matrix,
 )
 from pyro_fcr.metrics.dci import dci
-from pyro_fcr.metrics.metrics import FloatArray
 from pyro_fcr.metrics.recovery import Method, block_r2, leakage, mcc, rotation_floor, weak_mcc
 
 Scores = dict[tuple[str, str], float]
@@ -88,7 +88,7 @@ def identifiability_table(
     true, estimated = matrices(truth, "truth"), matrices(estimate, "estimate")
     _check_names(true, estimated)
     check_rows({"truth": next(iter(true.values())), "estimate": next(iter(estimated.values()))})
-    codes = condition_codes(joint_condition(x, t), len(next(iter(true.values()))))
+    codes = condition_codes(joint_codes(x, t), len(next(iter(true.values()))))
     label_only = _label_only(true, codes, seed=seed)
     columns = {
         "value": _scores(true, estimated, codes, seed=seed),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pyro_fcr.metrics.metrics import FloatArray
+from pyro_fcr.metrics.arrays import FloatArray
 
 
 def pit_of_draws(

@@ -7,29 +7,28 @@ linear in cells. Both are shares between 0 and 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.special import gammaln
 
-from pyro_fcr.metrics.metrics import FloatArray
+from pyro_fcr.metrics.arrays import Codes, FloatArray, joint_codes
 
-IntArray = npt.NDArray[np.intp]
-Statistic = Callable[[IntArray], FloatArray]
+Statistic: TypeAlias = Callable[[Codes], FloatArray]
 
 N_FREQUENCIES = 32
 NARROW = 1e-4  # of the widest direction's variance: a dimension that the model does not use
 
 
 @dataclass(frozen=True, eq=False)
-class Design:
+class Strata:
     """The cells that count, and the units that change places.
 
     Parameters
@@ -46,14 +45,14 @@ class Design:
         What the units are, in words.
     """
 
-    rows: IntArray
-    stratum: IntArray
-    unit: IntArray
-    pool: IntArray
+    rows: Codes
+    stratum: Codes
+    unit: Codes
+    pool: Codes
     permuted: str
 
     @cached_property
-    def bounds(self) -> IntArray:
+    def bounds(self) -> Codes:
         """First row of each stratum, and the end, ``(n_strata + 1,)``."""
         return np.searchsorted(self.stratum, np.arange(self.stratum[-1] + 2))
 
@@ -63,10 +62,10 @@ class Design:
         return [slice(a, b) for a, b in pairwise(self.bounds)]
 
     @cached_property
-    def _by_pool(self) -> IntArray:
+    def _by_pool(self) -> Codes:
         return np.argsort(self.pool, kind="stable")
 
-    def shuffle(self, rng: np.random.Generator) -> IntArray:
+    def shuffle(self, rng: np.random.Generator) -> Codes:
         """Draw a random arrangement: for each unit, the unit whose value it gets."""
         order = np.empty_like(self._by_pool)
         order[self._by_pool] = np.lexsort((rng.random(len(self.pool)), self.pool))
@@ -78,36 +77,11 @@ class Design:
         return values - (sums / np.diff(self.bounds)[:, None])[self.stratum]
 
 
-def codes(values: npt.ArrayLike, n_cells: int, name: str) -> IntArray:
-    """Give the levels of a label numbers.
-
-    Raises
-    ------
-    ValueError
-        It does not have one value per cell, or values are missing.
-    """
-    array = np.asarray(values)
-    if array.shape != (n_cells,):
-        raise ValueError(f"{name}: shape {array.shape}, wanted one label for each of {n_cells}.")
-    found = pd.factorize(array, sort=False)[0]
-    if missing := int((found < 0).sum()):
-        raise ValueError(f"{name}: missing in {missing} cells; leave these cells out of all.")
-    return found.astype(np.intp)
-
-
-def joint(labels: Sequence[IntArray], n_cells: int) -> IntArray:
-    """Give the combinations of labels that occur numbers; one level for no label."""
-    found = np.zeros(n_cells, dtype=np.intp)
-    for label in labels:
-        found = np.unique(found * (label.max() + 1) + label, return_inverse=True)[1]
-    return found
-
-
-def design_of_label(label: IntArray, stratum: IntArray, replicate: IntArray | None) -> Design:
+def strata_of_label(label: Codes, stratum: Codes, replicate: Codes | None) -> Strata:
     """Decide what changes places where a label is permuted; no rows if nothing can."""
     if replicate is None:
         return _cells_of(label, stratum, "cells")
-    place = joint([stratum, replicate], len(label))
+    place = joint_codes(stratum, replicate)
     if _n_levels(label, place).max() > 1:
         return _cells_of(label, place, "cells within replicates")
     # A replicate with one label everywhere is one unit, in however many strata it occurs.
@@ -115,39 +89,39 @@ def design_of_label(label: IntArray, stratum: IntArray, replicate: IntArray | No
     rows = _usable(label, stratum)
     unit = np.unique(unit[rows], return_inverse=True)[1]
     pool = _pools(unit, stratum[rows])
-    return Design(rows, _number(stratum[rows]), unit, pool, "replicates")
+    return Strata(rows, _number(stratum[rows]), unit, pool, "replicates")
 
 
-def design_of_pair(stratum: IntArray, replicate: IntArray | None) -> Design:
+def strata_of_pair(stratum: Codes, replicate: Codes | None) -> Strata:
     """Cells change places within strata, and within replicates where these are known."""
     words = "cells" if replicate is None else "cells within replicates"
-    place = stratum if replicate is None else joint([stratum, replicate], len(stratum))
+    place = stratum if replicate is None else joint_codes(stratum, replicate)
     return _cells_of(np.arange(len(stratum)), place, words)
 
 
-def _cells_of(label: IntArray, stratum: IntArray, permuted: str) -> Design:
+def _cells_of(label: Codes, stratum: Codes, permuted: str) -> Strata:
     rows = _usable(label, stratum)
     numbers = _number(stratum[rows])
-    return Design(rows, numbers, np.arange(len(rows)), numbers, permuted)
+    return Strata(rows, numbers, np.arange(len(rows)), numbers, permuted)
 
 
-def _number(values: IntArray) -> IntArray:
+def _number(values: Codes) -> Codes:
     return np.unique(values, return_inverse=True)[1]
 
 
-def _n_levels(label: IntArray, group: IntArray) -> IntArray:
+def _n_levels(label: Codes, group: Codes) -> Codes:
     """Count the levels of a label in each group, ``(n_groups,)``."""
     pairs = np.unique(np.column_stack([group, label]), axis=0)
     return np.bincount(pairs[:, 0])
 
 
-def _usable(label: IntArray, stratum: IntArray) -> IntArray:
+def _usable(label: Codes, stratum: Codes) -> Codes:
     """Cells of strata with at least two levels, by stratum."""
     order = np.argsort(stratum, kind="stable")
     return order[(_n_levels(label, stratum) > 1)[stratum[order]]]
 
 
-def _pools(unit: IntArray, stratum: IntArray) -> IntArray:
+def _pools(unit: Codes, stratum: Codes) -> Codes:
     """Units that occur in the same strata, ``(n_units,)``."""
     shape = (unit.max(initial=-1) + 1, stratum.max(initial=-1) + 1)
     where = sparse.csr_matrix((np.ones(len(unit), dtype=bool), (unit, stratum)), shape=shape)
@@ -156,20 +130,20 @@ def _pools(unit: IntArray, stratum: IntArray) -> IntArray:
     return pd.factorize(pd.Series(occurs, dtype=object))[0].astype(np.intp)
 
 
-def smallest_share(label: IntArray | None, design: Design) -> float:
+def smallest_share(label: Codes | None, strata: Strata) -> float:
     """Share of all arrangements that look exactly like the observed one, at least.
 
     Labels whose counts agree in every pool can be renamed into one another without a change of the
     statistic: three replicates against three have 20 arrangements, of which two look alike. None
     stands for values that are all different.
     """
-    size = np.bincount(design.pool)
+    size = np.bincount(strata.pool)
     if label is None:
         return float(np.exp(-gammaln(size + 1).sum()))
     counts = np.zeros((len(size), label.max() + 1))
-    np.add.at(counts, (design.pool, label), 1)
+    np.add.at(counts, (strata.pool, label), 1)
     log_share = gammaln(counts + 1).sum() - gammaln(size + 1).sum()
-    group = _linked(design)
+    group = _linked(strata)
     for number in np.unique(group):
         columns = counts[group == number]
         alike = np.unique(columns[:, columns.any(axis=0)], axis=1, return_counts=True)[1]
@@ -177,30 +151,30 @@ def smallest_share(label: IntArray | None, design: Design) -> float:
     return float(np.exp(log_share))
 
 
-def _linked(design: Design) -> IntArray:
+def _linked(strata: Strata) -> Codes:
     """Pools that share a stratum get one number, ``(n_pools,)``."""
-    links = np.unique(np.column_stack([design.pool[design.unit], design.stratum]), axis=0)
+    links = np.unique(np.column_stack([strata.pool[strata.unit], strata.stratum]), axis=0)
     shape = (links[:, 0].max() + 1, links[:, 1].max() + 1)
     meet = sparse.csr_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=shape)
     return connected_components(meet @ meet.T, directed=False)[1].astype(np.intp)
 
 
-def wide(block: FloatArray, design: Design) -> FloatArray:
+def wide(block: FloatArray, strata: Strata) -> FloatArray:
     """Centre a block within strata and keep the directions that vary, ``(n, n_kept)``.
 
     Not one is kept of a block that is constant within strata.
     """
-    centred = design.centre(block)
+    centred = strata.centre(block)
     variance, directions = np.linalg.eigh(centred.T @ centred / len(centred))
     scale = np.abs(block).max(initial=0.0)
     kept = variance > max(NARROW * variance.max(initial=0.0), (1e-10 * scale) ** 2)
     return centred @ (directions[:, kept] / np.sqrt(variance[kept]))
 
 
-def whiten(block: FloatArray, design: Design) -> tuple[FloatArray, IntArray]:
-    """Give a centred block identity covariance in each stratum, and its rank there."""
+def whiten(block: FloatArray, strata: Strata) -> tuple[FloatArray, Codes]:
+    """Return a centred block identity covariance in each stratum, and its rank there."""
     white, ranks = np.zeros_like(block), []
-    for rows in design.slices:
+    for rows in strata.slices:
         left, size, right = np.linalg.svd(block[rows], full_matrices=False)
         kept = size > 1e-6 * max(size.max(initial=0.0), 1e-6)
         white[rows] = np.sqrt(len(left)) * left[:, kept] @ right[kept]
@@ -208,25 +182,25 @@ def whiten(block: FloatArray, design: Design) -> tuple[FloatArray, IntArray]:
     return white, np.array(ranks)
 
 
-def _fourier(white: FloatArray, design: Design, rng: np.random.Generator) -> FloatArray:
+def _fourier(white: FloatArray, strata: Strata, rng: np.random.Generator) -> FloatArray:
     """Features of a Gaussian kernel whose squared width is the number of dimensions."""
     n_dims = white.shape[1]
     angle = white @ rng.normal(scale=n_dims**-0.5, size=(n_dims, N_FREQUENCIES))
-    return design.centre(np.hstack([np.cos(angle), np.sin(angle)]))
+    return strata.centre(np.hstack([np.cos(angle), np.sin(angle)]))
 
 
 def label_statistic(
-    block: FloatArray, label: IntArray, design: Design, rng: np.random.Generator
+    block: FloatArray, label: Codes, strata: Strata, rng: np.random.Generator
 ) -> Statistic:
     """Share of variance within strata that lies between labels: of the block, of its features."""
-    white, ranks = whiten(block, design)
-    features = np.hstack([white, _fourier(white, design, rng)])
-    total = (ranks * np.diff(design.bounds)).sum(), (features[:, white.shape[1] :] ** 2).sum()
+    white, ranks = whiten(block, strata)
+    features = np.hstack([white, _fourier(white, strata, rng)])
+    total = (ranks * np.diff(strata.bounds)).sum(), (features[:, white.shape[1] :] ** 2).sum()
     n_levels = label.max() + 1
-    n_groups, ends = len(design.slices) * n_levels, np.arange(len(features) + 1)
+    n_groups, ends = len(strata.slices) * n_levels, np.arange(len(features) + 1)
 
-    def between(order: IntArray) -> FloatArray:
-        group = design.stratum * n_levels + label[order][design.unit]
+    def between(order: Codes) -> FloatArray:
+        group = strata.stratum * n_levels + label[order][strata.unit]
         member = sparse.csr_matrix((np.ones(len(group)), group, ends), (len(group), n_groups))
         sums = member.T @ features
         size = np.maximum(np.bincount(group, minlength=n_groups), 1)
@@ -237,35 +211,35 @@ def label_statistic(
 
 
 def pair_statistic(
-    block: FloatArray, other: FloatArray, design: Design, rng: np.random.Generator
+    block: FloatArray, other: FloatArray, strata: Strata, rng: np.random.Generator
 ) -> Statistic:
     """Mean squared canonical correlation within strata; alignment of the kernels' features."""
-    (left, left_ranks), (right, right_ranks) = whiten(block, design), whiten(other, design)
-    curves, other_curves = _fourier(left, design, rng), _fourier(right, design, rng)
-    linear = (np.minimum(left_ranks, right_ranks) * np.diff(design.bounds)).sum()
-    own = np.sqrt(_crossed(curves, curves, design) * _crossed(other_curves, other_curves, design))
+    (left, left_ranks), (right, right_ranks) = whiten(block, strata), whiten(other, strata)
+    curves, other_curves = _fourier(left, strata, rng), _fourier(right, strata, rng)
+    linear = (np.minimum(left_ranks, right_ranks) * np.diff(strata.bounds)).sum()
+    own = np.sqrt(_crossed(curves, curves, strata) * _crossed(other_curves, other_curves, strata))
 
-    def shared(order: IntArray) -> FloatArray:
-        crossed = _crossed(left, right[order], design).sum()
+    def shared(order: Codes) -> FloatArray:
+        crossed = _crossed(left, right[order], strata).sum()
         return np.array(
-            [crossed / linear, _crossed(curves, other_curves[order], design).sum() / own.sum()]
+            [crossed / linear, _crossed(curves, other_curves[order], strata).sum() / own.sum()]
         )
 
     return shared
 
 
-def _crossed(left: FloatArray, right: FloatArray, design: Design) -> FloatArray:
+def _crossed(left: FloatArray, right: FloatArray, strata: Strata) -> FloatArray:
     """Squared size of the cross-covariance in each stratum times its cells, ``(n_strata,)``."""
-    size = [((left[rows].T @ right[rows]) ** 2).sum() for rows in design.slices]
-    return np.array(size) / np.diff(design.bounds)
+    size = [((left[rows].T @ right[rows]) ** 2).sum() for rows in strata.slices]
+    return np.array(size) / np.diff(strata.bounds)
 
 
 def shares(
-    statistic: Statistic, design: Design, n_permutations: int, rng: np.random.Generator
+    statistic: Statistic, strata: Strata, n_permutations: int, rng: np.random.Generator
 ) -> FloatArray:
     """Both statistics of the observed arrangement, then of random ones, ``(1 + n, 2)``."""
-    observed = statistic(np.arange(len(design.pool)))
-    drawn = [statistic(design.shuffle(rng)) for _ in range(n_permutations)]
+    observed = statistic(np.arange(len(strata.pool)))
+    drawn = [statistic(strata.shuffle(rng)) for _ in range(n_permutations)]
     return np.array([observed, *drawn])
 
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
 
 from pyro_fcr.data.schema import Expression
-from pyro_fcr.metrics.baselines import (
-    Components,
-    ConditionMeans,
-    Context,
-    additive,
-    context_mean_shift,
-    control_mean,
-    treatment_mean_shift,
-)
-from pyro_fcr.metrics.metrics import FloatArray
+from pyro_fcr.metrics.arrays import FloatArray
+from pyro_fcr.metrics.baselines import BASELINES, Components, ConditionMeans, Context
 from pyro_fcr.metrics.profiles import SCALES, Scale, Values, log_values, profile
-from pyro_fcr.metrics.ridge import ridge
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,30 +71,6 @@ def predicted_cells(
     )
 
 
-def _condition_mean(
-    conditions: ConditionMeans, treatment: Components, context: Context
-) -> FloatArray:
-    shift = conditions.shift(treatment, context)
-    return np.full(conditions.means.shape[1], np.nan) if shift is None else shift
-
-
-BASELINES: Final[dict[str, Callable[[ConditionMeans, Components, Context], FloatArray]]] = {
-    "control_mean": lambda conditions, treatment, context: control_mean(conditions),
-    "context_mean_shift": lambda conditions, treatment, context: context_mean_shift(
-        conditions, context
-    ),
-    "treatment_mean_shift": lambda conditions, treatment, context: treatment_mean_shift(
-        conditions, treatment
-    ),
-    "additive": lambda conditions, treatment, context: additive(conditions, treatment),
-    "ridge": ridge,
-    "condition_mean": _condition_mean,
-}
-"""Each baseline by name: no change; mean change of the context's other treatments; mean change of
-the treatment over contexts; covariates + treatments; ridge; and, where the condition has training
-cells, their own change. nan where the training conditions do not define it."""
-
-
 def baseline_predictions(
     training: Mapping[Scale, ConditionMeans],
     treatment: Components,
@@ -139,8 +106,8 @@ def baseline_predictions(
     """
     cells = control if isinstance(control, np.ndarray) else control.toarray()
     found = {}
-    for name, predict in BASELINES.items():
-        change = {s: predict(means, treatment, context) for s, means in training.items()}
+    for name, baseline in BASELINES.items():
+        change = {s: baseline.predict(means, treatment, context) for s, means in training.items()}
         if all(np.isfinite(values).all() for values in change.values()):
             shifted = cells + change["mean_log1p"] if "mean_log1p" in change else None
             found[name] = Prediction(change, shifted)

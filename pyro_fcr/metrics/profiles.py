@@ -13,23 +13,26 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+from sklearn.preprocessing import normalize
 
 from pyro_fcr.data.schema import Expression
-from pyro_fcr.metrics.metrics import FloatArray, log1p_normalise
+from pyro_fcr.metrics.arrays import FloatArray
 
 Scale = Literal["mean_log1p", "log1p_mean"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 Values: TypeAlias = FloatArray | sparse.csr_matrix
 
+_LIBRARY = 1e4  # counts that every cell is scaled to
+
 
 def log_values(matrix: Any, *, expression: Expression = "counts") -> Values:
-    """Give every cell's log1p expression, ``(n_cells, n_genes)``, float64.
+    """Return every cell's log1p expression, ``(n_cells, n_genes)``, float64.
 
     Parameters
     ----------
     matrix
         Counts, which are scaled to 10,000 a cell, or log1p values, which stay as they are; dense or
-        sparse.
+        sparse. Not changed. A cell without any count stays at zero.
     expression
         Which of the two: ``"counts"`` or ``"log1p"``.
 
@@ -43,13 +46,21 @@ def log_values(matrix: Any, *, expression: Expression = "counts") -> Values:
     >>> log_values(np.array([[1, 1]])).round(2)
     array([[8.52, 8.52]])
     """
-    if expression == "counts":
-        return log1p_normalise(matrix)
-    values = sparse.csr_matrix(matrix, dtype=np.float64) if sparse.issparse(matrix) else matrix
-    values = values if sparse.issparse(values) else np.asarray(values, dtype=np.float64)
-    if not np.isfinite(values.data if sparse.issparse(values) else values).all():
-        raise ValueError("log1p expression has entries that are not finite")
-    return values
+    is_sparse = sparse.issparse(matrix)
+    values: Any = (sparse.csr_matrix if is_sparse else np.asarray)(matrix, dtype=np.float64)
+    if values.ndim != 2 or not values.shape[0]:
+        raise ValueError(f"{expression} must be cells x genes, got {values.shape}")
+    entries = values.data if is_sparse else values
+    if not np.isfinite(entries).all():
+        raise ValueError(f"{expression} must be numbers, there are entries that are not finite")
+    if expression == "log1p":
+        return values
+    if (entries < 0).any():
+        raise ValueError("counts must be 0 or more: pass raw counts, not log values")
+    if is_sparse and not values.has_canonical_format:
+        values = values.copy()
+        values.sum_duplicates()
+    return np.log1p(_LIBRARY * normalize(values, norm="l1"))
 
 
 def profile(values: Values, scale: Scale, *, weights: npt.ArrayLike | None = None) -> FloatArray:
@@ -62,7 +73,8 @@ def profile(values: Values, scale: Scale, *, weights: npt.ArrayLike | None = Non
     scale
         ``"mean_log1p"`` or ``"log1p_mean"``.
     weights
-        Of the cells, each row adding up to 1, ``(n_rows, n_cells)``; None weighs all the same.
+        Weights of the cells, each row adding up to 1, ``(n_rows, n_cells)``; None weighs all the
+        same.
 
     Returns
     -------
@@ -123,7 +135,7 @@ def half_weights(n_cells: int, n_splits: int, *, rng: np.random.Generator) -> Fl
 
 
 def t_statistics(values: Values, others: Values) -> FloatArray:
-    """Give Welch's t statistic of each gene between two groups of cells, ``(n_genes,)``.
+    """Return Welch's t statistic of each gene between two groups of cells, ``(n_genes,)``.
 
     A gene without any spread in either group has 0.
 

@@ -3,7 +3,7 @@
 Each measure has a *raw* form and one *within conditions* (`condition` given), in which what labels
 alone could tell counts for nothing. Raw numbers are high already for an estimate that copies the
 labels, so claims about latents rest on the second form. Here `condition` must name the full
-condition of a cell, each (x, t) its own, see :func:`joint_condition`.
+condition of a cell, each (x, t) its own, see :func:`joint_codes`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from pyro_fcr.metrics._regression import draw_roles, r2, regress
-from pyro_fcr.metrics._within import (
+from pyro_fcr.metrics.arrays import (
     Blocks,
     Codes,
+    FloatArray,
+    check_rows,
     checked_blocks,
-    pair,
+    matrix,
     remove_condition_means,
 )
-from pyro_fcr.metrics.metrics import FloatArray
+from pyro_fcr.metrics.regression import draw_roles, r2, regress
 
 Method = Literal["pearson", "spearman"]
 
@@ -76,7 +77,10 @@ def mcc(
 def _pair_within(
     truth: npt.ArrayLike, estimate: npt.ArrayLike, condition: npt.ArrayLike | None
 ) -> tuple[FloatArray, FloatArray]:
-    a, b = pair(truth, estimate)
+    a, b = matrix(truth, "truth"), matrix(estimate, "estimate")
+    check_rows({"truth": a, "estimate": b})
+    if len(a) < 4:
+        raise ValueError(f"got {len(a)} cells, at least 4 are needed for a correlation")
     if condition is None:
         return a, b
     return remove_condition_means(a, condition), remove_condition_means(b, condition)

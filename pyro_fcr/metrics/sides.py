@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyro_fcr.metrics import permutation
-from pyro_fcr.metrics.metrics import FloatArray
-from pyro_fcr.metrics.permutation import Design, IntArray
+from pyro_fcr.metrics.arrays import Codes, FloatArray, codes, matrix
+from pyro_fcr.metrics.permutation import Strata
 
 LEVEL = 0.05
 
@@ -23,16 +23,6 @@ def check_permutations(n_permutations: int) -> None:
         )
 
 
-def matrix(values: npt.ArrayLike, name: str) -> FloatArray:
-    """Give numbers as float64; raise ValueError if they are not ``(n_cells, n_dims)``, finite."""
-    matrix = np.asarray(values, dtype=np.float64)
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        raise ValueError(f"{name}: shape {matrix.shape}, wanted (n_cells, n_dims).")
-    if wrong := int((~np.isfinite(matrix)).any(axis=1).sum()):
-        raise ValueError(f"{name}: not finite in {wrong} cells.")
-    return matrix
-
-
 @dataclass(frozen=True, eq=False)
 class Sides:
     """Block and other side, for the cells of a test that count.
@@ -43,7 +33,7 @@ class Sides:
         The directions of the block that vary, ``(n, n_dims)``, centred within strata.
     second
         The label of each unit, ``(n_units,)``, or the other block, ``(n, n_other_dims)``.
-    design
+    strata
         What changes places.
     statement
         What is tested, for errors.
@@ -51,7 +41,7 @@ class Sides:
 
     block: FloatArray
     second: npt.NDArray[Any]
-    design: Design
+    strata: Strata
     statement: str
 
     @property
@@ -68,16 +58,16 @@ class Sides:
     ) -> FloatArray:
         """Both statistics, of the given arrangement and of random ones, ``(1 + n, 2)``."""
         kind = permutation.label_statistic if self.of_label else permutation.pair_statistic
-        statistic = kind(block, second, self.design, rng)
-        return permutation.shares(statistic, self.design, n_permutations, rng)
+        statistic = kind(block, second, self.strata, rng)
+        return permutation.shares(statistic, self.strata, n_permutations, rng)
 
     def check_reach(self, n_permutations: int) -> float:
-        """Give the smallest p-value that can come out; raise if it is above 0.05."""
+        """Return the smallest p-value that can come out; raise if it is above 0.05."""
         check_permutations(n_permutations)
-        smallest = permutation.smallest_share(self.second if self.of_label else None, self.design)
+        smallest = permutation.smallest_share(self.second if self.of_label else None, self.strata)
         if smallest > LEVEL:
             raise ValueError(
-                f"{self.statement}: too few {self.design.permuted} to permute: the smallest "
+                f"{self.statement}: too few {self.strata.permuted} to permute: the smallest "
                 f"p-value that can come out is {smallest:.2g}, wanted {LEVEL} or less."
             )
         return max(smallest, 1 / (1 + n_permutations))
@@ -93,54 +83,52 @@ def both_sides(
     """Check what a test is given and leave out cells that say nothing, see `independence_test`."""
     block, other = matrix(z, f"{statement}: z"), np.asarray(other)
     n = len(block)
-    strata = permutation.codes(stratum, n, f"{statement}: stratum")
-    groups = None
-    if replicate is not None:
-        groups = permutation.codes(replicate, n, f"{statement}: replicate")
+    given = codes(stratum, n, f"{statement}: stratum")
+    groups = None if replicate is None else codes(replicate, n, f"{statement}: replicate")
     side = _label_side if other.ndim == 1 else _block_side
-    second, design = side(other, strata, groups, statement)
-    return Sides(_varying(block, design, f"{statement}: z"), second, design, statement)
+    second, strata = side(other, given, groups, statement)
+    return Sides(_varying(block, strata, f"{statement}: z"), second, strata, statement)
 
 
 def _label_side(
-    other: npt.NDArray[Any], strata: IntArray, groups: IntArray | None, statement: str
-) -> tuple[IntArray, Design]:
-    label = permutation.codes(other, len(strata), f"{statement}: label")
+    other: npt.NDArray[Any], stratum: Codes, replicate: Codes | None, statement: str
+) -> tuple[Codes, Strata]:
+    label = codes(other, len(stratum), f"{statement}: label")
     if label.max() >= max(len(label) // 2, 2):
         raise ValueError(
             f"{statement}: the label has {label.max() + 1} levels in {len(label)} cells; pass "
             "numbers as a block, (n_cells, n_dims)."
         )
-    design = permutation.design_of_label(label, strata, groups)
-    _check_rows(design, "two levels of the label", statement)
-    second = np.empty(len(design.pool), dtype=np.intp)
-    second[design.unit] = label[design.rows]
-    return second, design
+    strata = permutation.strata_of_label(label, stratum, replicate)
+    _check_rows(strata, "two levels of the label", statement)
+    second = np.empty(len(strata.pool), dtype=np.intp)
+    second[strata.unit] = label[strata.rows]
+    return second, strata
 
 
 def _block_side(
-    other: npt.NDArray[Any], strata: IntArray, groups: IntArray | None, statement: str
-) -> tuple[FloatArray, Design]:
+    other: npt.NDArray[Any], stratum: Codes, replicate: Codes | None, statement: str
+) -> tuple[FloatArray, Strata]:
     values = matrix(other, f"{statement}: other")
-    if len(values) != len(strata):
+    if len(values) != len(stratum):
         raise ValueError(
-            f"{statement}: {len(strata)} cells of z, {len(values)} of the other block."
+            f"{statement}: {len(stratum)} cells of z, {len(values)} of the other block."
         )
-    design = permutation.design_of_pair(strata, groups)
-    _check_rows(design, "two cells", statement)
-    return _varying(values, design, f"{statement}: other"), design
+    strata = permutation.strata_of_pair(stratum, replicate)
+    _check_rows(strata, "two cells", statement)
+    return _varying(values, strata, f"{statement}: other"), strata
 
 
-def _varying(block: FloatArray, design: Design, name: str) -> FloatArray:
-    varying = permutation.wide(block[design.rows], design)
+def _varying(block: FloatArray, strata: Strata, name: str) -> FloatArray:
+    varying = permutation.wide(block[strata.rows], strata)
     if not varying.shape[1]:
         raise ValueError(f"{name} is constant within every stratum: there is nothing to test.")
     return varying
 
 
-def _check_rows(design: Design, wanted: str, statement: str) -> None:
-    if not len(design.rows):
-        where = "replicate of a stratum" if "within" in design.permuted else "stratum"
+def _check_rows(strata: Strata, wanted: str, statement: str) -> None:
+    if not len(strata.rows):
+        where = "replicate of a stratum" if "within" in strata.permuted else "stratum"
         raise ValueError(
             f"{statement}: no {where} has {wanted}, so that nothing can change places. The columns "
             "are confounded (one follows from the other): the data cannot tell."

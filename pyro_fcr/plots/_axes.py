@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from scanpy.plotting import palettes
 
 from pyro_fcr.data.errors import did_you_mean, listed
-from pyro_fcr.metrics.metrics import FloatArray
+from pyro_fcr.metrics.arrays import FloatArray
 
 INK, MUTED, FAINT = "#222222", "#6b6b6b", "#c4c4c4"
 BLUE, ORANGE = "#0072b2", "#d55e00"  # of the Okabe-Ito palette, told apart by every reader

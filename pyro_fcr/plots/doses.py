@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from pyro_fcr.data.errors import listed
-from pyro_fcr.metrics.metrics import FloatArray
+from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.plots._axes import (
     MUTED,
     NUMBERS,

@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
-from pyro_fcr.metrics.metrics import FloatArray
+from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.plots._axes import (
     FAINT,
     INK,

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 from scipy import sparse
 
-from pyro_fcr.metrics.metrics import FloatArray
+from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.plots._axes import (
     BLUE,
     FAINT,

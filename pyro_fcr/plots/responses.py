@@ -8,7 +8,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_fcr.metrics.metrics import FloatArray, largest_changes, response_metrics
+from pyro_fcr.metrics.arrays import FloatArray
+from pyro_fcr.metrics.scores import largest_changes, pearson
 from pyro_fcr.plots._axes import BLUE, FAINT, INK, MUTED, grid, new_axes, plain
 from pyro_fcr.plots._labels import label_points
 
@@ -79,7 +80,7 @@ def response_scatter(
 
 
 def _bars(intervals: npt.ArrayLike | None, n_genes: int) -> FloatArray:
-    """Give the ends of the bars, ``(2, n_genes)``; NaN where there is none."""
+    """Return the ends of the bars, ``(2, n_genes)``; NaN where there is none."""
     bars = np.full((2, n_genes), np.nan) if intervals is None else np.array(intervals, float)
     if bars.shape != (2, n_genes):
         raise ValueError(
@@ -92,8 +93,9 @@ def _bars(intervals: npt.ArrayLike | None, n_genes: int) -> FloatArray:
 def _scatter(
     ax: Axes, predicted: FloatArray, real: FloatArray, *, title: str, limits: tuple[float, float]
 ) -> None:
-    pearson = response_metrics(predicted, real)["pearson_delta_de100"]
-    r = f"r = {pearson:.2f}" if np.isfinite(pearson) else "r undefined"
+    strongest = largest_changes(real, 100)
+    correlation = pearson(predicted[strongest], real[strongest])
+    r = f"r = {correlation:.2f}" if np.isfinite(correlation) else "r undefined"
     ax.set_title(f"{title}\n{r}".strip(), fontsize=9, color=INK, linespacing=1.35)
     ax.set(xlim=limits, ylim=limits, aspect="equal")
     ax.axline((0, 0), slope=1, color=FAINT, linewidth=0.9, zorder=1)
@@ -101,10 +103,9 @@ def _scatter(
     if not np.isfinite(predicted).all():
         ax.text(0.5, 0.5, "not defined", transform=ax.transAxes, ha="center", color=MUTED)
         return
-    strongest = np.zeros(len(real), dtype=bool)
-    strongest[largest_changes(real, 100)] = True
+    dark = np.isin(np.arange(len(real)), strongest)
     style: dict[str, Any] = {"s": 9, "alpha": 0.75, "linewidths": 0, "rasterized": len(real) > 1000}
-    for rows, color, order in ((~strongest, "#b5b5b5", 2), (strongest, BLUE, 3)):
+    for rows, color, order in ((~dark, "#b5b5b5", 2), (dark, BLUE, 3)):
         ax.scatter(real[rows], predicted[rows], color=color, zorder=order, **style)
 
 

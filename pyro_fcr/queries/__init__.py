@@ -1,32 +1,6 @@
 """Questions to a fitted model in the words of AnnData, and their answers as AnnData or tables."""
 
-from pyro_fcr.queries.answers import Output
-from pyro_fcr.queries.ask import (
-    condition_marks,
-    counterfactual,
-    posterior_predictive,
-    predict,
-)
-from pyro_fcr.queries.coverage import interval_coverage
-from pyro_fcr.queries.curves import dose_response
-from pyro_fcr.queries.export import to_arviz
-from pyro_fcr.queries.fitted import Fitted, Source
-from pyro_fcr.queries.support import support
-from pyro_fcr.queries.targets import AVERAGE, Form, Query
+import lazy_loader
 
-__all__ = [
-    "AVERAGE",
-    "Fitted",
-    "Form",
-    "Output",
-    "Query",
-    "Source",
-    "condition_marks",
-    "counterfactual",
-    "dose_response",
-    "interval_coverage",
-    "posterior_predictive",
-    "predict",
-    "support",
-    "to_arviz",
-]
+# Names stand in __init__.pyi: ArviZ and others are imported when a question needs them.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

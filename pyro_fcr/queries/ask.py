@@ -1,206 +1,207 @@
-"""Questions to a fitted model in the words of AnnData, and their answers as AnnData.
-
-Cells are drawn block by block, each from a seed of its own: an answer depends on the seed and on
-which cells stand in which order, not on the memory that it may take.
-"""
+"""Cells that a fitted model expects: under a condition, after an intervention, or as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import torch
 from anndata import AnnData
-from torch import Tensor
 
-from pyro_fcr.batch import Batch
-from pyro_fcr.data import Registry
-from pyro_fcr.draws import (
-    QueryError,
-    Responder,
-    block_seed,
-    block_size,
-    blocks_of,
-    check_held,
-    held_by_default,
-    new_cells,
-)
-from pyro_fcr.draws.sinks import Rows
-from pyro_fcr.queries.answers import Part, assemble, read_part
-from pyro_fcr.queries.fitted import Fitted
-from pyro_fcr.queries.support import support
-from pyro_fcr.queries.targets import Query
+from pyro_fcr.draws import check_held, held_by_default
+from pyro_fcr.queries.answers import Output
+from pyro_fcr.queries.blockwise import Asked, answer, chunks_of_new_cells, library_column
+from pyro_fcr.queries.fitted import Fitted, Source
+from pyro_fcr.queries.targets import Form, Query
 
 
-def counterfactual(
+def predict(  # noqa: PLR0913 (the words of one question)
     fcr: Fitted,
-    query: Query,
-    source: AnnData,
+    treatment: str,
     *,
-    hold: Iterable[str] | None,
+    covariates: Mapping[str, str],
+    dose: Any = None,
+    n_cells: int = 500,
+    n_draws: int = 1,
     library: npt.ArrayLike | None = None,
+    output: Form | Output = "draws",
+    seed: int = 0,
 ) -> AnnData:
-    """Answer what given cells would express; see :meth:`pyro_fcr.FCR.counterfactual`."""
-    intervened = query.intervened(fcr.registry.schema)
+    """Draw new cells of a condition from the model alone: latents from their priors, then y.
+
+    Parameters
+    ----------
+    fcr
+        A fitted model.
+    treatment, dose
+        The treatment or combination; the dose, where the schema has doses.
+    covariates
+        A level for every covariate, or :data:`pyro_fcr.AVERAGE` to average it out.
+    n_cells
+        How many cells to draw.
+    n_draws
+        Draws per cell, which share nothing but the condition: ``n_cells=1, n_draws=1000,
+        output="summary"`` sums the condition up in a row.
+    library
+        Counts per cell: a number, or one for each cell; None takes the training median.
+    output, seed
+        As in :meth:`counterfactual`.
+
+    Returns
+    -------
+    Cells with the genes of training; ``obs`` holds the condition, ``extrapolated`` and
+    ``support``, ``uns["pyro_fcr"]`` the query; see :meth:`counterfactual`.
+    """
+    query = Query(
+        treatment=treatment,
+        covariates=covariates,
+        dose=dose,
+        output=output,
+        seed=seed,
+        n_draws=n_draws,
+    )
+    size = (fcr.registry.target_sum or 1.0) if library is None else library
+    obs, column = query.condition_obs(fcr.registry, n_cells), library_column(size, n_cells)
+    chunks = chunks_of_new_cells(fcr, fcr.registry.encode_obs(obs), column)
+    return answer(fcr, query, Asked(obs=obs), chunks)
+
+
+def counterfactual(  # noqa: PLR0913 (the words of one question)
+    fcr: Fitted,
+    adata: Source = None,
+    *,
+    treatment: str | None = None,
+    dose: Any = None,
+    covariates: Mapping[str, str] | None = None,
+    hold: Iterable[str] | None = None,
+    library: npt.ArrayLike | None = None,
+    n_draws: int = 1,
+    output: Form | Output = "draws",
+    seed: int = 0,
+) -> AnnData:
+    """Predict what given cells would express under another treatment, dose or context.
+
+    Abduct: what is held is drawn from the guide given the cells' expression. Act: the sites
+    are set to the target. Predict: all else is drawn from the conditional priors.
+
+    Parameters
+    ----------
+    fcr
+        A fitted model.
+    adata
+        The source cells; None takes the model's own.
+    treatment, dose, covariates
+        The target; what is left out stays as it is in each cell. At least one of them. A
+        covariate such as a technical batch can be set to :data:`pyro_fcr.AVERAGE`.
+    hold
+        Latents that cells keep; None holds every latent that the target is no cause of (z_x
+        for another treatment, z_t for another context).
+    library
+        Counts per cell: a number, or one for each cell; None leaves the cells their own.
+    n_draws
+        Draws per cell.
+    output
+        ``"draws"``: drawn counts, ``n_draws`` rows per cell; ``"mean"``: expected counts
+        averaged over draws, and their standard deviation in ``layers["sd"]``; ``"summary"``:
+        quantiles in ``layers["q05"]`` and the like, too. Or an
+        :class:`pyro_fcr.Output`, for the spread of drawn counts, other quantiles, and answers
+        that are written to a file within a bound of memory.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    Predicted cells. ``obs`` is that of the source with the target in the schema's columns, the
+    source's own values in ``source_<column>``, ``extrapolated`` (no training cell had this
+    treatment in this context) and ``support`` (:func:`pyro_fcr.queries.support.support`);
+    ``uns["pyro_fcr"]`` holds the query.
+
+    Raises
+    ------
+    pyro_fcr.SchemaError
+        The target has a level that was never seen; lists the known ones.
+    pyro_fcr.QueryError
+        There is no target, or what is held would undo it.
+    """
+    query = Query(
+        treatment=treatment,
+        covariates=covariates or {},
+        dose=dose,
+        output=output,
+        seed=seed,
+        n_draws=n_draws,
+    )
+    source, intervened = fcr.source(adata), query.intervened(fcr.registry.schema)
     held = held_by_default(fcr.graph, intervened) if hold is None else tuple(hold)
     check_held(fcr.graph, held, intervened)
     obs = query.target_obs(source.obs, fcr.registry)
     target = fcr.registry.encode_obs(obs)
-    asked = _Asked(
+    asked = Asked(
         obs=obs,
         held=held,
         do={name: target[name] for name in intervened},
-        library=None if library is None else _library(library, len(obs)),
+        library=None if library is None else library_column(library, len(obs)),
     )
-    return _answer(fcr, query, asked, fcr.chunks(source))
-
-
-def predict(
-    fcr: Fitted, query: Query, *, n_cells: int, library: npt.ArrayLike | None = None
-) -> AnnData:
-    """Draw new cells of a condition; see :meth:`pyro_fcr.FCR.predict`."""
-    size = (fcr.registry.target_sum or 1.0) if library is None else library
-    obs, column = query.condition_obs(fcr.registry, n_cells), _library(size, n_cells)
-    sites = fcr.registry.encode_obs(obs)
-    return _answer(fcr, query, _Asked(obs=obs), _chunks_of_new_cells(fcr, sites, column))
+    return answer(fcr, query, asked, fcr.chunks(source))
 
 
 def posterior_predictive(
-    fcr: Fitted, query: Query, source: AnnData, *, library: npt.ArrayLike | None = None
+    fcr: Fitted,
+    adata: Source = None,
+    *,
+    n_draws: int = 1,
+    output: Form | Output = "draws",
+    library: npt.ArrayLike | None = None,
+    seed: int = 0,
 ) -> AnnData:
-    """Draw cells again as they are; see :meth:`pyro_fcr.FCR.posterior_predictive`."""
-    asked = _Asked(
-        obs=source.obs.copy(),
-        held=fcr.graph.blocks,
-        library=None if library is None else _library(library, source.n_obs),
-    )
-    return _answer(fcr, query, asked, fcr.chunks(source))
+    """Draw the cells again, as they are: all latents from the guide given the cell, then y.
 
+    It is what the model makes of cells that it is shown, for checks of the model, and no
+    prediction: expression that the guide reads is given back. For cells of another condition
+    see :meth:`pyro_fcr.FCR.counterfactual`.
 
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """Cells and what is done to them: annotation, held latents, values and library sizes set."""
-
-    obs: pd.DataFrame
-    held: tuple[str, ...] = ()
-    do: Mapping[str, Tensor] = field(default_factory=dict)
-    library: Tensor | None = None
-
-
-def _library(size: npt.ArrayLike, n_cells: int) -> Tensor:
-    sizes = np.asarray(size, dtype=np.float32)
-    if sizes.shape not in ((), (n_cells,)):
-        raise QueryError(
-            f"library has the shape {sizes.shape}, wanted a number or one for each of {n_cells} "
-            "cells."
-        )
-    if not (sizes > 0).all():
-        raise QueryError("library: counts per cell must be positive.")
-    return torch.from_numpy(np.broadcast_to(sizes, n_cells).copy()).unsqueeze(1)
-
-
-def _chunks_of_new_cells(
-    fcr: Fitted, sites: Mapping[str, Tensor], library: Tensor
-) -> Iterator[tuple[Batch, slice]]:
-    n_genes = len(fcr.registry.genes)
-    size = block_size(n_genes)
-    for start in range(0, len(library), size):
-        rows = slice(start, start + size)
-        cut = {name: values[rows] for name, values in sites.items()}
-        yield new_cells(cut, library[rows], n_genes=n_genes).to(fcr.device), rows
-
-
-def _answer(
-    fcr: Fitted, query: Query, asked: _Asked, chunks: Iterable[tuple[Batch, slice]]
-) -> AnnData:
-    obs = asked.obs.assign(**condition_marks(asked.obs, fcr.registry))
-    if query.answer.form == "draws":
-        obs = _row_per_draw(obs, query.n_draws)
-    genes = pd.DataFrame(index=pd.Index(fcr.registry.genes, dtype=str))
-    frame = AnnData(obs=obs, var=genes, uns={"pyro_fcr": _record(query, asked.held)})
-    answer = assemble(frame, _parts(fcr, query, asked, chunks), store=query.answer.store)
-    layer = fcr.registry.schema.layer
-    if layer is not None and query.answer.store is None:
-        answer.layers[layer] = answer.X  # where the model, and whoever joins it to the cells, looks
-    return answer
-
-
-def _parts(
-    fcr: Fitted, query: Query, asked: _Asked, chunks: Iterable[tuple[Batch, slice]]
-) -> Iterator[Part]:
-    """Draw block by block; a block whose draws do not fit into memory is drawn anew per part."""
-    answer, n_genes = query.answer, len(fcr.registry.genes)
-    responder = Responder(fcr.model, fcr.guide, hold=(*asked.held, *fcr.graph.shared))
-    as_counts = fcr.registry.schema.expression == "counts" and answer.kind == "observation"
-    for number, (batch, cells) in enumerate(_blocks(chunks, block_size(n_genes))):
-        act = {name: values[cells].to(fcr.device) for name, values in asked.do.items()}
-        library = None if asked.library is None else asked.library[cells].to(fcr.device)
-        seed = block_seed(query.seed, number)
-        for rows in answer.rows(len(batch), n_genes, n_draws=query.n_draws):
-            sinks = answer.sinks(query.n_draws)
-            taken = {_FED[answer.kind]: [Rows(sink, rows) for sink in sinks]}
-            responder.feed(
-                batch, do=act, library=library, n_draws=query.n_draws, seed=seed, **taken
-            )
-            yield read_part(sinks, as_counts=as_counts)
-
-
-_FED: Final = {"latent": "expected", "observation": "drawn"}
-
-
-def _blocks(chunks: Iterable[tuple[Batch, slice]], size: int) -> Iterator[tuple[Batch, slice]]:
-    for chunk, at in chunks:
-        for batch, rows in blocks_of(chunk, size):
-            start = at.start + rows.start
-            yield batch, slice(start, start + len(batch))
-
-
-def _row_per_draw(obs: pd.DataFrame, n_draws: int) -> pd.DataFrame:
-    if n_draws == 1:
-        return obs
-    repeated = obs.iloc[np.repeat(np.arange(len(obs)), n_draws)]
-    draw = np.tile(np.arange(n_draws), len(obs))
-    names = [f"{cell}-draw{i}" for cell, i in zip(repeated.index, draw, strict=True)]
-    return repeated.assign(draw=draw).set_axis(pd.Index(names, dtype=str))
-
-
-def _record(query: Query, held: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "treatment": "" if query.treatment is None else query.treatment,
-        "dose": "" if query.dose is None else str(query.dose),
-        "covariates": {key: str(level) for key, level in query.covariates.items()},
-        "held": list(held),
-        "output": query.answer.form,
-        "uncertainty": query.answer.kind,
-        "n_draws": query.n_draws,
-        "seed": query.seed,
-    }
-
-
-def condition_marks(obs: pd.DataFrame, registry: Registry) -> dict[str, np.ndarray]:
-    """Say of each cell's condition whether training lacked it, and what supports an answer.
+    Parameters
+    ----------
+    fcr
+        A fitted model.
+    adata
+        The cells; None takes the model's own.
+    n_draws
+        Draws per cell.
+    output
+        As in :meth:`pyro_fcr.FCR.counterfactual`.
+    library
+        Counts per cell of the answer: a number, or one for each cell; None leaves the cells
+        their own.
+    seed
+        Of the draws.
 
     Returns
     -------
-    ``extrapolated`` and ``support``, ``(n_cells,)`` each; see
-    :meth:`pyro_fcr.data.Registry.is_extrapolated` and :func:`pyro_fcr.queries.support.support`.
+    Cells with the annotation of ``adata``; see :meth:`pyro_fcr.FCR.counterfactual`.
+
+    Raises
+    ------
+    pyro_fcr.SchemaError
+        The cells have a level that was never seen; lists the known ones.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[:20].copy()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(pyro_fcr.datasets.gbm_panobinostat(), schema)
+    >>> again = fcr.posterior_predictive(adata, n_draws=10, output="summary")
+    >>> again.shape, sorted(name for name in again.layers if name)
+    ((20, 300), ['q05', 'q50', 'q95', 'sd'])
     """
-    schema = registry.schema
-    keys = [schema.treatment_key, *schema.covariate_keys]
-    keys += [] if schema.dose_key is None else [schema.dose_key]
-    texts = obs[keys].astype(str)
-    condition = texts.groupby(keys, sort=False, dropna=False, observed=True).ngroup().to_numpy()
-    _, first = np.unique(condition, return_index=True)
-    verdicts = []
-    for row in obs[keys].iloc[first].to_dict("records"):
-        levels = {key: str(row[key]) for key in schema.covariate_keys}
-        asked = (registry, str(row[schema.treatment_key]), levels)
-        dose = row[schema.dose_key] if schema.dose_key else None
-        outside = registry.is_extrapolated(*asked[1:], dose=dose)
-        verdicts.append((outside, support(*asked, dose=dose)))
-    extrapolated, score = (np.array(column)[condition] for column in zip(*verdicts, strict=True))
-    return {"extrapolated": extrapolated, "support": score}
+    source = fcr.source(adata)
+    asked = Asked(
+        obs=source.obs.copy(),
+        held=fcr.graph.blocks,
+        library=None if library is None else library_column(library, source.n_obs),
+    )
+    query = Query(output=output, n_draws=n_draws, seed=seed)
+    return answer(fcr, query, asked, fcr.chunks(source))

@@ -13,9 +13,9 @@ from torch import Tensor
 from pyro_fcr.batch import Batch
 from pyro_fcr.draws import QueryError, Responder, block_seed, block_size, blocks_of
 from pyro_fcr.draws.sinks import Sink
+from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.metrics.intervals import central_shares, check_levels, pit_of_draws
-from pyro_fcr.metrics.metrics import FloatArray
-from pyro_fcr.queries.ask import condition_marks
+from pyro_fcr.queries.blockwise import condition_marks
 from pyro_fcr.queries.fitted import Fitted, Source
 from pyro_fcr.queries.targets import check_draws
 
@@ -30,7 +30,62 @@ def interval_coverage(
     n_draws: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compare cells with predictions; see :meth:`pyro_fcr.FCR.interval_coverage`."""
+    """Compare single cells with the predictive distribution of new cells of their condition.
+
+    Each value (a gene in a cell) is set against what the model expects of a new cell of the
+    same condition and library size: latents from their conditional priors, as the guide would
+    have read the cell, then expression with its noise. It is a check of *observation*
+    intervals. Of intervals of expected expression given the latents, or of parameters, it says
+    nothing: these have no observed counterpart in single cells.
+
+    Parameters
+    ----------
+    fcr
+        A fitted model.
+    adata
+        The cells; None takes those held out in the last fit.
+    levels
+        Probabilities of the central intervals.
+    n_draws
+        Draws per cell; they are counted and not kept.
+    seed
+        Of the draws, and of the places of observed counts among equal ones.
+
+    Returns
+    -------
+    A row per kind and level, for :func:`pyro_fcr.plots.coverage`. ``kind`` is ``"observation"``
+    or, for cells of a condition that training lacked, ``"observation, unseen condition"``;
+    ``nominal`` is the level, ``observed`` the share of values inside the interval, ``n`` the
+    number of values. The values of a cell depend on one another: ``observed`` is less certain
+    than n suggests.
+
+    Raises
+    ------
+    pyro_fcr.QueryError
+        There are no cells, a level is not between 0 and 1, or there are no draws.
+    pyro_fcr.SchemaError
+        The cells have a level that was never seen; lists the known ones.
+
+    Notes
+    -----
+    Intervals of counts hold more than their nominal share because counts are discrete; here
+    ties between observed and drawn counts are broken at random instead, which is exact
+    (:mod:`pyro_fcr.metrics.intervals`).
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[::10].copy()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(adata, schema)
+    >>> history = fcr.fit(max_epochs=1, progress=False)
+    >>> fcr.interval_coverage(n_draws=20)[["kind", "nominal", "n"]]
+              kind  nominal      n
+    0  observation      0.5  15000
+    1  observation      0.9  15000
+    """
     _check(levels, n_draws)
     cells = _heldout_cells(fcr) if adata is None else fcr.source(adata)
     if cells.n_obs == 0:

@@ -45,7 +45,65 @@ def dose_response(
     level: float = 0.9,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Follow a treatment over doses; see :meth:`pyro_fcr.FCR.dose_response`."""
+    """Follow a treatment over a grid of doses, in each context.
+
+    Parameters
+    ----------
+    fcr
+        A fitted model.
+    treatment
+        The treatment; a combination needs ``doses``, which its parts all get.
+    cells
+        Whose curve. None: new cells of each context of training. A mapping with a level for
+        every covariate: new cells of this context, latents from their priors. Cells (mostly
+        controls): their counterfactuals, latents that the treatment is no cause of held, a
+        curve for each context among them.
+    doses
+        The grid; None takes eight doses over the trained range, evenly on the log scale.
+    genes
+        Which genes; None takes all.
+    n_draws
+        Draws per context and dose, at least: so many new cells, or given cells each drawn often
+        enough. Every dose is drawn from the same noise, so that curves are smooth.
+    level
+        Share of the cells within the bands.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    A row per context, dose and gene, dose 0 first. ``estimate`` is the log fold change (natural
+    logarithm) of the cells' mean expected share of counts against dose 0 in the same context;
+    for log1p data the difference of means. ``lower`` and ``upper`` enclose the middle ``level``
+    of single cells, as expected given their latents and against the same mean of dose 0: how
+    much cells differ, without the noise of counting, and no standard error of the curve.
+    ``extrapolated`` and ``support`` are those of the condition.
+
+    Raises
+    ------
+    pyro_fcr.QueryError
+        The model knows no doses, or none of this treatment to span a grid.
+    pyro_fcr.SchemaError
+        A treatment, level or dose is none that the model can take; lists the known ones.
+
+    Examples
+    --------
+    >>> import numpy as np, pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()
+    >>> treated = adata.obs["treatment"] == "panobinostat"
+    >>> adata.obs["dose"] = np.where(treated, np.where(np.arange(5000) % 2, 0.1, 1.0), 0.0)
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment",
+    ...     control="control",
+    ...     covariate_keys="patient",
+    ...     dose_key="dose",
+    ... )
+    >>> fcr = pyro_fcr.FCR(adata, schema)
+    >>> some = list(adata.var_names[:2])
+    >>> curve = fcr.dose_response("panobinostat", cells={"patient": "PW030"}, genes=some)
+    >>> curve.shape, sorted(set(curve["dose"]))[:2]
+    ((18, 9), [0.0, 0.1])
+    """
     registry = fcr.registry
     grid = np.array([0.0, *_grid(registry, treatment, doses)])
     if not 0 < level < 1:

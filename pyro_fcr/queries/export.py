@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_fcr.data import Registry
 from pyro_fcr.draws import QueryError, block_seed, check_held, held_by_default
 from pyro_fcr.draws.sites import Draws, Sampler
-from pyro_fcr.queries.ask import condition_marks
+from pyro_fcr.queries.blockwise import condition_marks
 from pyro_fcr.queries.fitted import Fitted, Source
 from pyro_fcr.queries.targets import Query, check_draws, gene_positions
 
@@ -40,7 +40,91 @@ def to_arviz(
     n_draws: int = 100,
     seed: int = 0,
 ) -> Any:
-    """Draw latents and expression for ArviZ; see :meth:`pyro_fcr.FCR.to_arviz`."""
+    """Draw latents and expression of cells, for ArviZ to summarise, plot and store.
+
+    Parameters
+    ----------
+    fcr
+        A fitted model.
+    adata
+        The cells; None takes the model's own. A few hundred are usual: memory is 4 bytes times
+        cells, kept genes and draws for each of three groups.
+    predictions
+        Another condition for the same cells, in the words of
+        :meth:`pyro_fcr.FCR.counterfactual`: ``treatment``, ``dose``, ``covariates``, ``hold``.
+        None makes no such group.
+    genes
+        The genes whose expression is kept, in this order; None keeps all.
+    n_draws
+        Draws per cell.
+    seed
+        Of the draws; the global random state is left alone.
+
+    Returns
+    -------
+    ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with ArviZ 1.x, with the groups
+
+    - ``posterior``: the latents, drawn from the guide given the cells' expression;
+    - ``posterior_predictive``: ``y`` with its observation noise, given the latents of the same
+      draw in ``posterior``;
+    - ``log_likelihood``: ``y`` of a cell given its latents, nats, summed over **all** genes;
+    - ``prior``, ``prior_predictive``: latents from their conditional priors under the cells'
+      own treatment and covariates, and ``y`` given them;
+    - ``predictions``: latents and ``y`` of the same cells under the other condition. What is
+      held is that of the same draw in ``posterior``, so that a difference from
+      ``posterior_predictive`` is one cell's own;
+    - ``observed_data``: ``y``, counts or log1p values as in the schema;
+    - ``constant_data``, ``predictions_constant_data``: the sites that are set (``x``, ``t``,
+      ...), ``library``, and for each cell the columns of the schema, for the predictions those
+      of the target with its ``extrapolated`` and ``support``. A column whose name is taken has
+      ``obs_`` before it.
+
+    Dimensions are ``chain`` (one), ``draw``, ``cell``, ``gene``, ``<latent>_dim``, ``<covariate
+    site>_level``, ``t_agent`` (``t_feature`` with treatment features). A latent that all cells
+    share has no ``cell``.
+
+    Raises
+    ------
+    ImportError
+        ArviZ is not installed.
+    pyro_fcr.QueryError
+        A gene, the target or ``n_draws`` is none that there is.
+    pyro_fcr.SchemaError
+        The cells or the target are not what the schema says.
+
+    Notes
+    -----
+    The spread of ``posterior`` is what the guide leaves open about a cell, that of a predictive
+    group has the observation noise in it. Weights of the networks are point estimates: their
+    uncertainty is nowhere, unless the model draws them as shared latents.
+
+    The draws are independent, from variational inference: R-hat and effective sample sizes say
+    nothing (``az.summary(..., kind="stats")`` leaves them out).
+
+    ``az.loo`` leaves out one cell at a time. Each cell has latents of its own, which the guide
+    drew having read that very cell; without it they have only their prior, far from the draws.
+    So most Pareto k will be high, and then the estimate is not to be trusted, in either
+    direction; and the networks have seen the cell, too. To compare models, take
+    :meth:`pyro_fcr.FCR.elbo` of held-out cells.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(adata, schema)
+    >>> history = fcr.fit(max_epochs=1, progress=False)
+    >>> cells, genes = adata[:40].copy(), adata.var_names[:5]
+    >>> target = {"treatment": "panobinostat"}
+    >>> data = fcr.to_arviz(cells, genes=genes, predictions=target, n_draws=20)
+    >>> dict(data.posterior_predictive["y"].sizes)
+    {'chain': 1, 'draw': 20, 'cell': 40, 'gene': 5}
+    >>> by_patient = data.posterior["z_x"].groupby(data.constant_data["patient"]).mean()
+    >>> "patient" in by_patient.dims
+    True
+    """
     _arviz_version()
     source = fcr.source(adata)
     target = None if predictions is None else _Target.read(fcr, predictions, source.obs, seed)

@@ -1,6 +1,5 @@
-"""A fitted model, and how good it is, each on one self-contained HTML page."""
+"""What was measured of a fitted model on one self-contained HTML page."""
 
-from pyro_fcr.report.evaluation import write_evaluation
-from pyro_fcr.report.render import write_report
+from pyro_fcr.report.page import Page
 
-__all__ = ["write_evaluation", "write_report"]
+__all__ = ["Page"]

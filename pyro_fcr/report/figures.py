@@ -1,20 +1,41 @@
-"""Figures of the report as data addresses, so that the page needs no other file."""
+"""Figures of a page as data addresses, so that the page needs no other file."""
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, cast
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pyro_fcr import plots
+from pyro_fcr.metrics.response_table import REAL
+from pyro_fcr.metrics.scores import SCORES
+from pyro_fcr.plots._axes import (
+    BLUE,
+    FAINT,
+    INK,
+    ORANGE,
+    dot,
+    grid,
+    legend_outside,
+    new_axes,
+    plain,
+)
 
+_TRUTH: Final[Mapping[str, str]] = {
+    "mcc_within_pearson": "strong MCC, within",
+    "weak_mcc_within": "weak MCC, within",
+    "r2_within": "block R², within",
+    "r2": "block R²",
+    "leak_within": "leak, within",
+}
 _BLOCK_ORDER = {"z_x": 0, "z_t": 1, "z_tx": 2}
 
 
@@ -73,31 +94,107 @@ def _umap_png(cells: AnnData, block: str, color: str) -> str:
 
 
 def loss_image(history: pd.DataFrame) -> str:
-    """Loss by term, as a data address of an SVG image."""
+    """Draw the loss by term."""
     return svg(plots.loss_by_term(history)[0].figure)
 
 
-def response_image(
-    responses: Mapping[str, npt.ArrayLike], real: npt.ArrayLike, gene_names: Sequence[str]
-) -> str:
-    """Predicted against real change of every prediction, as a data address of an SVG image."""
-    axes = plots.response_panel(
-        {name: np.asarray(delta, float) for name, delta in responses.items()},
-        real,
-        gene_names=gene_names,
-    )
+def response_image(changes: pd.DataFrame) -> str:
+    """Draw predicted against real change of one pair, a panel per method.
+
+    Parameters
+    ----------
+    changes
+        A row per method, the measured change among them, and a column per gene; see
+        `pyro_fcr.metrics.ResponseTable`.
+    """
+    predicted = {str(name): row.to_numpy() for name, row in changes.drop(index=REAL).iterrows()}
+    genes = list(map(str, changes.columns))
+    axes = plots.response_panel(predicted, changes.loc[REAL].to_numpy(), gene_names=genes)
     return svg(axes[0].figure)
 
 
-def coverage_image(coverage: Sequence[Mapping[str, Any]]) -> str:
-    """Observed against nominal coverage by kind, as a data address of an SVG image."""
+def coverage_image(coverage: pd.DataFrame) -> str:
+    """Draw observed against nominal coverage by kind."""
     figure = Figure(figsize=(3.4, 3.5), layout="constrained")
-    plots.coverage(pd.DataFrame(list(coverage)), ax=figure.add_subplot())
+    plots.coverage(coverage, ax=figure.add_subplot())
     return svg(figure)
 
 
+def gains(headline: pd.DataFrame) -> str:
+    """Draw the model's gain over the best baseline, a panel per metric, a row per scale.
+
+    Parameters
+    ----------
+    headline
+        Rows of one scenario, against the best baseline on average, see
+        `pyro_fcr.metrics.headline`.
+    """
+    metrics = [name for name in SCORES if name in set(headline["metric"])]
+    figure, axes = grid(len(metrics), 4, width=2.45, height=1.35)
+    for ax, metric in zip(axes, metrics, strict=True):
+        _gain(ax, headline[headline["metric"] == metric], metric)
+    return svg(figure)
+
+
+def _gain(ax: Axes, rows: pd.DataFrame, metric: str) -> None:
+    for place, row in enumerate(rows.itertuples()):
+        sure = row.low > 0 or row.high < 0
+        color = BLUE if sure and row.gain > 0 else ORANGE if sure else INK
+        ax.plot([row.low, row.high], [place, place], color=color, linewidth=1.6)
+        ax.plot(row.gain, place, "o", color=color, markersize=5)
+        ax.text(row.gain, place - 0.22, str(row.baseline), ha="center", fontsize=6.5, color=color)
+    ax.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
+    ax.set_title(metric, fontsize=8.5, loc="left", color=INK)
+    ax.set_yticks(range(len(rows)), rows["scale"])
+    ax.set_ylim(len(rows) - 0.4, -0.75)
+    ax.margins(x=0.25)
+    plain(ax)
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.locator_params(axis="x", nbins=4)
+
+
+def singular_values(table: pd.DataFrame, tolerance: float) -> str:
+    """Draw the singular values of the priors' natural parameters, in nats."""
+    ax = new_axes(5.2, 2.6)
+    for number, (block, rows) in enumerate(table.groupby("block", sort=False)):
+        style: dict[str, Any] = {"marker": "os^D"[number % 4], "markersize": 5, "linewidth": 0.8}
+        ax.plot(rows["number"], rows["value"].clip(lower=1e-4), color=BLUE, label=block, **style)
+    ax.axhline(tolerance, color=ORANGE, linewidth=0.9, linestyle="--")
+    ax.text(1, tolerance, f"counts as 0 below {tolerance:g}", color=ORANGE, fontsize=7, va="bottom")
+    ax.set(xlabel="direction", ylabel="singular value, nats", yscale="log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if table["block"].nunique() > 1:
+        ax.legend(frameon=False, fontsize=8)
+    plain(ax)
+    return svg(cast(Figure, ax.figure))
+
+
+def truth(table: pd.DataFrame) -> str:
+    """Draw each measure between its floor and ceiling, see `identifiability_table`."""
+    rows = pd.concat([table[table["metric"] == metric] for metric in _TRUTH])
+    ax = new_axes(7.2, 0.6 + 0.21 * len(rows))
+    for place, row in enumerate(rows.itertuples()):
+        ends = [row.floor, row.ceiling]
+        ax.plot(ends, [place, place], color=FAINT, linewidth=5, solid_capstyle="butt", zorder=1)
+        ax.plot(row.value, place, "o", color=_color(row.metric), markersize=5.5, zorder=2)
+    labels = [f"{_TRUTH[row.metric]}: {row.block}" for row in rows.itertuples()]
+    ax.set_yticks(range(len(rows)), labels)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlim(min(-0.05, np.nanmin(rows[["value", "floor"]].to_numpy())), 1.05)
+    kinds = [dot("found", BLUE), dot("found, of a leak", ORANGE)]
+    span = dot("floor to ceiling", FAINT, marker="", linestyle="-", linewidth=5)
+    legend_outside(ax, [*kinds, span])
+    plain(ax)
+    return svg(cast(Figure, ax.figure))
+
+
+def _color(metric: str) -> str:
+    return ORANGE if metric.startswith("leak") else BLUE
+
+
 def svg(figure: Figure) -> str:
-    """Give a figure as a data address of an SVG image; the same figure gives the same bytes."""
+    """Return a figure as a data address of an SVG image; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     # A fixed salt and no date: the same results give the same file.
     with rc_context({"svg.hashsalt": "pyro_fcr"}):

@@ -25,8 +25,8 @@ import pyro_fcr
 from pyro_fcr.comparison import COMPARISONS, fit_comparison
 from pyro_fcr.data.scenarios import unseen_contexts, unseen_pairs, unseen_treatments
 from pyro_fcr.metrics.predictions import predicted_cells
-from pyro_fcr.metrics.responses_table import headline, response_table
-from pyro_fcr.metrics.scoring import SCORES
+from pyro_fcr.metrics.response_table import headline, response_table
+from pyro_fcr.metrics.scores import SCORES
 
 SCENARIOS = {"pair": unseen_pairs, "treatment": unseen_treatments, "context": unseen_contexts}
 

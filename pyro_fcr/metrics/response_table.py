@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 
-from pyro_fcr.data.pairs import Pair, listed, read_layout
+from pyro_fcr.data.errors import listed
+from pyro_fcr.data.pairs import Mask, Pair, read_layout
 from pyro_fcr.data.scenarios import Scenario
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.metrics.cases import Case, Key
+from pyro_fcr.metrics.arrays import FloatArray
+from pyro_fcr.metrics.baselines import BASELINES, training_means
+from pyro_fcr.metrics.cases import Case, Measured, measure
 from pyro_fcr.metrics.intervals import check_levels
-from pyro_fcr.metrics.measured import Measured, mean_shift, measure, training_means
-from pyro_fcr.metrics.metrics import FloatArray
-from pyro_fcr.metrics.predictions import BASELINES, Prediction, baseline_predictions
+from pyro_fcr.metrics.predictions import Prediction, baseline_predictions
 from pyro_fcr.metrics.profiles import SCALES, Scale, log_values
-from pyro_fcr.metrics.scoring import SCORES
+from pyro_fcr.metrics.scores import SCORES
 
-CEILING: Final = "split_half"
-Predictions = Mapping[str, Mapping[Pair, Prediction]]
+CEILING, REAL = "split_half", "real"
+WORDS: Final = {
+    "model": "the fitted model",
+    "ceiling": "one half of the real cells predicts the other",
+}
+PLACE: Final = ["scenario", "treatment", "context"]
+Predictions: TypeAlias = Mapping[str, Mapping[Pair, Prediction]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +40,33 @@ class ResponseTable:
     frame
         One row per pair, method, scale and metric: ``scenario`` (its kind), ``treatment``,
         ``context``, ``method``, ``role`` (``"model"``, ``"baseline"``, ``"ceiling"``), ``scale``,
-        ``metric`` (see :data:`pyro_fcr.metrics.scoring.SCORES`), ``value``, ``low``, ``high``.
+        ``metric`` (see :data:`pyro_fcr.metrics.SCORES`), ``value``, ``low``, ``high``.
     draws
         Each row's score in the bootstrap draws, ``(n_rows, n_draws)``; draws of one number are of
         the same cells in all rows. nan in rows of the ceiling.
     level
-        Of the intervals.
+        Probability of the intervals.
+    changes
+        Change of mean log1p expression, a column per gene; a row per scenario, treatment, context
+        and method, the measured change as method ``"real"``.
     """
 
     frame: pd.DataFrame
     draws: FloatArray
     level: float
+    changes: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def methods(self) -> pd.DataFrame:
+        """Every method with its ``role`` and ``words``: models, all baselines, the ceiling."""
+        table = self.frame[["method", "role"]].drop_duplicates(ignore_index=True)
+        order = {name: number for number, name in enumerate((*BASELINES, CEILING))}
+        table = table.sort_values("method", key=lambda names: names.map(order).fillna(-1))
+        words = [
+            BASELINES[row.method].words if row.method in BASELINES else WORDS[row.role]
+            for row in table.itertuples()
+        ]
+        return table.assign(words=words).reset_index(drop=True)
 
 
 def response_table(
@@ -79,9 +100,9 @@ def response_table(
     n_draws
         Bootstrap draws.
     level
-        Of the intervals.
+        Probability of the intervals.
     seed
-        Of everything random.
+        Seed of everything random.
 
     Returns
     -------
@@ -109,16 +130,23 @@ def response_table(
         raise ValueError(f"n_draws is {n_draws}, wanted 1 or more: intervals come from draws")
     judge = _Judge(adata, schema, n_draws=n_draws, seed=seed)
     rows, draws = [], []
+    changes: dict[tuple[str, ...], FloatArray] = {}
     for scenario, predictions in judged:
         scenario.check(adata, schema)
-        for row, scores in judge.rows(scenario, predictions):
-            rows.append({**row, **interval(scores, level, metric=row["metric"])})
-            draws.append(scores[1:] if row["role"] != "ceiling" else np.full(n_draws, np.nan))
-    return ResponseTable(pd.DataFrame(rows), np.array(draws), level)
+        for case, methods in judge.cases(scenario, predictions):
+            place = (scenario.kind, case.pair.treatment, case.pair.place)
+            changes |= {(*place, name): change for name, change in _changes(case, methods)}
+            for about, scores in _scored(case, methods):
+                ends = interval(scores, level, metric=about["metric"])
+                rows.append(dict(zip(PLACE, place, strict=True)) | about | ends)
+                draws.append(scores[1:] if about["role"] != "ceiling" else np.full(n_draws, np.nan))
+    columns = pd.DataFrame.from_dict(changes, orient="index", columns=adata.var_names)
+    columns.index = pd.MultiIndex.from_tuples(columns.index, names=[*PLACE, "method"])
+    return ResponseTable(pd.DataFrame(rows), np.array(draws), level, columns)
 
 
 def interval(scores: FloatArray, level: float, *, metric: str) -> dict[str, float]:
-    """Give the first score and quantiles of the others, shifted to have it as their mean."""
+    """Return the first score and quantiles of the others, shifted to have it as their mean."""
     value, draws = float(scores[0]), scores[1:]
     if not np.isfinite(draws).all() or not np.isfinite(value):
         return {"value": value, "low": np.nan, "high": np.nan}
@@ -138,37 +166,36 @@ class _Judge:
         self._all: Measured | None = None
 
     def measured(self, scenario: Scenario) -> Measured:
-        if scenario.kind == "random":
+        if scenario.of_seen:
             return self._measure(scenario.test)
         if self._all is None:
             self._all = self._measure(np.ones(len(self.layout.codes), dtype=bool))
         return self._all
 
-    def _measure(self, cells: npt.NDArray[np.bool_]) -> Measured:
+    def _measure(self, cells: Mask) -> Measured:
         return measure(self.values, self.layout, cells, n_draws=self.n_draws, rng=self.rng)
 
-    def rows(
+    def cases(
         self, scenario: Scenario, predictions: Predictions
-    ) -> Iterator[tuple[dict[str, Any], FloatArray]]:
-        """Score every method on every pair: what it is, and the score as it is and in draws."""
+    ) -> Iterator[tuple[Case, dict[str, Prediction]]]:
+        """Yield every pair with its measured response, and the predictions of every method."""
         self._check(scenario, predictions)
         real = self.measured(scenario)
         training = {
             scale: training_means(self.values, self.layout, scenario.train, scale=scale)
             for scale in SCALES
         }
-        shared = {scale: mean_shift(means) for scale, means in training.items()}
+        shared = {scale: means.mean_shift() for scale, means in training.items()}
         agents = dict(zip(self.layout.pairs, self.layout.agents, strict=True))
         for pair in scenario.pairs:
             case = Case(real, pair, shared, self.rng)
-            baselines = baseline_predictions(
-                training, agents[pair], pair.context, control=case.control
+            yield (
+                case,
+                {name: given[pair] for name, given in predictions.items()}
+                | (
+                    baseline_predictions(training, agents[pair], pair.context, control=case.control)
+                ),
             )
-            models = {name: given[pair] for name, given in predictions.items()}
-            for name, prediction in {**models, **baselines}.items():
-                role = "baseline" if name in baselines else "model"
-                yield from _rows(scenario, pair, (name, role), case.scores(prediction))
-            yield from _rows(scenario, pair, (CEILING, "ceiling"), case.ceiling())
 
     def _check(self, scenario: Scenario, predictions: Predictions) -> None:
         if taken := sorted(predictions.keys() & {*BASELINES, CEILING}):
@@ -176,32 +203,34 @@ class _Judge:
         n_genes = self.values.shape[1]
         for name, given in predictions.items():
             if missing := [pair for pair in scenario.pairs if pair not in given]:
-                raise ValueError(f"{scenario.name}: {name!r} predicts no {listed(missing)}")
+                raise ValueError(
+                    f"{scenario.name}: {name!r} predicts no {listed(missing, 3, quoted=False)}"
+                )
             for pair in scenario.pairs:
                 sizes = {len(change) for change in given[pair].change.values()}
                 if sizes != {n_genes}:
                     raise ValueError(
-                        f"{name!r} predicts {sorted(sizes)} genes of {listed([pair])}, but adata "
+                        f"{name!r} predicts {sorted(sizes)} genes of {pair}, but adata "
                         f"has {n_genes}; give all genes in their order"
                     )
 
 
-def _rows(
-    scenario: Scenario, pair: Pair, method: tuple[str, str], scores: Mapping[Key, FloatArray]
-) -> Iterator[tuple[dict[str, Any], FloatArray]]:
-    for (scale, metric), values in scores.items():
-        yield (
-            {
-                "scenario": scenario.kind,
-                "treatment": pair.treatment,
-                "context": pair.place,
-                "method": method[0],
-                "role": method[1],
-                "scale": scale,
-                "metric": metric,
-            },
-            values,
-        )
+def _changes(case: Case, methods: Mapping[str, Prediction]) -> Iterator[tuple[str, FloatArray]]:
+    yield REAL, case.real.change["mean_log1p"][case.position, 0]
+    for name, prediction in methods.items():
+        if "mean_log1p" in prediction.change:
+            yield name, prediction.change["mean_log1p"]
+
+
+def _scored(
+    case: Case, methods: Mapping[str, Prediction]
+) -> Iterator[tuple[dict[str, str], FloatArray]]:
+    """Yield method, role, scale and metric with the score as it is and in draws; ceiling last."""
+    scored = ((name, case.scores(prediction)) for name, prediction in methods.items())
+    for name, scores in (*scored, (CEILING, case.ceiling())):
+        role = "baseline" if name in BASELINES else "ceiling" if name == CEILING else "model"
+        for (scale, metric), values in scores.items():
+            yield {"method": name, "role": role, "scale": scale, "metric": metric}, values
 
 
 def headline(
@@ -219,13 +248,13 @@ def headline(
     table
         From :func:`response_table`.
     metric
-        A name of :data:`pyro_fcr.metrics.scoring.SCORES`.
+        A name of :data:`pyro_fcr.metrics.SCORES`.
     model
-        Name of the method.
+        Name of the model among the methods.
     scale
         See `pyro_fcr.metrics.profiles`.
     seed
-        Of the draws of pairs.
+        Seed of the draws of pairs.
 
     Returns
     -------

@@ -7,12 +7,14 @@ context, on one of the scales of `pyro_fcr.metrics.profiles`; last axis genes, a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
+from scipy.spatial.distance import cdist
 
-from pyro_fcr.metrics.metrics import FloatArray, largest_changes
+from pyro_fcr.metrics.arrays import FloatArray
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Score:
 
     Parameters
     ----------
+    title, scope
+        Name and scope in the head of a table.
     words
         Definition with its source.
     higher_is_better
@@ -32,6 +36,8 @@ class Score:
         where it cannot occur.
     """
 
+    title: str
+    scope: str
     words: str
     higher_is_better: bool
     lowest: float
@@ -41,6 +47,8 @@ class Score:
 
 SCORES: Final[dict[str, Score]] = {
     "cosine_logfc": Score(
+        "cosine",
+        "all genes",
         "Cosine of the angle between the changes of all genes (PerturBench: Wu et al. 2024, "
         "arXiv 2408.10609).",
         higher_is_better=True,
@@ -49,6 +57,8 @@ SCORES: Final[dict[str, Score]] = {
         undefined=0.0,
     ),
     "pearson_delta": Score(
+        "Pearson r",
+        "all genes",
         "Pearson correlation of the changes of all genes (GEARS: Roohani et al. 2024, Nature "
         "Biotechnology 42:927).",
         higher_is_better=True,
@@ -57,6 +67,8 @@ SCORES: Final[dict[str, Score]] = {
         undefined=0.0,
     ),
     "pearson_delta_de100": Score(
+        "Pearson r",
+        "100 genes of largest change",
         "The same over the 100 genes of largest real change.",
         higher_is_better=True,
         lowest=-1.0,
@@ -64,6 +76,8 @@ SCORES: Final[dict[str, Score]] = {
         undefined=0.0,
     ),
     "pearson_vs_treated": Score(
+        "Pearson r",
+        "beyond the mean response",
         "Pearson correlation of what differs from the mean change of the treated training "
         "conditions, so that a response that all of them share does not flatter (after Systema: "
         "Viñas Torné et al. 2025, Nature Biotechnology, doi 10.1038/s41587-025-02777-8, there with "
@@ -74,12 +88,16 @@ SCORES: Final[dict[str, Score]] = {
         undefined=0.0,
     ),
     "mse_delta": Score(
+        "squared error",
+        "all genes",
         "Mean squared difference over all genes.",
         higher_is_better=False,
         lowest=0.0,
         highest=np.inf,
     ),
     "wmse_delta": Score(
+        "squared error",
+        "weighted by response",
         "Squared difference weighted by genes: |t| between real treated and control cells, brought "
         "to 0 to 1, squared, adding up to 1 (Mejía et al. 2025, Diversity by Design, "
         "arXiv 2506.22641, there against all other perturbations).",
@@ -88,6 +106,8 @@ SCORES: Final[dict[str, Score]] = {
         highest=np.inf,
     ),
     "discrimination": Score(
+        "discrimination",
+        "0.5 is chance",
         "Share of the other pairs whose real change is farther from the prediction than the right "
         "one, ties half; 0.5 is chance (Euclidean; rank of PerturBench, perturbation "
         "discrimination score of the Virtual Cell Challenge: Roohani et al. 2025, Cell).",
@@ -96,13 +116,33 @@ SCORES: Final[dict[str, Score]] = {
         highest=1.0,
     ),
     "e_distance": Score(
+        "E‑distance",
+        "of populations",
         "Energy distance between predicted and real treated cells in log1p expression, see "
-        "`pyro_fcr.metrics.populations.e_distance`.",
+        "`pyro_fcr.metrics.e_distance`.",
         higher_is_better=False,
         lowest=-np.inf,
         highest=np.inf,
     ),
 }
+
+
+def largest_changes(real_delta: npt.ArrayLike, n_genes: int) -> npt.NDArray[np.intp]:
+    """Return the positions of the `n_genes` genes of largest absolute change, largest first.
+
+    Parameters
+    ----------
+    real_delta
+        ``(n_genes,)`` changes; among equal ones the earlier gene comes first.
+    n_genes
+        How many to return; all where there are fewer.
+
+    Examples
+    --------
+    >>> largest_changes([0.1, -3.0, 2.0], 2).tolist()
+    [1, 2]
+    """
+    return np.argsort(-np.abs(np.asarray(real_delta)), kind="stable")[:n_genes]
 
 
 def change_scores(
@@ -135,10 +175,10 @@ def change_scores(
     top = largest_changes(real.reshape(-1, real.shape[-1])[0], 100)
     squares = (predicted - real) ** 2
     return {
-        "cosine_logfc": _cosine(predicted, real),
-        "pearson_delta": _pearson(predicted, real),
-        "pearson_delta_de100": _pearson(predicted[..., top], real[..., top]),
-        "pearson_vs_treated": _pearson(predicted - reference, real - reference, of=reference),
+        "cosine_logfc": cosine(predicted, real),
+        "pearson_delta": pearson(predicted, real),
+        "pearson_delta_de100": pearson(predicted[..., top], real[..., top]),
+        "pearson_vs_treated": pearson(predicted - reference, real - reference, of=reference),
         "mse_delta": squares.mean(axis=-1),
         "wmse_delta": squares @ weights,
     }
@@ -168,7 +208,7 @@ def gene_weights(t: npt.ArrayLike) -> FloatArray:
 
 
 def discrimination(predicted: FloatArray, real: FloatArray, others: FloatArray) -> FloatArray:
-    """Give the share of other changes that are farther from the prediction than the right one.
+    """Return the share of other changes that are farther from the prediction than the right one.
 
     Parameters
     ----------
@@ -199,18 +239,66 @@ def _distance(predicted: FloatArray, real: FloatArray) -> FloatArray:
     return (real**2).sum(axis=-1) - 2 * (real * predicted).sum(axis=-1)
 
 
-def _cosine(a: FloatArray, b: FloatArray) -> FloatArray:
+def e_distance(
+    predicted: Any, real: Any, *, weights: npt.ArrayLike | None = None
+) -> FloatArray | float:
+    """Return the energy distance between two groups of cells.
+
+    ``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` with Euclidean distances (Székely and Rizzo 2013, JSPI
+    143:1249; for perturbed cells Peidli et al. 2024, Nature Methods 21:531, there with squared
+    distances). The means within a group leave out a cell's distance to itself, so that the value is
+    unbiased, and may be slightly negative for populations that are the same.
+
+    Parameters
+    ----------
+    predicted, real
+        Expression of cells on one scale, such as log1p, ``(n_cells, n_genes)``, dense or sparse;
+        two cells or more.
+    weights
+        Weights of the real cells, each row adding up to 1, ``(n_rows, n_cells)``, see
+        `pyro_fcr.metrics.profiles.bootstrap_weights`; None weighs all the same.
+
+    Returns
+    -------
+    On the scale of the expression: a number, or ``(n_rows,)`` with weights.
+
+    Raises
+    ------
+    ValueError
+        A group has fewer than two cells, or the genes differ in number.
+
+    Examples
+    --------
+    >>> e_distance(np.array([[0.0], [0.0]]), np.array([[3.0], [3.0]]))
+    6.0
+    """
+    x, y = (np.asarray(g.toarray() if sparse.issparse(g) else g) for g in (predicted, real))
+    if len(x) < 2 or len(y) < 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"predicted and real must be 2 cells or more of the same genes, got {x.shape} and "
+            f"{y.shape}"
+        )
+    w = np.full((1, len(y)), 1.0 / len(y)) if weights is None else np.asarray(weights)
+    across = w @ cdist(y, x).mean(axis=1)
+    inside_x = cdist(x, x).sum() / (len(x) * (len(x) - 1))
+    inside_y = ((w @ cdist(y, y)) * w).sum(axis=1) * len(y) / (len(y) - 1)
+    distance = 2 * across - inside_x - inside_y
+    return float(distance[0]) if weights is None else distance
+
+
+def cosine(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Return the cosine of the angle over the last axis; nan where one side is zero."""
     norm = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     inner = (a * b).sum(axis=-1)
     return np.divide(inner, norm, out=np.full(np.shape(inner), np.nan), where=norm > 0)
 
 
-def _pearson(a: FloatArray, b: FloatArray, *, of: FloatArray | None = None) -> FloatArray:
-    """Correlate; nan where one is constant but for rounding, or all rounding beside `of`."""
+def pearson(a: FloatArray, b: FloatArray, *, of: FloatArray | None = None) -> FloatArray:
+    """Correlate over the last axis; nan where a side is constant, or all rounding beside `of`."""
     size = 0.0 if of is None else np.abs(of).max()
     centred = [values - values.mean(axis=-1, keepdims=True) for values in (a, b)]
     constant = [
         np.ptp(values, axis=-1) <= 1e-9 * np.maximum(np.abs(values).max(axis=-1), size)
         for values in (a, b)
     ]
-    return np.where(constant[0] | constant[1], np.nan, _cosine(*centred))
+    return np.where(constant[0] | constant[1], np.nan, cosine(*centred))

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.preprocessing import PolynomialFeatures
 
-from pyro_fcr.metrics._within import Codes, group_means
-from pyro_fcr.metrics.metrics import FloatArray
+from pyro_fcr.metrics.arrays import Codes, FloatArray, group_means
 
 _N_CELLS = 14_000
 _LEAST_CELLS = 60

@@ -1,0 +1,216 @@
+"""What was measured of a fitted model: tables, a page, and ten lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+from anndata import AnnData
+
+from pyro_fcr.files import atomic_write
+from pyro_fcr.metrics.arrays import nan_to_null
+from pyro_fcr.report import Page
+
+TABLES: Final = (
+    "headline", "responses", "methods", "coverage", "dimensions", "clustering", "independence",
+    "prior_rank", "singular_values", "identifiability",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Evaluation:
+    """What was measured of a fitted model. A table that could not be made has no rows.
+
+    Parameters
+    ----------
+    facts
+        Numbers of cells, genes, conditions and epochs, held-out ELBO (nats per cell), seed.
+    headline
+        FCR minus the best baseline, see :func:`pyro_fcr.metrics.headline`.
+    responses
+        Scores of predicted responses beside all baselines and the split-half ceiling, see
+        :func:`pyro_fcr.metrics.response_table`. ``scenario`` says what was predicted: conditions
+        that training lacked altogether (``"unseen pair"`` and the like) or, if there are none,
+        ``"seen pairs"``: cells that training lacked of conditions that it had.
+    methods
+        Every method of the responses: ``method``, ``role``, and ``words`` that say what it is.
+    coverage
+        How often predictive intervals hold values of cells that training lacked, see
+        :meth:`pyro_fcr.FCR.interval_coverage`; of 500 cells at most of each kind.
+    dimensions
+        How much of each latent dimension is known of the cells, and whether it is in use; see
+        :func:`pyro_fcr.metrics.dimension_use`.
+    clustering
+        NMI and ARI of each block's clusters with the labels, see
+        :func:`pyro_fcr.metrics.cluster_agreement`, by ``cells`` (``"training"``,
+        ``"held out"``; equally many) and ``encoding`` (``"labelled"``, or ``"label-blind"``:
+        :meth:`pyro_fcr.FCR.label_blind_latents`).
+    independence
+        Every independence that the graph claims, tested within strata on the dimensions in use, by
+        ``cells``; see :func:`pyro_fcr.metrics.independence_table`.
+    prior_rank, singular_values
+        What the fitted prior identifies, by block; see :class:`pyro_fcr.metrics.PriorRank`.
+    identifiability
+        Dimensions in use against the true latents, where ``adata.obsm`` holds these; see
+        :func:`pyro_fcr.metrics.identifiability_table`.
+    changes
+        Predicted and measured change of mean log1p expression of the judged pairs: a row per
+        scenario, treatment, context and method (``"real"`` is the measured one), a column per gene.
+    left_out
+        What could not be judged, and why.
+    seconds
+        Seconds that each part took.
+    """
+
+    facts: Mapping[str, Any]
+    headline: pd.DataFrame
+    responses: pd.DataFrame
+    methods: pd.DataFrame
+    coverage: pd.DataFrame
+    dimensions: pd.DataFrame
+    clustering: pd.DataFrame
+    independence: pd.DataFrame
+    prior_rank: pd.DataFrame
+    singular_values: pd.DataFrame
+    identifiability: pd.DataFrame
+    changes: pd.DataFrame
+    left_out: Mapping[str, str]
+    seconds: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        facts = self.facts
+        cells = ", ".join(
+            f"{facts[key]:,} {words}"
+            for key, words in (("n_training", "training"), ("n_heldout", "held-out"),
+                               ("n_left_out", "left-out"))
+        )  # fmt: skip
+        elbo = facts["heldout_elbo_per_cell"]
+        lines = [
+            f"Evaluation of {cells} cells, {facts['n_genes']:,} genes, {facts['n_conditions']} "
+            f"conditions, {facts['epochs']} epochs",
+            "Held-out ELBO: "
+            + ("no held-out cells" if elbo is None else f"{elbo:.1f} nats a cell"),
+            *map(self.sentence, self.scenarios),
+            *self._glances(),
+            f"Not judged: {'; '.join(self.left_out)}" if self.left_out else "",
+            f"Tables: {', '.join(self.tables)}",
+        ]
+        return "\n".join(line if len(line) < 200 else f"{line[:200]} ..." for line in lines if line)
+
+    def _glances(self) -> list[str]:
+        """Return a line on independence, dimensions in use and coverage each, where measured."""
+        lines = []
+        if len(table := self.independence):
+            worst = table.loc[table["effect"].idxmax()]
+            rejected = (table["p_value"] <= 0.05).sum()
+            lines.append(
+                f"Independence: {rejected} of {len(table)} tests reject at 0.05; largest effect "
+                f"{worst['effect']:.3f} ({worst['statement']}, {worst['cells']} cells)"
+            )
+        if len(self.dimensions):
+            blocks = self.dimensions.groupby("block", sort=False)["in_use"].agg(["sum", "size"])
+            used = (f"{name} {row['sum']} of {row['size']}" for name, row in blocks.iterrows())
+            lines.append(f"Dimensions in use: {', '.join(used)}")
+        for kind, own in self.coverage.groupby("kind", sort=False) if len(self.coverage) else ():
+            shares = zip(own["nominal"], own["observed"], strict=True)
+            found = ", ".join(f"{share:.1%} in {level:.0%}" for level, share in shares)
+            lines.append(f"Coverage ({kind}): {found} intervals")
+        return lines
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables that have rows, by name."""
+        found: dict[str, pd.DataFrame] = {name: getattr(self, name) for name in TABLES}
+        return {name: table for name, table in found.items() if len(table)}
+
+    @property
+    def scenarios(self) -> list[str]:
+        """What was predicted: the distinct ``scenario`` of the responses."""
+        return list(dict.fromkeys(self.headline["scenario"])) if len(self.headline) else []
+
+    def sentence(self, scenario: str, metric: str = "cosine_logfc") -> str:
+        """Say in a line how FCR fares against the best baseline, on mean log1p expression.
+
+        Parameters
+        ----------
+        scenario
+            One of :attr:`scenarios`.
+        metric
+            A name of :data:`pyro_fcr.metrics.SCORES`.
+
+        Raises
+        ------
+        ValueError
+            There is no such row.
+        """
+        rows = self.headline.query("scale == 'mean_log1p' and against == 'best on average'")
+        rows = rows[(rows["scenario"] == scenario) & (rows["metric"] == metric)]
+        if not len(rows):
+            raise ValueError(f"the headline has no {metric!r} of {scenario!r}")
+        row = rows.iloc[0]
+        verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "undecided"
+        return (
+            f"FCR minus best baseline ({row['baseline']}), {metric}, {scenario} "
+            f"({row['n_pairs']}): {row['gain']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], "
+            f"{verdict}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return facts and tables (lists of records) in what JSON can hold; nan is None."""
+        tables = {name: getattr(self, name).to_dict("records") for name in TABLES}
+        about = {name: dict(getattr(self, name)) for name in ("facts", "left_out", "seconds")}
+        return nan_to_null({**about, **tables})
+
+    def to_json(self, path: str | Path) -> Path:
+        """Write facts and all tables as JSON and return the path; an existing file is replaced."""
+        with atomic_write(path) as draft:
+            draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        return Path(path)
+
+    def to_html(
+        self,
+        path: str | Path,
+        *,
+        title: str = "Evaluation of a fitted model",
+        summary: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        history: pd.DataFrame | None = None,
+        cells: AnnData | None = None,
+        color_by: Sequence[str] = (),
+    ) -> Path:
+        """Write everything as one self-contained HTML page; an existing file is replaced.
+
+        Parameters
+        ----------
+        path
+            File to write; missing folders are made.
+        title, summary, notes
+            Heading, sentences for the top (what FCR gains over the best baseline follows),
+            sentences for the foot.
+        history
+            History of the fit, for its loss by term.
+        cells, color_by
+            Cells with UMAPs in ``obsm["X_fcr_<block>_umap"]``, and the columns of ``obs`` that
+            colour them.
+
+        Returns
+        -------
+        The path of the file.
+        """
+        page = Page(
+            title=title,
+            tables=self.tables,
+            facts=self.facts,
+            changes=self.changes,
+            left_out=self.left_out,
+            summary=[*summary, *map(self.sentence, self.scenarios)],
+            notes=notes,
+            history=history,
+            cells=cells,
+            color_by=color_by,
+        )
+        return page.write(path)

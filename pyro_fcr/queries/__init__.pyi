@@ -1,0 +1,37 @@
+# What there is to import from here; read when a name is first used, see __init__.py.
+from .answers import Output
+from .ask import counterfactual, posterior_predictive, predict
+from .blockwise import condition_marks
+from .coverage import interval_coverage
+from .curves import dose_response
+from .export import to_arviz
+from .fitted import Fitted, Source
+from .representations import (
+    add_latents_to,
+    dimension_use,
+    get_latent_representation,
+    label_blind_latents,
+)
+from .support import support
+from .targets import AVERAGE, Form, Query
+
+__all__ = [
+    "AVERAGE",
+    "Fitted",
+    "Form",
+    "Output",
+    "Query",
+    "Source",
+    "add_latents_to",
+    "condition_marks",
+    "counterfactual",
+    "dimension_use",
+    "dose_response",
+    "get_latent_representation",
+    "interval_coverage",
+    "label_blind_latents",
+    "posterior_predictive",
+    "predict",
+    "support",
+    "to_arviz",
+]

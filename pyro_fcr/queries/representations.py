@@ -1,0 +1,166 @@
+"""Latents of cells, as a fitted model encodes them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from pyro_fcr.batch import Batch
+from pyro_fcr.data import Registry
+from pyro_fcr.draws import (
+    LabelDistribution,
+    label_blind_means,
+    new_cells,
+    posterior_means,
+    posterior_moments,
+)
+from pyro_fcr.metrics import dimensions
+from pyro_fcr.queries.fitted import Fitted, Source
+
+
+def get_latent_representation(
+    fcr: Fitted, block: str, adata: Source = None, *, labelled: bool = True
+) -> np.ndarray:
+    """Return the posterior mean of a block for cells.
+
+    Parameters
+    ----------
+    fcr
+        A fitted model.
+    block
+        ``"z_x"``, ``"z_t"``, ``"z_tx"``, or another latent of the model.
+    adata
+        The cells; None takes the model's own.
+    labelled
+        Whether treatment and covariates of the cells are known; if not, the guide must be one
+        that reads expression only.
+
+    Returns
+    -------
+    ``(n_cells, n_latent)``.
+    """
+    return _latents(fcr, adata, (block,), labelled=labelled)[block]
+
+
+def add_latents_to(fcr: Fitted, adata: AnnData) -> None:
+    """Write every block's posterior mean into ``adata.obsm["X_fcr_<block>"]``."""
+    for block, values in _latents(fcr, adata, fcr.graph.blocks).items():
+        adata.obsm[f"X_fcr_{block}"] = values
+
+
+def dimension_use(fcr: Fitted, adata: Source = None) -> pd.DataFrame:
+    """Return which dimensions of each block tell cells apart, and which stay at their prior.
+
+    Blocks may be larger than what there is to say: training leaves the rest unused.
+
+    Parameters
+    ----------
+    fcr
+        A fitted model.
+    adata
+        The cells; None takes the model's own.
+
+    Returns
+    -------
+    Columns ``block, dimension, share, in_use``; see
+    :func:`pyro_fcr.metrics.dimension_use`.
+    """
+    batches = (batch for batch, _ in fcr.chunks(adata))
+    moments = posterior_moments(fcr.model, fcr.guide, batches, blocks=fcr.graph.blocks)
+    return dimensions.dimension_use(*moments)
+
+
+def label_blind_latents(
+    fcr: Fitted,
+    adata: Source = None,
+    *,
+    n_labels: int = 32,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Return the posterior mean of every block for cells whose labels are not looked at.
+
+    Encoders are given the labels, so that what a latent shows of a cell's treatment may be a copy
+    of the label. Here each cell is encoded under labels of the training conditions, the same ones
+    for all cells, and the posterior means are averaged: two cells of equal expression and library
+    size have equal latents. What these still show of a label was read from expression.
+
+    Parameters
+    ----------
+    fcr
+        A fitted model. Any exogenous sites are marginalised, not only x and t.
+    adata
+        The cells; None takes the model's own. Their labels must be known ones, but do not count.
+    n_labels
+        The average is over all training conditions by their numbers of cells, where there are so
+        many at most, and over as many draws of them otherwise.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    ``{block: (n_cells, n_latent)}``.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(pyro_fcr.datasets.gbm_panobinostat()[::10].copy(), schema)
+    >>> fcr.label_blind_latents()["z_x"].shape
+    (500, 8)
+    """
+    labels = label_distribution(fcr.registry, n_labels=n_labels, seed=seed)
+    batches = (batch for batch, _ in fcr.chunks(adata))
+    return label_blind_means(fcr.model, fcr.guide, batches, blocks=fcr.graph.blocks, labels=labels)
+
+
+def label_distribution(registry: Registry, *, n_labels: int, seed: int) -> LabelDistribution:
+    """Return the training conditions by their numbers of cells, or as many draws of them.
+
+    Raises
+    ------
+    ValueError
+        ``n_labels`` is less than 1.
+    """
+    if n_labels < 1:
+        raise ValueError(f"n_labels is {n_labels}; expected 1 or more.")
+    shares = np.array([each.n_cells for each in registry.conditions], dtype=np.float64)
+    shares /= shares.sum()
+    if len(shares) > n_labels:
+        shares = np.random.default_rng(seed).multinomial(n_labels, shares) / n_labels
+    kept = np.flatnonzero(shares)
+    cells = condition_cells(registry)
+    names = [name for name in registry.widths if name != "y"]
+    return LabelDistribution({name: cells[name][kept] for name in names}, shares[kept])
+
+
+def condition_cells(registry: Registry) -> Batch:
+    """Make a cell of each training condition, of median library size and without expression."""
+    rows: dict[str, list[np.ndarray]] = {}
+    for each in registry.conditions:
+        sites = registry.encode_covariates(each.covariates)
+        sites["t"] = registry.encode_treatment(each.treatment, each.dose or None)
+        for name, row in sites.items():
+            rows.setdefault(name, []).append(row)
+    values = {name: torch.from_numpy(np.stack(each)) for name, each in rows.items()}
+    library = torch.full((len(registry.conditions), 1), registry.target_sum or 1.0)
+    return new_cells(values, library, n_genes=len(registry.genes))
+
+
+def _latents(
+    fcr: Fitted,
+    adata: Source,
+    blocks: tuple[str, ...],
+    *,
+    labelled: bool = True,
+) -> dict[str, np.ndarray]:
+    if unknown := set(blocks) - set(fcr.graph.blocks):
+        raise ValueError(
+            f"Unknown block {sorted(unknown)[0]!r}. The model's latents are "
+            f"{', '.join(fcr.graph.blocks)}."
+        )
+    batches = (batch for batch, _ in fcr.chunks(adata, labelled=labelled))
+    return posterior_means(fcr.model, fcr.guide, batches, blocks=blocks)
