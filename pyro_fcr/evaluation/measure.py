@@ -1,13 +1,10 @@
 """One call that measures a fitted model."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +15,6 @@ from pyro_fcr.data import Split
 from pyro_fcr.data.design import read_labels
 from pyro_fcr.data.scenarios import Scenarios
 from pyro_fcr.evaluation import blocks, judging
-from pyro_fcr.evaluation.encoded import encode
 from pyro_fcr.evaluation.result import Evaluation
 from pyro_fcr.metrics.arrays import draw_rows
 from pyro_fcr.queries import Fitted, interval_coverage
@@ -87,15 +83,16 @@ def evaluate(
     given = fcr.source(adata)
     split = split or fcr.split_of(given)
     plan = judging.judged_scenarios(fcr, _own_genes(fcr, given), split)
-    replicate = _replicate(given, replicate_key)
+    replicate = None
+    if replicate_key is not None:
+        replicate = read_labels(given.obs, replicate_key, role="replicate_key").codes
     sizes = _Sizes(n_permutations, n_draws, max_cells, seed)
     # Matrices are small: threads would wait for one another, and take minutes on a busy machine.
     with threadpool_limits(limits=1):
         return _measured(fcr, given, split, plan, replicate, sizes)
 
 
-@dataclass(frozen=True)
-class _Sizes:
+class _Sizes(NamedTuple):
     """How much is drawn, see :func:`evaluate`."""
 
     n_permutations: int
@@ -113,7 +110,9 @@ def _measured(
     sizes: _Sizes,
 ) -> Evaluation:
     clock, some = _Clock(), {"max_cells": sizes.max_cells, "seed": sizes.seed}
-    cells, fitted = _encoded(fcr, adata, split, clock, seed=sizes.seed)
+    fitted = np.sort(np.concatenate([split.train, split.heldout]))
+    with clock("encoding"):
+        cells = _encoded(fcr, adata, split, fitted, seed=sizes.seed)
     with clock("clustering"):
         clusters = blocks.clustering(cells, **some)
     with clock("independence"):
@@ -128,7 +127,8 @@ def _measured(
         rank, singular = blocks.rank(fcr)
         truth = blocks.identifiability(adata[fitted], cells, **some)
     with clock("responses"):
-        judged = _judged(fcr, _own_genes(fcr, adata), plan, sizes)
+        own = _own_genes(fcr, adata)
+        judged = judging.judge(fcr, own, plan.made, n_draws=sizes.n_draws, seed=sizes.seed)
     with clock("coverage"):
         coverage = _coverage(fcr, adata, split, plan, seed=sizes.seed)
     return Evaluation(
@@ -146,35 +146,18 @@ def _measured(
     )
 
 
-def _judged(fcr: Fitted, adata: AnnData, plan: Scenarios, sizes: _Sizes) -> dict[str, pd.DataFrame]:
-    if not plan.made:
-        return {name: pd.DataFrame() for name in ("responses", "methods", "changes", "headline")}
-    table, heads = judging.judge(fcr, adata, plan.made, n_draws=sizes.n_draws, seed=sizes.seed)
-    return {
-        "responses": table.frame,
-        "methods": table.methods,
-        "changes": table.changes,
-        "headline": heads,
-    }
-
-
 def _coverage(
     fcr: Fitted, adata: AnnData, split: Split, plan: Scenarios, *, seed: int
 ) -> pd.DataFrame:
     """Measure the coverage of intervals in held-out cells, and in those of unseen conditions."""
     unseen = [np.flatnonzero(s.test) for s in plan.made if not s.of_seen]
-    kinds = [rows for rows in (split.heldout, np.concatenate([*unseen, []])) if len(rows)]
-    tables = [
-        interval_coverage(
-            fcr, adata[rows[draw_rows(len(rows), _N_COVERED, seed)].astype(int)], seed=seed
-        )
-        for rows in kinds
-    ]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    kinds = [split.heldout, *([np.concatenate(unseen)] if unseen else [])]
+    some = [rows[draw_rows(len(rows), _N_COVERED, seed)] for rows in kinds if len(rows)]
+    return blocks.stacked([interval_coverage(fcr, adata[rows], seed=seed) for rows in some])
 
 
 class _Clock:
-    """Seconds that named parts take."""
+    """The seconds that named parts take."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -193,20 +176,13 @@ def _own_genes(fcr: Fitted, adata: AnnData) -> AnnData:
     return adata if list(adata.var_names) == genes else adata[:, genes]
 
 
-def _replicate(adata: AnnData, key: str | None) -> np.ndarray | None:
-    return None if key is None else read_labels(adata.obs, key, role="replicate_key").codes
-
-
 def _encoded(
-    fcr: Fitted, adata: AnnData, split: Split, clock: _Clock, *, seed: int
-) -> tuple[blocks.SplitCells, np.ndarray]:
+    fcr: Fitted, adata: AnnData, split: Split, fitted: np.ndarray, *, seed: int
+) -> blocks.SplitCells:
     """Encode the cells of the fit; those left out may have labels that the model does not know."""
-    fitted = np.sort(np.concatenate([split.train, split.heldout]))
     own = Split(*(np.searchsorted(fitted, rows) for rows in (split.train, split.heldout)))
-    with clock("encoding"):
-        everything = len(fitted) == adata.n_obs
-        encoded = encode(fcr, adata if everything else adata[fitted], seed=seed)
-    return blocks.SplitCells(encoded, own), fitted
+    some = adata if len(fitted) == adata.n_obs else adata[fitted]
+    return blocks.SplitCells(blocks.encode(fcr, some, seed=seed), own)
 
 
 def _facts(fcr: Fitted, adata: AnnData, split: Split) -> dict[str, Any]:

@@ -6,9 +6,7 @@ is nan where the training conditions do not define it. A function that is decora
 :func:`baseline` is in every table, figure and page that shows baselines, with its words.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -17,7 +15,7 @@ from sklearn.linear_model import RidgeCV
 
 from pyro_fcr.data.pairs import Layout, Mask
 from pyro_fcr.metrics.arrays import FloatArray
-from pyro_fcr.metrics.profiles import Scale, Values, profile
+from pyro_fcr.metrics.profiles import Prediction, Scale, Values, profile
 
 Components: TypeAlias = tuple[str, ...]
 Context: TypeAlias = tuple[str, ...]
@@ -242,3 +240,46 @@ def _states(conditions: ConditionMeans, contexts: Sequence[Context]) -> FloatArr
     left, size, _ = np.linalg.svd(controls - controls.mean(axis=0), full_matrices=False)
     scale = np.sqrt(max((size**2).sum() / len(names), 1e-12))
     return (left * size / scale)[[names.index(context) for context in contexts]]
+
+
+def baseline_predictions(
+    training: Mapping[Scale, ConditionMeans],
+    treatment: Components,
+    context: Context,
+    *,
+    control: Values,
+) -> dict[str, Prediction]:
+    """Predict a response with every baseline that the training conditions define.
+
+    Parameters
+    ----------
+    training
+        Means of the training conditions, by scale.
+    treatment, context
+        The condition to predict.
+    control
+        Log1p expression of the context's control cells; shifted by the predicted change of mean
+        log1p they are the predicted cells.
+
+    Examples
+    --------
+    >>> means = ConditionMeans(
+    ...     treatments=((), ("A",), ()),
+    ...     contexts=(("u",), ("u",), ("v",)),
+    ...     n_cells=np.ones(3),
+    ...     means=np.array([[0.0], [1.0], [2.0]]),
+    ... )
+    >>> found = baseline_predictions(
+    ...     {"mean_log1p": means}, ("A",), ("v",), control=np.array([[2.0]])
+    ... )
+    >>> {name: prediction.cells.tolist() for name, prediction in found.items()}["additive"]
+    [[3.0]]
+    """
+    cells = control if isinstance(control, np.ndarray) else control.toarray()
+    found = {}
+    for name, baseline in BASELINES.items():
+        change = {s: baseline.predict(means, treatment, context) for s, means in training.items()}
+        if all(np.isfinite(values).all() for values in change.values()):
+            shifted = cells + change["mean_log1p"] if "mean_log1p" in change else None
+            found[name] = Prediction(change, shifted)
+    return found

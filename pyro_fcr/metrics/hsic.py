@@ -4,8 +4,6 @@ HSIC (Gretton et al. 2007, NeurIPS 20) asks for dependence outright, not within 
 depend on x, and on t only where the design ties t to x.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import ModuleType
@@ -15,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import gamma
 
-from pyro_fcr.metrics.arrays import FloatArray, codes, draw_rows, matrix
+from pyro_fcr.metrics.arrays import FloatArray, check_rows, codes, draw_rows, matrix
 
 RANDOM = "random"
 
@@ -192,24 +190,22 @@ def _causal_learn() -> ModuleType:
 
 
 def _sides(values: Mapping[str, npt.ArrayLike], max_cells: int, seed: int) -> list[FloatArray]:
-    """Return the columns that vary of some cells' numbers."""
-    n_cells, sides = len(matrix(values["z"], "z")), []
-    cells = draw_rows(n_cells, max_cells, seed)
-    for name, side in values.items():
-        numbers = _numbers(side, n_cells, name)[cells]
-        varies = np.ptp(numbers, axis=0) > 0
+    """Return the columns that vary, of each side's numbers in some cells."""
+    numbers = {"z": matrix(values["z"], "z")}
+    numbers |= {name: _numbers(side, name) for name, side in values.items() if name != "z"}
+    check_rows(numbers)
+    cells, sides = draw_rows(len(numbers["z"]), max_cells, seed), []
+    for name, side in numbers.items():
+        varies = np.ptp(side[cells], axis=0) > 0
         if not varies.any():
             raise ValueError(f"{name} is the same in all {len(cells)} cells that are looked at.")
-        sides.append(numbers[:, varies])
+        sides.append(side[cells][:, varies])
     return sides
 
 
-def _numbers(values: npt.ArrayLike, n_cells: int, name: str) -> FloatArray:
-    """Return numbers as a matrix, a label as indicators."""
-    if np.ndim(values) == 1:
-        label = codes(values, n_cells, name)
-        return np.eye(label.max() + 1)[label]
-    found = matrix(values, name)
-    if len(found) != n_cells:
-        raise ValueError(f"{name}: {len(found)} cells, z has {n_cells}.")
-    return found
+def _numbers(values: npt.ArrayLike, name: str) -> FloatArray:
+    """Return numbers as a matrix, or a label as indicators."""
+    if np.ndim(values) != 1:
+        return matrix(values, name)
+    label = codes(values, np.size(values), name)
+    return np.eye(label.max() + 1)[label]

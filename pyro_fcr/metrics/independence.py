@@ -6,8 +6,6 @@ Of two statistics the larger counts, each in units of its own permutations: one 
 other also variances and curves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,9 +15,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from pyro_fcr.graph import Claim
-from pyro_fcr.metrics import permutation
 from pyro_fcr.metrics.arrays import FloatArray, codes, joint_codes
-from pyro_fcr.metrics.sides import LEVEL, Sides, beyond_chance, both_sides
+from pyro_fcr.metrics.permutation import LEVEL, Sides, beyond_chance, both_sides, p_value, whiten
 
 CLAIMS = (
     Claim("structure", "z_x", "t", ("x",)),
@@ -137,7 +134,7 @@ def independence_test(
         statement=statement,
         effect=effect,
         shape_effect=shape_effect,
-        p_value=permutation.p_value(found),
+        p_value=p_value(found),
         chance=float(found[1:, 0].mean()),
         n_cells=len(sides.strata.rows),
         n_strata=len(sides.strata.slices),
@@ -277,7 +274,7 @@ def power_against_leak(
             drawn = sides.second[sides.strata.shuffle(rng)]
             leaky = _plant(sides, drawn, share, rng)
             found = sides.shares(leaky, drawn, n_permutations, rng)
-            p_values.append(permutation.p_value(found))
+            p_values.append(p_value(found))
             effects.append(beyond_chance(found)[0])
         rows.append((share, np.mean(np.array(p_values) <= LEVEL), np.mean(effects), n_draws))
     return pd.DataFrame(rows, columns=["leak", "rejected", "effect", "n_draws"])
@@ -292,7 +289,7 @@ def _plant(
     else:
         score = drawn @ rng.normal(size=(drawn.shape[1], sides.block.shape[1]))
     score = sides.strata.centre(score)
-    mixed, _ = permutation.whiten(sides.block, sides.strata)
+    mixed, _ = whiten(sides.block, sides.strata)
     for rows in sides.strata.slices:
         spread = score[rows].std(axis=0)
         unit = score[rows] / np.where(spread > 0, spread, np.inf)

@@ -4,8 +4,6 @@ All scores compare a *predicted change* with the *real change* against control c
 context, on one of the scales of `pyro_fcr.metrics.profiles`; last axis genes, any axes before.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +17,7 @@ from pyro_fcr.metrics.arrays import FloatArray
 
 @dataclass(frozen=True)
 class Score:
-    """What a score means.
+    """What a score means; the defaults are those of a correlation.
 
     Parameters
     ----------
@@ -32,17 +30,22 @@ class Score:
     lowest, highest
         Ends of its range.
     undefined
-        Value of a prediction without direction (constant, zero) when methods are compared; None
-        where it cannot occur.
+        Value that a prediction without direction (constant, zero) counts as when methods are
+        compared; None where there is no such prediction.
     """
 
     title: str
     scope: str
     words: str
-    higher_is_better: bool
-    lowest: float
-    highest: float
-    undefined: float | None = None
+    higher_is_better: bool = True
+    lowest: float = -1.0
+    highest: float = 1.0
+    undefined: float | None = 0.0
+
+    @property
+    def sign(self) -> float:
+        """Factor that makes higher values the better ones."""
+        return 1.0 if self.higher_is_better else -1.0
 
 
 SCORES: Final[dict[str, Score]] = {
@@ -51,29 +54,17 @@ SCORES: Final[dict[str, Score]] = {
         "all genes",
         "Cosine of the angle between the changes of all genes (PerturBench: Wu et al. 2024, "
         "arXiv 2408.10609).",
-        higher_is_better=True,
-        lowest=-1.0,
-        highest=1.0,
-        undefined=0.0,
     ),
     "pearson_delta": Score(
         "Pearson r",
         "all genes",
         "Pearson correlation of the changes of all genes (GEARS: Roohani et al. 2024, Nature "
         "Biotechnology 42:927).",
-        higher_is_better=True,
-        lowest=-1.0,
-        highest=1.0,
-        undefined=0.0,
     ),
     "pearson_delta_de100": Score(
         "Pearson r",
         "100 genes of largest change",
         "The same over the 100 genes of largest real change.",
-        higher_is_better=True,
-        lowest=-1.0,
-        highest=1.0,
-        undefined=0.0,
     ),
     "pearson_vs_treated": Score(
         "Pearson r",
@@ -82,10 +73,6 @@ SCORES: Final[dict[str, Score]] = {
         "conditions, so that a response that all of them share does not flatter (after Systema: "
         "Viñas Torné et al. 2025, Nature Biotechnology, doi 10.1038/s41587-025-02777-8, there with "
         "the mean of perturbed cells in place of each context's controls + mean change).",
-        higher_is_better=True,
-        lowest=-1.0,
-        highest=1.0,
-        undefined=0.0,
     ),
     "mse_delta": Score(
         "squared error",
@@ -94,6 +81,7 @@ SCORES: Final[dict[str, Score]] = {
         higher_is_better=False,
         lowest=0.0,
         highest=np.inf,
+        undefined=None,
     ),
     "wmse_delta": Score(
         "squared error",
@@ -104,6 +92,7 @@ SCORES: Final[dict[str, Score]] = {
         higher_is_better=False,
         lowest=0.0,
         highest=np.inf,
+        undefined=None,
     ),
     "discrimination": Score(
         "discrimination",
@@ -111,9 +100,8 @@ SCORES: Final[dict[str, Score]] = {
         "Share of the other pairs whose real change is farther from the prediction than the right "
         "one, ties half; 0.5 is chance (Euclidean; rank of PerturBench, perturbation "
         "discrimination score of the Virtual Cell Challenge: Roohani et al. 2025, Cell).",
-        higher_is_better=True,
         lowest=0.0,
-        highest=1.0,
+        undefined=None,
     ),
     "e_distance": Score(
         "E‑distance",
@@ -123,6 +111,7 @@ SCORES: Final[dict[str, Score]] = {
         higher_is_better=False,
         lowest=-np.inf,
         highest=np.inf,
+        undefined=None,
     ),
 }
 
@@ -158,7 +147,7 @@ def change_scores(
     reference
         Mean change of the treated training conditions, ``(n_genes,)``.
     weights
-        Of the genes, see :func:`gene_weights`.
+        Weights of the genes, see :func:`gene_weights`.
 
     Returns
     -------
@@ -235,7 +224,7 @@ def discrimination(predicted: FloatArray, real: FloatArray, others: FloatArray) 
 
 
 def _distance(predicted: FloatArray, real: FloatArray) -> FloatArray:
-    """Squared, less the prediction's own square; one formula, so that ties are ties."""
+    """Return squared distances less the prediction's own square; one formula keeps ties ties."""
     return (real**2).sum(axis=-1) - 2 * (real * predicted).sum(axis=-1)
 
 
@@ -276,7 +265,7 @@ def e_distance(
     if len(x) < 2 or len(y) < 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
             f"predicted and real must be 2 cells or more of the same genes, got {x.shape} and "
-            f"{y.shape}"
+            f"{y.shape}."
         )
     w = np.full((1, len(y)), 1.0 / len(y)) if weights is None else np.asarray(weights)
     across = w @ cdist(y, x).mean(axis=1)
