@@ -22,18 +22,10 @@ from pyro_fcr.metrics.independence import independence_table
 from pyro_fcr.queries import Fitted, Source
 from pyro_fcr.queries.representations import condition_cells, label_distribution
 
-TRAINING, HELDOUT = "training", "held out"
-LABELLED, BLIND = "labelled", "label-blind"
 _FEWEST = 50  # cells whose clusters or strata say anything
 _RANK = (
-    "n_needed",
-    "rank",
-    "rank_needed",
-    "smallest",
-    "condition_number",
-    "sufficient",
-    "sentence",
-)
+    "n_needed", "rank", "rank_needed", "smallest", "condition_number", "sufficient", "sentence",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +103,7 @@ class SplitCells:
 
     def parts(self) -> dict[str, np.ndarray]:
         """Return the positions of training and of held-out cells, where there are enough."""
-        found = {TRAINING: self.split.train, HELDOUT: self.split.heldout}
+        found = {"training": self.split.train, "held out": self.split.heldout}
         for name, rows in found.items():
             if len(rows) < _FEWEST:
                 self.left_out[f"{name} cells"] = (
@@ -136,7 +128,7 @@ def clustering(cells: SplitCells, *, max_cells: int, seed: int) -> pd.DataFrame:
         some = cells.encoded.take(np.sort(rows)[draw_rows(len(rows), n_cells, seed)])
         joined = ("" if all(len(site) == 1 for site in some.codes) else " & ").join(some.codes)
         labels = {**some.codes, joined: joint_codes(*some.codes.values())}
-        for encoding, latents in ((LABELLED, some.labelled), (BLIND, some.blind)):
+        for encoding, latents in (("labelled", some.labelled), ("label-blind", some.blind)):
             table = cluster_agreement(latents, labels, seed=seed)
             tables.append(_of(table, cells=name, encoding=encoding, n_cells=n_cells))
     return stacked(tables)
@@ -224,12 +216,9 @@ def rank(fcr: Fitted) -> tuple[pd.DataFrame, pd.DataFrame]:
         and set(graph.parents[block]) <= set(graph.exogenous)
     ]
     cells = condition_cells(fcr.registry).to(fcr.device)
-    found = {
-        block: prior_rank(*moments)
-        for block, moments in prior_moments(fcr.model, cells, blocks=blocks).items()
-    }
     rows, values = [], []
-    for block, each in found.items():
+    for block, moments in prior_moments(fcr.model, cells, blocks=blocks).items():
+        each = prior_rank(*moments)
         about = {name: getattr(each, name) for name in _RANK}
         rows.append({"block": block, **asdict(each), **about})
         values += [(block, i, float(v)) for i, v in enumerate(each.singular_values, start=1)]

@@ -1,5 +1,6 @@
 """Predicted responses against real ones, for cells that a fit has not seen. Nothing is refitted."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,8 @@ class _Predictor:
     """Counterfactuals of a context's control cells under a treatment, and under none."""
 
     def __init__(self, fcr: Fitted, adata: AnnData, seed: int) -> None:
-        self.fcr, self.adata, self.seed = fcr, adata, seed
+        self.adata, self.seed = adata, seed
+        self._draw = partial(counterfactual, fcr, n_draws=_N_DRAWS, seed=seed)
         self.schema = fcr.registry.schema
         self.layout = read_layout(adata.obs, self.schema)
         self._untreated: dict[tuple[str, ...], Any] = {}
@@ -156,7 +158,7 @@ class _Predictor:
         return predicted_cells(treated.X, self._untreated[pair.context].X, expression=expression)
 
     def _source(self, pair: Pair) -> AnnData:
-        """Control cells of a context, some of many."""
+        """Take the control cells of a context, some of many."""
         rows = np.flatnonzero(self.layout.codes == self.layout.control_of(pair))
         return self.adata[rows[draw_rows(len(rows), _N_SOURCE, self.seed)]]
 
@@ -171,13 +173,8 @@ class _Predictor:
             min(len(cells), n_source, _N_TARGETS), random_state=np.random.default_rng(self.seed)
         )
         numbers = given.groupby(list(given), sort=False, observed=True).ngroup().to_numpy()
+        numbers, doses = numbers[every % len(numbers)], given.drop_duplicates().to_numpy()
         return [
-            (
-                np.flatnonzero(numbers[every % len(numbers)] == i),
-                {"treatment": str(t), "dose": dose},
-            )
-            for i, (t, dose) in enumerate(given.drop_duplicates().itertuples(index=False))
+            (np.flatnonzero(numbers == i), {"treatment": str(treatment), "dose": dose})
+            for i, (treatment, dose) in enumerate(doses)
         ]
-
-    def _draw(self, source: AnnData, **target: Any) -> AnnData:
-        return counterfactual(self.fcr, source, **target, n_draws=_N_DRAWS, seed=self.seed)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -82,68 +82,51 @@ def evaluate(
     """
     given = fcr.source(adata)
     split = split or fcr.split_of(given)
-    plan = judging.judged_scenarios(fcr, _own_genes(fcr, given), split)
+    own = _own_genes(fcr, given)
+    plan = judging.judged_scenarios(fcr, own, split)
+    fitted = np.sort(np.concatenate([split.train, split.heldout]))
     replicate = None
     if replicate_key is not None:
-        replicate = read_labels(given.obs, replicate_key, role="replicate_key").codes
-    sizes = _Sizes(n_permutations, n_draws, max_cells, seed)
+        replicate = read_labels(given.obs, replicate_key, role="replicate_key").codes[fitted]
+    seconds: dict[str, float] = {}
+    sizes = {"n_permutations": n_permutations, "max_cells": max_cells}
     # Matrices are small: threads would wait for one another, and take minutes on a busy machine.
     with threadpool_limits(limits=1):
-        return _measured(fcr, given, split, plan, replicate, sizes)
+        with _timed(seconds, "encoding"):
+            cells = _encoded(fcr, given, split, fitted, seed=seed)
+        found = _of_blocks(fcr, given[fitted], cells, replicate, seconds, seed=seed, **sizes)
+        with _timed(seconds, "responses"):
+            found |= judging.judge(fcr, own, plan.made, n_draws=n_draws, seed=seed)
+        with _timed(seconds, "coverage"):
+            found["coverage"] = _coverage(fcr, given, split, plan, seed=seed)
+        facts = {**_facts(fcr, given, split), "seed": seed}
+    left_out = {**plan.left_out, **cells.left_out}
+    return Evaluation(facts=facts, left_out=left_out, seconds=seconds, **found)
 
 
-class _Sizes(NamedTuple):
-    """How much is drawn, see :func:`evaluate`."""
-
-    n_permutations: int
-    n_draws: int
-    max_cells: int
-    seed: int
-
-
-def _measured(
+def _of_blocks(
     fcr: Fitted,
     adata: AnnData,
-    split: Split,
-    plan: Scenarios,
+    cells: blocks.SplitCells,
     replicate: np.ndarray | None,
-    sizes: _Sizes,
-) -> Evaluation:
-    clock, some = _Clock(), {"max_cells": sizes.max_cells, "seed": sizes.seed}
-    fitted = np.sort(np.concatenate([split.train, split.heldout]))
-    with clock("encoding"):
-        cells = _encoded(fcr, adata, split, fitted, seed=sizes.seed)
-    with clock("clustering"):
-        clusters = blocks.clustering(cells, **some)
-    with clock("independence"):
-        tests = blocks.independence(
-            fcr,
-            cells,
-            replicate=None if replicate is None else replicate[fitted],
-            n_permutations=sizes.n_permutations,
-            seed=sizes.seed,
+    seconds: dict[str, float],
+    *,
+    n_permutations: int,
+    max_cells: int,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """Measure what the latent blocks of the cells of the fit hold."""
+    found, some = {"dimensions": cells.dimensions}, {"max_cells": max_cells, "seed": seed}
+    with _timed(seconds, "clustering"):
+        found["clustering"] = blocks.clustering(cells, **some)
+    with _timed(seconds, "independence"):
+        found["independence"] = blocks.independence(
+            fcr, cells, replicate=replicate, n_permutations=n_permutations, seed=seed
         )
-    with clock("identifiability"):
-        rank, singular = blocks.rank(fcr)
-        truth = blocks.identifiability(adata[fitted], cells, **some)
-    with clock("responses"):
-        own = _own_genes(fcr, adata)
-        judged = judging.judge(fcr, own, plan.made, n_draws=sizes.n_draws, seed=sizes.seed)
-    with clock("coverage"):
-        coverage = _coverage(fcr, adata, split, plan, seed=sizes.seed)
-    return Evaluation(
-        facts={**_facts(fcr, adata, split), "seed": sizes.seed},
-        **judged,
-        coverage=coverage,
-        dimensions=cells.dimensions,
-        clustering=clusters,
-        independence=tests,
-        prior_rank=rank,
-        singular_values=singular,
-        identifiability=truth,
-        left_out={**plan.left_out, **cells.left_out},
-        seconds=clock.seconds,
-    )
+    with _timed(seconds, "identifiability"):
+        found["prior_rank"], found["singular_values"] = blocks.rank(fcr)
+        found["identifiability"] = blocks.identifiability(adata, cells, **some)
+    return found
 
 
 def _coverage(
@@ -156,18 +139,12 @@ def _coverage(
     return blocks.stacked([interval_coverage(fcr, adata[rows], seed=seed) for rows in some])
 
 
-class _Clock:
-    """The seconds that named parts take."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time what runs inside."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 2)
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note under a name how long what runs inside takes."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 2)
 
 
 def _own_genes(fcr: Fitted, adata: AnnData) -> AnnData:

@@ -80,11 +80,12 @@ class Evaluation:
     seconds: Mapping[str, float]
 
     def __repr__(self) -> str:
-        facts = self.facts
-        elbo = facts["heldout_elbo_per_cell"]
+        facts, elbo = self.facts, self.facts["heldout_elbo_per_cell"]
         lines = [
             "Evaluation of {n_training:,} training, {n_heldout:,} held-out, {n_left_out:,} left-out"
-            " cells, {n_genes:,} genes, {n_conditions} conditions, {epochs} epochs".format(**facts),
+            " cells, {n_genes:,} genes, {n_conditions} conditions, {epochs} epochs".format(
+                **self.facts
+            ),
             f"Held-out ELBO: {'no held-out cells' if elbo is None else f'{elbo:.1f} nats a cell'}",
             *map(self.sentence, self.scenarios),
             *self._glances(),

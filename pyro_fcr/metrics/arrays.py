@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-Codes: TypeAlias = npt.NDArray[np.intp]
-Blocks: TypeAlias = Mapping[str, npt.ArrayLike]
+FloatArray: TypeAlias = NDArray[np.float64]
+Codes: TypeAlias = NDArray[np.intp]
+Blocks: TypeAlias = Mapping[str, ArrayLike]
 
 
-def matrix(values: npt.ArrayLike, name: str) -> FloatArray:
+def matrix(values: ArrayLike, name: str) -> FloatArray:
     """Return a finite float matrix of cells x dimensions; raise ValueError if it is not one."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or 0 in array.shape:
@@ -34,7 +34,7 @@ def matrices(blocks: Blocks, name: str) -> dict[str, FloatArray]:
 
 
 def checked_blocks(
-    truth: Blocks, estimate: Blocks, condition: npt.ArrayLike | None
+    truth: Blocks, estimate: Blocks, condition: ArrayLike | None
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray], Codes]:
     """Check two mappings of the same cells; all codes are 0 without conditions."""
     true, estimated = matrices(truth, "truth"), matrices(estimate, "estimate")
@@ -45,14 +45,14 @@ def checked_blocks(
     return true, estimated, condition_codes(condition, len(one))
 
 
-def check_rows(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def check_rows(arrays: Mapping[str, NDArray[Any]]) -> None:
     """Raise ValueError unless all arrays have one row per cell."""
     rows = {name: len(values) for name, values in arrays.items()}
     if len(set(rows.values())) > 1:
         raise ValueError(f"Latents and labels must have one row per cell, got {rows}.")
 
 
-def codes(labels: npt.ArrayLike, n_cells: int, name: str = "label") -> Codes:
+def codes(labels: ArrayLike, n_cells: int, name: str = "label") -> Codes:
     """Code the levels of a label by numbers from 0, in the order in which they occur.
 
     Raises
@@ -74,7 +74,7 @@ def codes(labels: npt.ArrayLike, n_cells: int, name: str = "label") -> Codes:
     return found
 
 
-def joint_codes(*labels: npt.ArrayLike, n_cells: int | None = None) -> Codes:
+def joint_codes(*labels: ArrayLike, n_cells: int | None = None) -> Codes:
     """Code the combinations of labels that occur, ``(n_cells,)``.
 
     Parameters
@@ -101,7 +101,7 @@ def joint_codes(*labels: npt.ArrayLike, n_cells: int | None = None) -> Codes:
     return joint
 
 
-def condition_codes(condition: npt.ArrayLike, n_cells: int) -> Codes:
+def condition_codes(condition: ArrayLike, n_cells: int) -> Codes:
     """Code conditions by numbers from 0; there have to be two at least."""
     found = codes(condition, n_cells, "condition")
     if found.max() == 0:
@@ -116,7 +116,7 @@ def group_means(values: FloatArray, group: Codes, n_groups: int | None = None) -
     return sums / np.maximum(np.bincount(group, minlength=n_groups), 1)[:, None]
 
 
-def remove_condition_means(latent: npt.ArrayLike, condition: npt.ArrayLike) -> FloatArray:
+def remove_condition_means(latent: ArrayLike, condition: ArrayLike) -> FloatArray:
     """Subtract from every cell's latent the mean of its condition.
 
     What is left holds nothing that the labels alone could tell about the mean. (Scales may still

@@ -166,14 +166,14 @@ def additive(conditions: ConditionMeans, treatment: Components, context: Context
     from a covariate or another agent.
     """
     levels = sorted({pair for each in conditions.contexts for pair in enumerate(each)})
-    agents, given = _agents(conditions.treatments, treatment)
+    agents = _agents(conditions.treatments, treatment)
     places = [[float(level == each[i]) for i, level in levels] for each in conditions.contexts]
     weights = np.sqrt(conditions.n_cells)[:, None]
     design = np.hstack([places, agents[:-1]]) * weights
     contrast = np.concatenate([np.zeros(len(levels)), agents[-1]])
     inverse = np.linalg.pinv(design)
     # A contrast is estimable if and only if it lies in the row space of the design.
-    if not set(treatment) <= given or not np.allclose(contrast @ inverse @ design, contrast):
+    if not np.allclose(contrast @ inverse @ design, contrast):
         return np.full(conditions.means.shape[1], np.nan)
     return contrast @ inverse @ (conditions.means * weights)
 
@@ -203,11 +203,11 @@ def ridge(conditions: ConditionMeans, treatment: Components, context: Context) -
     >>> ridge(conditions, ("A",), ("w",)).round(2)
     array([1.])
     """
-    shifts = conditions.shifts()
-    if len(shifts) < 2 or conditions.find((), context) is None:
-        known = bool(shifts) and conditions.find((), context) is not None
-        return conditions.mean_shift() if known else np.full(conditions.means.shape[1], np.nan)
-    agents = _agents([row[0] for row in shifts], treatment)[0]
+    if conditions.find((), context) is None:
+        return np.full(conditions.means.shape[1], np.nan)
+    if len(shifts := conditions.shifts()) < 2:
+        return conditions.mean_shift()
+    agents = _agents([row[0] for row in shifts], treatment)
     states = _states(conditions, [*(row[1] for row in shifts), context])
     products = (agents[:, :, None] * states[:, None]).reshape(len(agents), -1)
     fits = []
@@ -225,11 +225,10 @@ def condition_mean(
     return conditions.mean_shift(treatment, context)
 
 
-def _agents(treatments: Sequence[Components], asked: Components) -> tuple[FloatArray, set[str]]:
-    """Return which treatment has which of their agents, the one asked for last; and the agents."""
-    names = sorted({agent for parts in treatments for agent in parts})
-    rows = [[float(name in parts) for name in names] for parts in (*treatments, asked)]
-    return np.array(rows), set(names)
+def _agents(treatments: Sequence[Components], asked: Components) -> FloatArray:
+    """Return which treatment has which of their agents, the one asked for last."""
+    names = sorted({agent for parts in (*treatments, asked) for agent in parts})
+    return np.array([[float(name in parts) for name in names] for parts in (*treatments, asked)])
 
 
 def _states(conditions: ConditionMeans, contexts: Sequence[Context]) -> FloatArray:

@@ -7,7 +7,7 @@ not how far another donor or library would be.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -17,19 +17,10 @@ from pyro_fcr.data.errors import listed
 from pyro_fcr.data.pairs import Layout, Mask, Pair, read_layout
 from pyro_fcr.data.scenarios import Scenario
 from pyro_fcr.data.schema import Schema
+from pyro_fcr.metrics import profiles
 from pyro_fcr.metrics.arrays import FloatArray, draw_rows
 from pyro_fcr.metrics.baselines import BASELINES, baseline_predictions, training_means
-from pyro_fcr.metrics.profiles import (
-    SCALES,
-    Prediction,
-    Scale,
-    Values,
-    bootstrap_weights,
-    half_weights,
-    log_values,
-    profile,
-    t_statistics,
-)
+from pyro_fcr.metrics.profiles import SCALES, Prediction, Scale, Values, profile
 from pyro_fcr.metrics.scores import change_scores, discrimination, e_distance, gene_weights
 
 CEILING: Final = "split_half"
@@ -39,34 +30,8 @@ _N_SPLITS: Final = 20
 _MOST_CELLS: Final = 1_000  # of a group, for distances between all its cells
 
 
-@dataclass(frozen=True, eq=False)
 class Measured:
     """Real responses of all pairs with two cells and two control cells or more.
-
-    Parameters
-    ----------
-    treated, control
-        Log1p expression of each pair's cells, and of the control cells of each context.
-    weights
-        Weights of each pair's treated cells, ``(1 + n_draws, n_cells)``; the first row is even.
-    change
-        By scale, change against control, ``(n_pairs, 1 + n_draws, n_genes)``; the first is of the
-        cells as they are.
-    genes
-        Weights of the genes, ``(n_pairs, n_genes)``, see `pyro_fcr.metrics.scores`.
-    """
-
-    treated: Mapping[Pair, Values]
-    control: Mapping[tuple[str, ...], Values]
-    weights: Mapping[Pair, FloatArray]
-    change: Mapping[Scale, FloatArray]
-    genes: FloatArray
-
-
-def measure(
-    values: Values, layout: Layout, cells: Mask, *, n_draws: int, rng: np.random.Generator
-) -> Measured:
-    """Measure the response of every treated pair in the chosen cells.
 
     Parameters
     ----------
@@ -80,22 +45,41 @@ def measure(
         Number of bootstrap draws.
     rng
         Generator of the draws.
+
+    Attributes
+    ----------
+    treated, control
+        Log1p expression of each pair's cells, and of the control cells of each context.
+    weights
+        Weights of each pair's treated cells, ``(1 + n_draws, n_cells)``; the first row is even.
+    change
+        By scale, change against control, ``(n_pairs, 1 + n_draws, n_genes)``; the first is of the
+        cells as they are.
+    genes
+        Weights of the genes, ``(n_pairs, n_genes)``, see `pyro_fcr.metrics.scores`.
     """
-    size = layout.n_cells(cells)
-    own = {i: values[cells & (layout.codes == i)] for i in np.flatnonzero(size > 1).tolist()}
-    control = {layout.pairs[i].context: own[i] for i in own if layout.is_control[i]}
-    treated = {p: own[i] for i, p in layout.treated().items() if not layout.lacks(i, size)}
-    weights = {p: bootstrap_weights(v.shape[0], n_draws, rng=rng) for p, v in treated.items()}
-    untreated = {c: bootstrap_weights(v.shape[0], n_draws, rng=rng) for c, v in control.items()}
-    change = {}
-    for scale in SCALES:
-        base = {c: profile(v, scale, weights=untreated[c]) for c, v in control.items()}
-        changes = [
-            profile(v, scale, weights=weights[p]) - base[p.context] for p, v in treated.items()
-        ]
-        change[scale] = np.array(changes)
-    genes = [gene_weights(t_statistics(v, control[p.context])) for p, v in treated.items()]
-    return Measured(treated, control, weights, change, np.array(genes))
+
+    def __init__(
+        self, values: Values, layout: Layout, cells: Mask, *, n_draws: int, rng: np.random.Generator
+    ) -> None:
+        size = layout.n_cells(cells)
+        own = {i: values[cells & (layout.codes == i)] for i in np.flatnonzero(size > 1).tolist()}
+        self.control = {layout.pairs[i].context: own[i] for i in own if layout.is_control[i]}
+        self.treated = {p: own[i] for i, p in layout.treated().items() if not layout.lacks(i, size)}
+        draw = partial(profiles.bootstrap_weights, n_draws=n_draws, rng=rng)
+        self.weights = {pair: draw(v.shape[0]) for pair, v in self.treated.items()}
+        untreated = {context: draw(v.shape[0]) for context, v in self.control.items()}
+        self.change: dict[Scale, FloatArray] = {}
+        for scale in SCALES:
+            base = {c: profile(v, scale, weights=untreated[c]) for c, v in self.control.items()}
+            self.change[scale] = np.array([
+                profile(v, scale, weights=self.weights[pair]) - base[pair.context]
+                for pair, v in self.treated.items()
+            ])  # fmt: skip
+        self.genes = np.array([
+            gene_weights(profiles.t_statistics(v, self.control[pair.context]))
+            for pair, v in self.treated.items()
+        ])  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +125,9 @@ class Case:
     def ceiling(self) -> dict[Key, FloatArray]:
         """Score halves of the cells against the other halves: their mean, then each split."""
         groups = treated, control = self.real.treated[self.pair], self.control
-        halves, others = (half_weights(v.shape[0], _N_SPLITS, rng=self.rng) for v in groups)
+        halves, others = (
+            profiles.half_weights(v.shape[0], _N_SPLITS, rng=self.rng) for v in groups
+        )
         scores: dict[Key, FloatArray] = {}
         for scale in SCALES:
             first, second = (
@@ -182,16 +168,14 @@ class Judge:
 
     def __init__(self, adata: AnnData, schema: Schema, *, n_draws: int, seed: int) -> None:
         matrix = adata.X if schema.layer is None else adata.layers[schema.layer]
-        self.values = log_values(matrix, expression=schema.expression)
+        self.values = profiles.log_values(matrix, expression=schema.expression)
         self.layout = read_layout(adata.obs, schema)
-        self.n_draws, self.rng = n_draws, np.random.default_rng(seed)
+        self.rng = np.random.default_rng(seed)
+        self._measured = partial(Measured, self.values, self.layout, n_draws=n_draws, rng=self.rng)
 
     @cached_property
     def _all(self) -> Measured:
         return self._measured(np.ones(len(self.layout.codes), dtype=bool))
-
-    def _measured(self, cells: Mask) -> Measured:
-        return measure(self.values, self.layout, cells, n_draws=self.n_draws, rng=self.rng)
 
     def cases(
         self, scenario: Scenario, predictions: Predictions

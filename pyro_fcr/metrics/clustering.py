@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
+from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from pyro_fcr.metrics.arrays import check_rows, draw_rows
@@ -17,8 +17,8 @@ _IGRAPH: dict[str, Any] = {"flavor": "igraph", "n_iterations": 2, "directed": Fa
 
 
 def cluster_agreement(
-    latents: Mapping[str, npt.NDArray[np.floating]],
-    labels: pd.DataFrame | Mapping[str, npt.ArrayLike],
+    latents: Mapping[str, NDArray[np.floating]],
+    labels: pd.DataFrame | Mapping[str, ArrayLike],
     *,
     resolution: float = 1.0,
     n_neighbors: int = 15,
@@ -79,14 +79,14 @@ def cluster_agreement(
 
 
 def _leiden(
-    latent: npt.NDArray[np.floating], *, resolution: float, n_neighbors: int, seed: int
-) -> npt.NDArray[np.intp]:
+    latent: NDArray[np.floating], *, resolution: float, n_neighbors: int, seed: int
+) -> NDArray[np.intp]:
     graph = _neighbours(latent, n_neighbors=n_neighbors, seed=seed)
     sc.tl.leiden(graph, resolution=resolution, random_state=seed, **_IGRAPH)
     return graph.obs["leiden"].cat.codes.to_numpy()
 
 
-def _neighbours(latent: npt.NDArray[np.floating], *, n_neighbors: int, seed: int) -> AnnData:
+def _neighbours(latent: NDArray[np.floating], *, n_neighbors: int, seed: int) -> AnnData:
     cells = AnnData(np.asarray(latent, dtype=np.float32))
     # Exact neighbours, which scanpy by itself takes for few cells only; latents are narrow enough.
     sc.pp.neighbors(
@@ -95,9 +95,7 @@ def _neighbours(latent: npt.NDArray[np.floating], *, n_neighbors: int, seed: int
     return cells
 
 
-def umap(
-    latent: npt.NDArray[np.floating], *, seed: int, n_neighbors: int = 15
-) -> npt.NDArray[np.float32]:
+def umap(latent: NDArray[np.floating], *, seed: int, n_neighbors: int = 15) -> NDArray[np.float32]:
     """Draw a latent block in two dimensions by UMAP, as scanpy does.
 
     Parameters

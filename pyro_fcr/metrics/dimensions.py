@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from pyro_fcr.metrics.arrays import FloatArray, matrix
 
-Latents: TypeAlias = Mapping[str, npt.NDArray[np.floating]]
+Latents: TypeAlias = Mapping[str, NDArray[np.floating]]
 
 IN_USE = 0.01
 
@@ -54,7 +54,7 @@ def dimension_use(means: Latents, variances: Latents) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["block", "dimension", "share", "in_use"])
 
 
-def only_in_use(latents: Latents, use: pd.DataFrame) -> dict[str, npt.NDArray[np.floating]]:
+def only_in_use(latents: Latents, use: pd.DataFrame) -> dict[str, NDArray[np.floating]]:
     """Pick the dimensions in use; of each block at least the most used one.
 
     Parameters
@@ -64,12 +64,9 @@ def only_in_use(latents: Latents, use: pd.DataFrame) -> dict[str, npt.NDArray[np
     use
         The table of :func:`dimension_use`.
     """
-    picked = {}
-    for block, values in latents.items():
-        own = use[use["block"] == block]
-        wanted = own["in_use"] | (own["share"] == own["share"].max())
-        picked[block] = values[:, wanted.to_numpy()]
-    return picked
+    most = use.groupby("block")["share"].transform("max")
+    wanted = (use["in_use"] | (use["share"] == most)).to_numpy()
+    return {block: z[:, wanted[use["block"] == block]] for block, z in latents.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +132,7 @@ class PriorRank:
         return f"{found}: {enough} to identify {self.n_latent} latent dimensions one by one."
 
 
-def prior_rank(mean: npt.ArrayLike, scale: npt.ArrayLike, *, tolerance: float = 0.05) -> PriorRank:
+def prior_rank(mean: ArrayLike, scale: ArrayLike, *, tolerance: float = 0.05) -> PriorRank:
     """Measure the rank of a Normal prior's natural-parameter differences between conditions.
 
     Each latent is first standardised by its mean and variance over all conditions (equal weights),
@@ -191,7 +188,7 @@ def prior_rank(mean: npt.ArrayLike, scale: npt.ArrayLike, *, tolerance: float = 
     )
 
 
-def _checked(mean: npt.ArrayLike, scale: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+def _checked(mean: ArrayLike, scale: ArrayLike) -> tuple[FloatArray, FloatArray]:
     means, scales = matrix(mean, "mean"), matrix(scale, "scale")
     if means.shape != scales.shape:
         raise ValueError(f"mean is {means.shape} and scale {scales.shape}; expected one shape.")

@@ -5,25 +5,17 @@ labels (for the strong MCC: that has the block but mixes its dimensions), and wh
 scores through the same regression.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import permutations
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from pyro_fcr.metrics.arrays import (
-    Blocks,
-    Codes,
-    FloatArray,
-    checked_blocks,
-    condition_codes,
-    group_means,
-    joint_codes,
-    matrices,
-    matrix,
-)
-from pyro_fcr.metrics.recovery import Method, block_r2, leakage, mcc, rotation_floor, weak_mcc
+from pyro_fcr.metrics import arrays
+from pyro_fcr.metrics.arrays import Blocks, Codes, FloatArray
+from pyro_fcr.metrics.recovery import block_r2, leakage, mcc, rotation_floor, weak_mcc
 from pyro_fcr.metrics.regression import dci
 
 Scores = dict[tuple[str, str], float]
@@ -31,7 +23,7 @@ _Blocks = dict[str, FloatArray]
 
 
 def identifiability_table(
-    truth: Blocks, estimate: Blocks, *, x: npt.ArrayLike, t: npt.ArrayLike, seed: int = 0
+    truth: Blocks, estimate: Blocks, *, x: ArrayLike, t: ArrayLike, seed: int = 0
 ) -> pd.DataFrame:
     """Measure an estimate against simulated truth in every way, between floor and ceiling.
 
@@ -83,24 +75,24 @@ def identifiability_table(
     >>> table.loc[("r2_within", "z_x"), ["value", "floor", "ceiling"]].round(1).abs().tolist()
     [0.8, 0.0, 1.0]
     """
-    true, estimated, codes = checked_blocks(truth, estimate, joint_codes(x, t))
+    true, estimated, codes = arrays.checked_blocks(truth, estimate, arrays.joint_codes(x, t))
     if set(true) != set(estimated) or len(true) < 2:
         raise ValueError(
             f"truth has blocks {list(true)} and estimate {list(estimated)}; expected the same "
             "names, two or more."
         )
-    label_only = _label_only(true, codes, seed=seed)
+    floors = _scores(true, _label_only(true, codes, seed=seed), codes, seed=seed)
+    for name, form in _strong(codes).items():
+        floors |= _each(name, rotation_floor, true, seed=seed, **form)
     columns = {
         "value": _scores(true, estimated, codes, seed=seed),
-        "floor": _scores(true, label_only, codes, seed=seed) | _rotated(true, codes, seed=seed),
+        "floor": floors,
         "ceiling": _scores(true, true, codes, seed=seed),
     }
     return _by_metric(pd.DataFrame(columns))
 
 
-def label_only_estimate(
-    truth: npt.ArrayLike, condition: npt.ArrayLike, *, seed: int = 0
-) -> FloatArray:
+def label_only_estimate(truth: ArrayLike, condition: ArrayLike, *, seed: int = 0) -> FloatArray:
     """Draw latents that know the labels and nothing else: the floor of every measure.
 
     Parameters
@@ -127,9 +119,9 @@ def label_only_estimate(
     >>> label_only_estimate([[1.0], [1.0], [4.0], [4.0]], ["a", "a", "b", "b"]).ravel()
     array([1., 1., 4., 4.])
     """
-    values = matrix(truth, "truth")
-    codes = condition_codes(condition, len(values))
-    means = group_means(values, codes)[codes]
+    values = arrays.matrix(truth, "truth")
+    codes = arrays.condition_codes(condition, len(values))
+    means = arrays.group_means(values, codes)[codes]
     noise = np.random.default_rng(seed).normal(size=values.shape)
     return means + (values - means).std(axis=0) * noise
 
@@ -140,47 +132,33 @@ def _label_only(truth: _Blocks, codes: Codes, *, seed: int) -> _Blocks:
     return {block: label_only_estimate(z, codes, seed=seed + i) for i, (block, z) in numbered}
 
 
-def _rotated(truth: _Blocks, codes: Codes, *, seed: int) -> Scores:
-    """Return the floors of the strong MCC."""
-    return {
-        (name, block): rotation_floor(z, method=method, condition=condition, seed=seed)
-        for block, z in truth.items()
-        for name, method, condition in _strong(codes)
-    }
-
-
-def _strong(codes: Codes) -> list[tuple[str, Method, Codes | None]]:
+def _strong(codes: Codes) -> dict[str, dict[str, Any]]:
     """Return name, correlation and condition of every form of the strong MCC."""
-    return [
-        ("mcc_pearson", "pearson", None),
-        ("mcc_spearman", "spearman", None),
-        ("mcc_within_pearson", "pearson", codes),
-        ("mcc_within_spearman", "spearman", codes),
-    ]
+    return {
+        "mcc_pearson": {"method": "pearson"},
+        "mcc_spearman": {"method": "spearman"},
+        "mcc_within_pearson": {"method": "pearson", "condition": codes},
+        "mcc_within_spearman": {"method": "spearman", "condition": codes},
+    }
 
 
 def _scores(truth: _Blocks, estimate: _Blocks, codes: Codes, *, seed: int) -> Scores:
-    scores = {
-        (name, block): mcc(z, estimate[block], method=method, condition=condition)
-        for name, method, condition in _strong(codes)
-        for block, z in truth.items()
-    }
-    raw = block_r2(truth, estimate, seed=seed)
+    scores: Scores = {}
+    for name, form in _strong(codes).items():
+        scores |= _each(name, mcc, truth, estimate, **form)
+    scores |= _each("weak_mcc", weak_mcc, truth, estimate, seed=seed)
+    scores |= _each("weak_mcc_within", weak_mcc, truth, estimate, condition=codes, seed=seed)
     within = block_r2(truth, estimate, condition=codes, seed=seed)
-    scores |= _weak("weak_mcc", truth, estimate, None, seed=seed)
-    scores |= _weak("weak_mcc_within", truth, estimate, codes, seed=seed)
-    scores |= _diagonal("r2", raw) | _diagonal("r2_within", within) | _leaks("leak_within", within)
+    scores |= _diagonal("r2", block_r2(truth, estimate, seed=seed))
+    scores |= _diagonal("r2_within", within) | _leaks("leak_within", within)
     scores |= {(f"leak_within_{name}", "all"): value for name, value in leakage(within).items()}
     parts = dci(truth, estimate, condition=codes, seed=seed).stack()
     return scores | {(f"dci_{level}_{part}", "all"): v for (level, part), v in parts.items()}
 
 
-def _weak(
-    name: str, truth: _Blocks, other: _Blocks, condition: npt.ArrayLike | None, *, seed: int
-) -> Scores:
+def _each(name: str, score: Callable[..., float], *sides: _Blocks, **settings: Any) -> Scores:
     return {
-        (name, block): weak_mcc(z, other[block], condition=condition, seed=seed)
-        for block, z in truth.items()
+        (name, block): score(*(side[block] for side in sides), **settings) for block in sides[0]
     }
 
 
@@ -194,7 +172,7 @@ def _leaks(name: str, table: pd.DataFrame) -> Scores:
 
 
 def agreement_between_seeds(
-    fits: Sequence[Blocks], *, condition: npt.ArrayLike | None = None, seed: int = 0
+    fits: Sequence[Blocks], *, condition: ArrayLike | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """Measure how far fits of different seeds found the same latents; no truth is needed.
 
@@ -232,7 +210,7 @@ def agreement_between_seeds(
     >>> table.loc[[("mcc", "z_x"), ("r2", "z_t")], "min"].round(2).tolist()
     [1.0, 1.0]
     """
-    checked = [matrices(fit, f"fit {number}") for number, fit in enumerate(fits)]
+    checked = [arrays.matrices(fit, f"fit {number}") for number, fit in enumerate(fits)]
     if len(fits) < 2:
         raise ValueError(f"got {len(fits)} fits; expected two or more to compare.")
     if any(set(fit) != set(checked[0]) for fit in checked):
@@ -241,12 +219,10 @@ def agreement_between_seeds(
     return _by_metric(pd.DataFrame(scores).agg(["mean", "min", "max"]).T)
 
 
-def _agreement(
-    one: _Blocks, other: _Blocks, condition: npt.ArrayLike | None, *, seed: int
-) -> Scores:
+def _agreement(one: _Blocks, other: _Blocks, condition: ArrayLike | None, *, seed: int) -> Scores:
     table = block_r2(one, other, condition=condition, seed=seed)
-    strong = {("mcc", block): mcc(z, other[block], condition=condition) for block, z in one.items()}
-    weak = _weak("weak_mcc", one, other, condition, seed=seed)
+    strong = _each("mcc", mcc, one, other, condition=condition)
+    weak = _each("weak_mcc", weak_mcc, one, other, condition=condition, seed=seed)
     return strong | weak | _diagonal("r2", table) | _leaks("leak", table)
 
 

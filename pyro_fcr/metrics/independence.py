@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from pyro_fcr.graph import Claim
-from pyro_fcr.metrics.arrays import FloatArray, codes, joint_codes
+from pyro_fcr.metrics.arrays import Blocks, FloatArray, codes, joint_codes
 from pyro_fcr.metrics.permutation import LEVEL, Sides, beyond_chance, both_sides, p_value, whiten
 
 CLAIMS = (
@@ -67,11 +67,11 @@ class IndependenceTest:
 
 
 def independence_test(
-    z: npt.ArrayLike,
-    other: npt.ArrayLike,
-    stratum: npt.ArrayLike,
+    z: ArrayLike,
+    other: ArrayLike,
+    stratum: ArrayLike,
     *,
-    replicate: npt.ArrayLike | None = None,
+    replicate: ArrayLike | None = None,
     n_permutations: int = 200,
     seed: int = 0,
     statement: str = "z ⟂ other | stratum",
@@ -99,7 +99,7 @@ def independence_test(
     n_permutations
         Number of random permutations, at least 19.
     seed
-        Of the permutations and of the random features.
+        Seed of the permutations and of the random features.
     statement
         Name of the test in the result and in errors.
 
@@ -144,11 +144,11 @@ def independence_test(
 
 
 def independence_table(
-    latents: Mapping[str, npt.ArrayLike],
-    labels: Mapping[str, npt.ArrayLike],
+    latents: Blocks,
+    labels: Mapping[str, ArrayLike],
     *,
     claims: Sequence[Claim] = CLAIMS,
-    replicate: npt.ArrayLike | None = None,
+    replicate: ArrayLike | None = None,
     n_permutations: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -161,10 +161,10 @@ def independence_table(
     labels
         Name of an exogenous site (``x``, ``t``) to the label of each cell, ``(n_cells,)``.
     claims
-        What to test, the paper's four statements unless told; for a graph of your own take
+        What to test, by default the paper's four statements; for a graph of your own take
         ``pyro_fcr.graph.claims``.
     replicate, n_permutations, seed
-        As in `independence_test`.
+        See `independence_test`.
 
     Returns
     -------
@@ -203,32 +203,28 @@ def independence_table(
     return pd.DataFrame(found)
 
 
-def _check_sites(
-    latents: Mapping[str, npt.ArrayLike],
-    labels: Mapping[str, npt.ArrayLike],
-    claims: Sequence[Claim],
-) -> None:
+def _check_sites(latents: Blocks, labels: Mapping[str, ArrayLike], claims: Sequence[Claim]) -> None:
     for claim in claims:
-        pair = claim.kind == "permutation"
-        blocks = (claim.left, claim.right) if pair else (claim.left,)
-        sites = claim.given if pair else (claim.right, *claim.given)
-        for given, wanted, what in ((latents, blocks, "latents"), (labels, sites, "labels")):
-            if missing := [name for name in wanted if name not in given]:
-                raise ValueError(f"{claim}: {what} has {sorted(given)}, but not {missing[0]!r}.")
+        right = latents if claim.kind == "permutation" else labels
+        sites = ((labels, site) for site in claim.given)
+        for given, name in ((latents, claim.left), (right, claim.right), *sites):
+            if name not in given:
+                what = "latents" if given is latents else "labels"
+                raise ValueError(f"{claim}: {what} has {sorted(given)}, but not {name!r}.")
 
 
 def power_against_leak(
-    z: npt.ArrayLike,
-    other: npt.ArrayLike,
-    stratum: npt.ArrayLike,
+    z: ArrayLike,
+    other: ArrayLike,
+    stratum: ArrayLike,
     *,
     leak: Sequence[float] = (0.0, 0.01),
-    replicate: npt.ArrayLike | None = None,
+    replicate: ArrayLike | None = None,
     n_draws: int = 200,
     n_permutations: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How often the test finds a leak of known size in cells like these, and none where none is.
+    """Measure how often the test finds a leak of known size in cells like these, or a false one.
 
     In each draw the label (or the other block) is permuted as in the test, which makes it
     independent, and a random function of it, linear for a block, is mixed into every direction of
@@ -238,13 +234,13 @@ def power_against_leak(
     Parameters
     ----------
     z, other, stratum, replicate, n_permutations
-        As in `independence_test`.
+        See `independence_test`.
     leak
         Shares of the variance within strata, between 0 and 1.
     n_draws
         Tests per leak.
     seed
-        Of everything.
+        Seed of everything random.
 
     Returns
     -------
@@ -264,7 +260,7 @@ def power_against_leak(
     [1.0]
     """
     if wrong := [share for share in leak if not 0 <= share <= 1]:
-        raise ValueError(f"leak: {wrong[0]} is no share of variance, such as 0.01.")
+        raise ValueError(f"leak is {wrong[0]}; expected a share of variance, such as 0.01.")
     sides = both_sides(z, other, stratum, replicate, "power_against_leak")
     sides.check_reach(n_permutations)
     rng, rows = np.random.default_rng(seed), []
@@ -280,9 +276,7 @@ def power_against_leak(
     return pd.DataFrame(rows, columns=["leak", "rejected", "effect", "n_draws"])
 
 
-def _plant(
-    sides: Sides, drawn: npt.NDArray[Any], share: float, rng: np.random.Generator
-) -> FloatArray:
+def _plant(sides: Sides, drawn: NDArray[Any], share: float, rng: np.random.Generator) -> FloatArray:
     """Mix a random function of the permuted other side into every direction of the block."""
     if sides.of_label:
         score = rng.normal(size=(drawn.max() + 1, sides.block.shape[1]))[drawn][sides.strata.unit]

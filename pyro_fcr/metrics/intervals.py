@@ -10,13 +10,13 @@ JCGS 5:236; Czado, Gneiting and Held 2009, Biometrics 65:1254).
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike
 
 from pyro_fcr.metrics.arrays import FloatArray
 
 
 def pit_of_draws(
-    below: npt.ArrayLike, equal: npt.ArrayLike, n_draws: int, *, rng: np.random.Generator
+    below: ArrayLike, equal: ArrayLike, n_draws: int, *, rng: np.random.Generator
 ) -> FloatArray:
     """Place observed values among draws of their predictive distribution, between 0 and 1.
 
@@ -57,7 +57,7 @@ def pit_of_draws(
     return (low + rng.random(low.shape) * (ties + 1.0)) / (n_draws + 1)
 
 
-def central_shares(pit: npt.ArrayLike, levels: Sequence[float]) -> FloatArray:
+def central_shares(pit: ArrayLike, levels: Sequence[float]) -> FloatArray:
     """Return the share of each row's values inside central intervals.
 
     Parameters

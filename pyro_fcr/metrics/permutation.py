@@ -11,21 +11,14 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.special import gammaln
 
-from pyro_fcr.metrics.arrays import (
-    Codes,
-    FloatArray,
-    codes,
-    group_means,
-    joint_codes,
-    matrix,
-    shuffle_within,
-)
+from pyro_fcr.metrics import arrays
+from pyro_fcr.metrics.arrays import Codes, FloatArray
 
 Statistic: TypeAlias = Callable[[Codes], FloatArray]
 
@@ -71,18 +64,18 @@ class Strata:
 
     def shuffle(self, rng: np.random.Generator) -> Codes:
         """Draw a random arrangement: for each unit, the unit whose value it gets."""
-        return shuffle_within(self.pool, rng)
+        return arrays.shuffle_within(self.pool, rng)
 
     def centre(self, values: FloatArray) -> FloatArray:
         """Subtract the mean of each stratum."""
-        return values - group_means(values, self.stratum)[self.stratum]
+        return values - arrays.group_means(values, self.stratum)[self.stratum]
 
 
 def strata_of_label(label: Codes, stratum: Codes, replicate: Codes | None) -> Strata:
     """Decide what changes places where a label is permuted; there are no rows if nothing can."""
     if replicate is None:
         return _cells_of(label, stratum, "cells")
-    place = joint_codes(stratum, replicate)
+    place = arrays.joint_codes(stratum, replicate)
     if _n_levels(label, place).max() > 1:
         return _cells_of(label, place, "cells within replicates")
     # A replicate with one label everywhere is one unit, in however many strata it occurs.
@@ -95,7 +88,7 @@ def strata_of_label(label: Codes, stratum: Codes, replicate: Codes | None) -> St
 def strata_of_pair(stratum: Codes, replicate: Codes | None) -> Strata:
     """Let cells change places within strata, and within replicates where these are known."""
     words = "cells" if replicate is None else "cells within replicates"
-    place = stratum if replicate is None else joint_codes(stratum, replicate)
+    place = stratum if replicate is None else arrays.joint_codes(stratum, replicate)
     return _cells_of(np.arange(len(stratum)), place, words)
 
 
@@ -216,13 +209,13 @@ def pair_statistic(
     (left, left_ranks), (right, right_ranks) = whiten(block, strata), whiten(other, strata)
     curves, other_curves = _fourier(left, strata, rng), _fourier(right, strata, rng)
     linear = (np.minimum(left_ranks, right_ranks) * strata.sizes).sum()
-    own = np.sqrt(_crossed(curves, curves, strata) * _crossed(other_curves, other_curves, strata))
+    own = _crossed(curves, curves, strata) * _crossed(other_curves, other_curves, strata)
+    most = np.sqrt(own).sum()
 
     def shared(order: Codes) -> FloatArray:
         crossed = _crossed(left, right[order], strata).sum()
-        return np.array(
-            [crossed / linear, _crossed(curves, other_curves[order], strata).sum() / own.sum()]
-        )
+        aligned = _crossed(curves, other_curves[order], strata).sum()
+        return np.array([crossed / linear, aligned / most])
 
     return shared
 
@@ -258,7 +251,7 @@ class Sides:
     """
 
     block: FloatArray
-    second: npt.NDArray[Any]
+    second: NDArray[Any]
     strata: Strata
     statement: str
 
@@ -268,11 +261,7 @@ class Sides:
         return self.second.ndim == 1
 
     def shares(
-        self,
-        block: FloatArray,
-        second: npt.NDArray[Any],
-        n_permutations: int,
-        rng: np.random.Generator,
+        self, block: FloatArray, second: NDArray[Any], n_permutations: int, rng: np.random.Generator
     ) -> FloatArray:
         """Return both statistics of the given arrangement, then of random ones, ``(1 + n, 2)``."""
         kind = label_statistic if self.of_label else pair_statistic
@@ -297,26 +286,22 @@ class Sides:
 
 
 def both_sides(
-    z: npt.ArrayLike,
-    other: npt.ArrayLike,
-    stratum: npt.ArrayLike,
-    replicate: npt.ArrayLike | None,
-    statement: str,
+    z: ArrayLike, other: ArrayLike, stratum: ArrayLike, replicate: ArrayLike | None, statement: str
 ) -> Sides:
     """Check what a test is given and leave out cells that say nothing, see `independence_test`."""
-    block, other = matrix(z, f"{statement}: z"), np.asarray(other)
+    block, other = arrays.matrix(z, f"{statement}: z"), np.asarray(other)
     n = len(block)
-    given = codes(stratum, n, f"{statement}: stratum")
-    groups = None if replicate is None else codes(replicate, n, f"{statement}: replicate")
+    given = arrays.codes(stratum, n, f"{statement}: stratum")
+    groups = None if replicate is None else arrays.codes(replicate, n, f"{statement}: replicate")
     side = _label_side if other.ndim == 1 else _block_side
     second, strata = side(other, given, groups, statement)
     return Sides(_varying(block, strata, f"{statement}: z"), second, strata, statement)
 
 
 def _label_side(
-    other: npt.NDArray[Any], stratum: Codes, replicate: Codes | None, statement: str
+    other: NDArray[Any], stratum: Codes, replicate: Codes | None, statement: str
 ) -> tuple[Codes, Strata]:
-    label = codes(other, len(stratum), f"{statement}: label")
+    label = arrays.codes(other, len(stratum), f"{statement}: label")
     if label.max() >= max(len(label) // 2, 2):
         raise ValueError(
             f"{statement}: the label has {label.max() + 1} levels in {len(label)} cells; pass "
@@ -330,9 +315,9 @@ def _label_side(
 
 
 def _block_side(
-    other: npt.NDArray[Any], stratum: Codes, replicate: Codes | None, statement: str
+    other: NDArray[Any], stratum: Codes, replicate: Codes | None, statement: str
 ) -> tuple[FloatArray, Strata]:
-    values = matrix(other, f"{statement}: other")
+    values = arrays.matrix(other, f"{statement}: other")
     if len(values) != len(stratum):
         raise ValueError(
             f"{statement}: {len(stratum)} cells of z, {len(values)} of the other block."

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-import numpy.typing as npt
 from anndata import AnnData
+from numpy.typing import ArrayLike
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler, normalize
 
@@ -64,7 +64,7 @@ def log_values(matrix: Any, *, expression: Expression = "counts") -> Values:
     return np.log1p(_LIBRARY * normalize(values, norm="l1"))
 
 
-def profile(values: Values, scale: Scale, *, weights: npt.ArrayLike | None = None) -> FloatArray:
+def profile(values: Values, scale: Scale, *, weights: ArrayLike | None = None) -> FloatArray:
     """Average cells on one of the scales.
 
     Parameters

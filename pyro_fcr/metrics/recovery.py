@@ -10,31 +10,25 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from sklearn.preprocessing import scale
 
-from pyro_fcr.metrics.arrays import (
-    Blocks,
-    FloatArray,
-    check_rows,
-    checked_blocks,
-    matrix,
-    remove_condition_means,
-)
+from pyro_fcr.metrics import arrays
+from pyro_fcr.metrics.arrays import Blocks, FloatArray
 from pyro_fcr.metrics.regression import draw_roles, r2, regress
 
 Method = Literal["pearson", "spearman"]
 
 
 def mcc(
-    truth: npt.ArrayLike,
-    estimate: npt.ArrayLike,
+    truth: ArrayLike,
+    estimate: ArrayLike,
     *,
     method: Method = "pearson",
-    condition: npt.ArrayLike | None = None,
+    condition: ArrayLike | None = None,
 ) -> float:
     """Return the strong mean correlation coefficient: true dimensions against estimated ones.
 
@@ -73,15 +67,15 @@ def mcc(
 
 
 def _pair_within(
-    truth: npt.ArrayLike, estimate: npt.ArrayLike, condition: npt.ArrayLike | None
+    truth: ArrayLike, estimate: ArrayLike, condition: ArrayLike | None
 ) -> tuple[FloatArray, FloatArray]:
-    a, b = matrix(truth, "truth"), matrix(estimate, "estimate")
-    check_rows({"truth": a, "estimate": b})
+    a, b = arrays.matrix(truth, "truth"), arrays.matrix(estimate, "estimate")
+    arrays.check_rows({"truth": a, "estimate": b})
     if len(a) < 4:
         raise ValueError(f"got {len(a)} cells; a correlation needs 4 or more.")
     if condition is None:
         return a, b
-    return remove_condition_means(a, condition), remove_condition_means(b, condition)
+    return arrays.remove_condition_means(a, condition), arrays.remove_condition_means(b, condition)
 
 
 def _matched(a: FloatArray, b: FloatArray, method: Method) -> float:
@@ -96,11 +90,11 @@ def _matched(a: FloatArray, b: FloatArray, method: Method) -> float:
 
 
 def weak_mcc(
-    truth: npt.ArrayLike,
-    estimate: npt.ArrayLike,
+    truth: ArrayLike,
+    estimate: ArrayLike,
     *,
     method: Method = "pearson",
-    condition: npt.ArrayLike | None = None,
+    condition: ArrayLike | None = None,
     seed: int = 0,
 ) -> float:
     """Return the mean correlation coefficient up to a linear map of the block.
@@ -151,10 +145,10 @@ def _whitening(values: FloatArray) -> FloatArray:
 
 
 def rotation_floor(
-    truth: npt.ArrayLike,
+    truth: ArrayLike,
     *,
     method: Method = "pearson",
-    condition: npt.ArrayLike | None = None,
+    condition: ArrayLike | None = None,
     seed: int = 0,
 ) -> float:
     """Return the strong MCC of an estimate that has the right block with its dimensions mixed.
@@ -193,7 +187,7 @@ def rotation_floor(
 
 
 def block_r2(
-    truth: Blocks, estimate: Blocks, *, condition: npt.ArrayLike | None = None, seed: int = 0
+    truth: Blocks, estimate: Blocks, *, condition: ArrayLike | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """Measure how well each true block is predicted from each estimated one, on held-out cells.
 
@@ -235,23 +229,22 @@ def block_r2(
     >>> block_r2(truth, copied, condition=x).round(1).abs().to_numpy().tolist()
     [[0.0]]
     """
-    true, estimated, codes = checked_blocks(truth, estimate, condition)
+    true, estimated, codes = arrays.checked_blocks(truth, estimate, condition)
     roles, target = draw_roles(codes, seed=seed), np.concatenate(list(true.values()), axis=1)
-    held = roles.test
-    scores = {}
+    held, scores = roles.test, {}
     for block, latent in estimated.items():
         fitted = regress(latent, target, codes=codes, roles=roles, seed=seed)
-        arrays = (target[held], fitted(latent[held], codes[held]), fitted.baseline(codes[held]))
-        scores[block] = _by_block(arrays, true)
+        found = (target[held], fitted(latent[held], codes[held]), fitted.baseline(codes[held]))
+        scores[block] = _by_block(found, true)
     return pd.DataFrame.from_dict(scores, orient="index")[list(true)]
 
 
 def _by_block(
-    arrays: tuple[FloatArray, FloatArray, FloatArray], blocks: Mapping[str, FloatArray]
+    found: tuple[FloatArray, FloatArray, FloatArray], blocks: Mapping[str, FloatArray]
 ) -> dict[str, float]:
     """Return R2 by block of columns, from target, prediction and baseline."""
     ends = np.cumsum([values.shape[1] for values in blocks.values()])[:-1]
-    parts = zip(*(np.split(array, ends, axis=1) for array in arrays), strict=True)
+    parts = zip(*(np.split(array, ends, axis=1) for array in found), strict=True)
     return {block: r2(*part) for block, part in zip(blocks, parts, strict=True)}
 
 

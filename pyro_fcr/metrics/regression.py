@@ -11,19 +11,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import entropy
 from sklearn.preprocessing import PolynomialFeatures
 
-from pyro_fcr.metrics.arrays import (
-    Blocks,
-    Codes,
-    FloatArray,
-    checked_blocks,
-    group_means,
-    shuffle_within,
-)
+from pyro_fcr.metrics import arrays
+from pyro_fcr.metrics.arrays import Blocks, Codes, FloatArray
 
 _N_CELLS = 14_000
 _LEAST_CELLS = 60
@@ -115,8 +109,8 @@ def regress(
     zeros throughout leave one intercept.
     """
     basis, n_groups, fit = _Basis(latent[roles.fit], seed=seed), int(codes.max()) + 1, roles.fit
-    means = group_means(basis(latent[fit]), codes[fit], n_groups)
-    target_means = group_means(target[fit], codes[fit], n_groups)
+    means = arrays.group_means(basis(latent[fit]), codes[fit], n_groups)
+    target_means = arrays.group_means(target[fit], codes[fit], n_groups)
     (a, y), (a_held, y_held) = (
         (basis(latent[rows]) - means[codes[rows]], target[rows] - target_means[codes[rows]])
         for rows in (fit, roles.choose)
@@ -158,10 +152,8 @@ def _maps(fit: _Sample, held: _Sample, *, n_groups: int) -> FloatArray:
     grams, moments = np.zeros((n_groups, n_dims, n_dims)), np.zeros((n_groups, n_dims, n_targets))
     np.add.at(grams, codes, latent[:, :, None] * latent[:, None])
     np.add.at(moments, codes, latent[:, :, None] * residual[:, None])
-    candidates: list[FloatArray] = [np.zeros_like(moments)]
-    for shrinkage in _SHRINKAGE:
-        shrunk = np.linalg.solve(grams + shrinkage * np.eye(n_dims), moments)
-        candidates.append(np.asarray(shrunk, dtype=np.float64))
+    shrunk = [np.linalg.solve(grams + each * np.eye(n_dims), moments) for each in _SHRINKAGE]
+    candidates = [np.zeros_like(moments), *shrunk]
     errors = [
         ((held[1] - np.einsum("ni,nij->nj", held[0], maps[held[2]])) ** 2).sum(axis=0)
         for maps in candidates
@@ -182,7 +174,7 @@ def r2(truth: FloatArray, predicted: FloatArray, baseline: FloatArray) -> float:
 
 
 def dci(
-    truth: Blocks, estimate: Blocks, *, condition: npt.ArrayLike | None = None, seed: int = 0
+    truth: Blocks, estimate: Blocks, *, condition: ArrayLike | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """Disentanglement, completeness and informativeness (Eastwood and Williams 2018, ICLR).
 
@@ -226,7 +218,7 @@ def dci(
     >>> dci(z, z).round(2).to_numpy().tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
-    true, estimated, codes = checked_blocks(truth, estimate, condition)
+    true, estimated, codes = arrays.checked_blocks(truth, estimate, condition)
     if min(len(true), len(estimated)) < 2:
         raise ValueError(
             f"dci compares two or more blocks on a side, got truth {list(true)} and estimate "
@@ -258,7 +250,7 @@ def _importances(
     predictions = [fitted(z, labels)]
     for column in range(z.shape[1]):
         permuted = z.copy()
-        permuted[:, column] = z[shuffle_within(labels, rng), column]
+        permuted[:, column] = z[arrays.shuffle_within(labels, rng), column]
         predictions.append(fitted(permuted, labels))
     errors = ((y - np.stack(predictions)) ** 2).mean(axis=1)
     growth = np.maximum(errors[1:] - errors[0], 0.0)

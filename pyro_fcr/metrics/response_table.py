@@ -56,10 +56,8 @@ class ResponseTable:
         table = self.frame[["method", "role"]].drop_duplicates(ignore_index=True)
         order = {name: number for number, name in enumerate((*BASELINES, CEILING))}
         table = table.sort_values("method", key=lambda names: names.map(order).fillna(-1))
-        words = [
-            BASELINES[row.method].words if row.method in BASELINES else WORDS[row.role]
-            for row in table.itertuples()
-        ]
+        words = table["method"].map({name: each.words for name, each in BASELINES.items()})
+        words = words.fillna(table["role"].map(WORDS))
         return table.assign(words=words).reset_index(drop=True)
 
 
@@ -129,7 +127,9 @@ def response_table(
         scenario.check(adata, schema)
         for case, methods in judge.cases(scenario, predictions):
             place = (scenario.kind, case.pair.treatment, case.pair.place)
-            changes |= {(*place, name): change for name, change in _changes(case, methods)}
+            changes[*place, REAL] = case.real.change["mean_log1p"][case.position, 0]
+            given = {name: method.change.get("mean_log1p") for name, method in methods.items()}
+            changes |= {(*place, name): each for name, each in given.items() if each is not None}
             for about, scores in _scored(case, methods):
                 ends = interval(scores, level, metric=about["metric"])
                 rows.append(dict(zip(PLACE, place, strict=True)) | about | ends)
@@ -141,18 +141,11 @@ def response_table(
 
 def interval(scores: FloatArray, level: float, *, metric: str) -> dict[str, float]:
     """Return the first score and quantiles of the others, shifted to have it as their mean."""
-    value, draws = float(scores[0]), scores[1:]
-    if not np.isfinite(draws).all() or not np.isfinite(value):
+    value = float(scores[0])
+    if not np.isfinite(scores).all():
         return {"value": value, "low": np.nan, "high": np.nan}
-    ends = shifted(value, draws, level).clip(SCORES[metric].lowest, SCORES[metric].highest)
+    ends = shifted(value, scores[1:], level).clip(SCORES[metric].lowest, SCORES[metric].highest)
     return {"value": value, "low": float(ends[0]), "high": float(ends[1])}
-
-
-def _changes(case: Case, methods: Mapping[str, Prediction]) -> Iterator[tuple[str, FloatArray]]:
-    yield REAL, case.real.change["mean_log1p"][case.position, 0]
-    for name, prediction in methods.items():
-        if "mean_log1p" in prediction.change:
-            yield name, prediction.change["mean_log1p"]
 
 
 def _scored(
@@ -229,7 +222,7 @@ def headline(
 
 
 def _by_method(part: pd.DataFrame, draws: FloatArray, metric: str) -> dict[str, FloatArray]:
-    """Scores of models and baselines, ``(n_pairs, 1 + n_draws)``, higher is better; nan if none."""
+    """Return scores by method, ``(n_pairs, 1 + n_draws)``, higher is better; nan where none is."""
     part = part[part["role"] != "ceiling"]
     scores = SCORES[metric].sign * np.column_stack([part["value"], draws[part.index]])
     if (undefined := SCORES[metric].undefined) is not None:
@@ -270,6 +263,5 @@ def _gain(difference: FloatArray, level: float, seed: int) -> dict[str, float]:
     n_pairs, n_draws = difference.shape[0], difference.shape[1] - 1
     picks = np.random.default_rng(seed).integers(n_pairs, size=(n_draws, n_pairs))
     means = difference[picks, 1 + np.arange(n_draws)[:, None]].mean(axis=1)
-    value = float(difference[:, 0].mean())
-    low, high = shifted(value, means, level).tolist()
-    return {"gain": value, "low": low, "high": high}
+    gain = float(difference[:, 0].mean())
+    return dict(zip(("gain", "low", "high"), (gain, *shifted(gain, means, level)), strict=True))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
@@ -116,7 +116,7 @@ SCORES: Final[dict[str, Score]] = {
 }
 
 
-def largest_changes(real_delta: npt.ArrayLike, n_genes: int) -> npt.NDArray[np.intp]:
+def largest_changes(real_delta: ArrayLike, n_genes: int) -> NDArray[np.intp]:
     """Return the positions of the `n_genes` genes of largest absolute change, largest first.
 
     Parameters
@@ -173,7 +173,7 @@ def change_scores(
     }
 
 
-def gene_weights(t: npt.ArrayLike) -> FloatArray:
+def gene_weights(t: ArrayLike) -> FloatArray:
     """Weigh genes by how surely they respond, as in ``wmse_delta``.
 
     Parameters
@@ -229,7 +229,7 @@ def _distance(predicted: FloatArray, real: FloatArray) -> FloatArray:
 
 
 def e_distance(
-    predicted: Any, real: Any, *, weights: npt.ArrayLike | None = None
+    predicted: Any, real: Any, *, weights: ArrayLike | None = None
 ) -> FloatArray | float:
     """Return the energy distance between two groups of cells.
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -126,16 +126,15 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def responses(
     tables: Mapping[str, pd.DataFrame], changes: pd.DataFrame | None
-) -> list[dict[str, Any]]:
-    """Return what the page shows of each scenario's predicted responses."""
+) -> Iterator[dict[str, Any]]:
+    """Yield what the page shows of each scenario's predicted responses."""
     heads = tables["headline"].query("against == 'best on average'")
     own = tables["responses"].query("scale == 'mean_log1p'")
-    parts = []
     for number, (scenario, rows) in enumerate(own.groupby("scenario", sort=False)):
         pair, scatter = _middle(rows), None
         if changes is not None and (scenario, *pair) in changes.index.droplevel("method"):
             scatter = figures.response_image(changes.xs((scenario, *pair), level=PLACE))
-        part = {
+        yield {
             "scenario": scenario,
             "n_pairs": len(rows[_PAIR].drop_duplicates()),
             "table": _scores(rows, tables["methods"], name=f"scores{number}"),
@@ -143,8 +142,6 @@ def responses(
             "pair": " in ".join(pair),
             "scatter": scatter,
         }
-        parts.append(part)
-    return parts
 
 
 def _middle(rows: pd.DataFrame) -> tuple[str, str]:
@@ -183,10 +180,9 @@ def _best(column: "pd.Series[float]", ceiling: Any) -> "pd.Series[str]":
     return texts.map(lambda text: "best" if len(known) and text == best else "")
 
 
-def clusters(table: pd.DataFrame) -> list[Markup]:
-    """Return tables of NMI and ARI: a row per block, columns by encoding, cells and label."""
+def clusters(table: pd.DataFrame) -> Iterator[Markup]:
+    """Yield tables of NMI and ARI: a row per block, columns by encoding, cells and label."""
     table = table.assign(group=table["encoding"] + ", " + table["cells"])
-    shown = []
     for metric, own in table.groupby("metric", sort=False):
         columns = pd.MultiIndex.from_frame(own[["group", "label"]].drop_duplicates())
         wide = own.pivot(index="block", columns=["group", "label"], values="value")
@@ -194,8 +190,7 @@ def clusters(table: pd.DataFrame) -> list[Markup]:
         wide = wide.set_axis([code(block) for block in wide.index])
         wide.columns.names = [str(metric).upper(), ""]
         style = wide.style.map(shade("0,114,178", 0.6, 0.04))
-        shown.append(html(style, "clusters", name=str(metric), formats=fixed(2)))
-    return shown
+        yield html(style, "clusters", name=str(metric), formats=fixed(2))
 
 
 def dimensions(table: pd.DataFrame) -> Markup:
