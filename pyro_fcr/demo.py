@@ -1,7 +1,5 @@
 """The main job from end to end on bundled real cells: train, look, predict, judge, report."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time
@@ -36,7 +34,7 @@ def run_demo(
     ----------
     out
         Folder for ``metrics.json``, ``report.html``, ``cells.h5ad`` (latents and UMAPs),
-        ``predicted.h5ad`` (the held-out pair as predicted) and ``model/``. Made where missing.
+        ``predicted.h5ad`` (the held-out pair as predicted) and ``model/``; made where missing.
     max_epochs
         Passes over the training cells.
     seed
@@ -55,7 +53,7 @@ def run_demo(
     """
     out = Path(out)
     if (out / "model").exists():
-        raise FileExistsError(f"{out / 'model'} is there already. Give another folder.")
+        raise FileExistsError(f"{out / 'model'} exists already; choose another folder.")
     start = time.perf_counter()
     adata = hold_out(datasets.gbm_panobinostat())
     logger.info("Cells: %d x %d genes; (%s, %s) is held out.", *adata.shape, PATIENT, TREATMENT)

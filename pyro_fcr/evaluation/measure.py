@@ -1,11 +1,8 @@
 """One call that measures a fitted model."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from pyro_fcr.data import Split
 from pyro_fcr.data.design import read_labels
 from pyro_fcr.data.scenarios import Scenarios
 from pyro_fcr.evaluation import blocks, judging
-from pyro_fcr.evaluation.encoded import encode
 from pyro_fcr.evaluation.result import Evaluation
 from pyro_fcr.metrics.arrays import draw_rows
 from pyro_fcr.queries import Fitted, interval_coverage
@@ -86,118 +82,95 @@ def evaluate(
     """
     given = fcr.source(adata)
     split = split or fcr.split_of(given)
-    plan = judging.judged_scenarios(fcr, _own_genes(fcr, given), split)
+    own = _own_genes(fcr, given)
+    plan = judging.judged_scenarios(fcr, own, split)
+    fitted = np.sort(np.concatenate([split.train, split.heldout]))
     replicate = None
     if replicate_key is not None:
-        replicate = read_labels(given.obs, replicate_key, role="replicate_key").codes
-    measuring = _Measuring(fcr, given, split, plan, seed)
+        replicate = read_labels(given.obs, replicate_key, role="replicate_key").codes[fitted]
+    seconds: dict[str, float] = {}
+    sizes = {"n_permutations": n_permutations, "max_cells": max_cells}
     # Matrices are small: threads would wait for one another, and take minutes on a busy machine.
     with threadpool_limits(limits=1):
-        latents = measuring.latents(replicate, n_permutations=n_permutations, max_cells=max_cells)
-        return Evaluation(
-            facts=measuring.facts(),
-            **latents,
-            **measuring.responses(n_draws),
-            coverage=measuring.coverage(),
-            left_out={**plan.left_out, **measuring.left_out},
-            seconds=measuring.seconds,
+        with _timed(seconds, "encoding"):
+            cells = _encoded(fcr, given, split, fitted, seed=seed)
+        found = _of_blocks(fcr, given[fitted], cells, replicate, seconds, seed=seed, **sizes)
+        with _timed(seconds, "responses"):
+            found |= judging.judge(fcr, own, plan.made, n_draws=n_draws, seed=seed)
+        with _timed(seconds, "coverage"):
+            found["coverage"] = _coverage(fcr, given, split, plan, seed=seed)
+        facts = {**_facts(fcr, given, split), "seed": seed}
+    left_out = {**plan.left_out, **cells.left_out}
+    return Evaluation(facts=facts, left_out=left_out, seconds=seconds, **found)
+
+
+def _of_blocks(
+    fcr: Fitted,
+    adata: AnnData,
+    cells: blocks.SplitCells,
+    replicate: np.ndarray | None,
+    seconds: dict[str, float],
+    *,
+    n_permutations: int,
+    max_cells: int,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """Measure what the latent blocks of the cells of the fit hold."""
+    found, some = {"dimensions": cells.dimensions}, {"max_cells": max_cells, "seed": seed}
+    with _timed(seconds, "clustering"):
+        found["clustering"] = blocks.clustering(cells, **some)
+    with _timed(seconds, "independence"):
+        found["independence"] = blocks.independence(
+            fcr, cells, replicate=replicate, n_permutations=n_permutations, seed=seed
         )
+    with _timed(seconds, "identifiability"):
+        found["prior_rank"], found["singular_values"] = blocks.rank(fcr)
+        found["identifiability"] = blocks.identifiability(adata, cells, **some)
+    return found
 
 
-@dataclass(eq=False)
-class _Measuring:
-    """A model and its cells while they are measured, with the seconds that named parts take."""
+def _coverage(
+    fcr: Fitted, adata: AnnData, split: Split, plan: Scenarios, *, seed: int
+) -> pd.DataFrame:
+    """Measure the coverage of intervals in held-out cells, and in those of unseen conditions."""
+    unseen = [np.flatnonzero(s.test) for s in plan.made if not s.of_seen]
+    kinds = [split.heldout, *([np.concatenate(unseen)] if unseen else [])]
+    some = [rows[draw_rows(len(rows), _N_COVERED, seed)] for rows in kinds if len(rows)]
+    return blocks.stacked([interval_coverage(fcr, adata[rows], seed=seed) for rows in some])
 
-    fcr: Fitted
-    adata: AnnData
-    split: Split
-    plan: Scenarios
-    seed: int
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
-    @contextmanager
-    def clock(self, name: str) -> Iterator[None]:
-        """Time what runs inside."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 2)
-
-    def latents(
-        self, replicate: np.ndarray | None, *, n_permutations: int, max_cells: int
-    ) -> dict[str, pd.DataFrame]:
-        """Measure the blocks; cells left out of the fit may have labels that it does not know."""
-        rows = np.sort(np.concatenate([self.split.train, self.split.heldout]))
-        own = Split(
-            *(np.searchsorted(rows, each) for each in (self.split.train, self.split.heldout))
-        )
-        fitted = self.adata if len(rows) == self.adata.n_obs else self.adata[rows]
-        seed, found = self.seed, {}
-        with self.clock("encoding"):
-            cells = blocks.SplitCells(encode(self.fcr, fitted, seed=seed), own)
-            found["dimensions"] = cells.dimensions
-        with self.clock("clustering"):
-            found["clustering"] = blocks.clustering(cells, max_cells=max_cells, seed=seed)
-        with self.clock("independence"):
-            found["independence"] = blocks.independence(
-                self.fcr,
-                cells,
-                replicate=None if replicate is None else replicate[rows],
-                n_permutations=n_permutations,
-                seed=seed,
-            )
-        with self.clock("identifiability"):
-            found["prior_rank"], found["singular_values"] = blocks.rank(self.fcr)
-            truth = blocks.identifiability(fitted, cells, max_cells=max_cells, seed=seed)
-        self.left_out = cells.left_out
-        return {**found, "identifiability": truth}
-
-    def responses(self, n_draws: int) -> dict[str, pd.DataFrame]:
-        """Judge predicted responses."""
-        names = ("responses", "methods", "changes", "headline")
-        with self.clock("responses"):
-            if not self.plan.made:
-                return {name: pd.DataFrame() for name in names}
-            own = _own_genes(self.fcr, self.adata)
-            table, heads = judging.judge(
-                self.fcr, own, self.plan.made, n_draws=n_draws, seed=self.seed
-            )
-        return dict(zip(names, (table.frame, table.methods, table.changes, heads), strict=True))
-
-    def coverage(self) -> pd.DataFrame:
-        """Measure intervals of held-out cells, and of those of unseen conditions."""
-        unseen = [np.flatnonzero(s.test) for s in self.plan.made if not s.of_seen]
-        kinds = self.split.heldout, np.concatenate([*unseen, []]).astype(int)
-        with self.clock("coverage"):
-            tables = [
-                interval_coverage(
-                    self.fcr,
-                    self.adata[rows[draw_rows(len(rows), _N_COVERED, self.seed)]],
-                    seed=self.seed,
-                )
-                for rows in kinds
-                if len(rows)
-            ]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-    def facts(self) -> dict[str, Any]:
-        """Count cells, genes, conditions and epochs."""
-        fcr, heldout = self.fcr, self.split.heldout
-        n_train, n_heldout = len(self.split.train), len(heldout)
-        return {
-            "n_cells": self.adata.n_obs,
-            "n_training": n_train,
-            "n_heldout": n_heldout,
-            "n_left_out": self.adata.n_obs - n_train - n_heldout,
-            "n_genes": len(fcr.registry.genes),
-            "n_conditions": len(fcr.registry.conditions),
-            "epochs": None if fcr.history is None else len(fcr.history),
-            "heldout_elbo_per_cell": fcr.elbo(self.adata[heldout]) if n_heldout else None,
-            "seed": self.seed,
-        }
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note under a name how long what runs inside takes."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 2)
 
 
 def _own_genes(fcr: Fitted, adata: AnnData) -> AnnData:
     """Return the cells with the model's genes in its order."""
     genes = list(fcr.registry.genes)
     return adata if list(adata.var_names) == genes else adata[:, genes]
+
+
+def _encoded(
+    fcr: Fitted, adata: AnnData, split: Split, fitted: np.ndarray, *, seed: int
+) -> blocks.SplitCells:
+    """Encode the cells of the fit; those left out may have labels that the model does not know."""
+    own = Split(*(np.searchsorted(fitted, rows) for rows in (split.train, split.heldout)))
+    some = adata if len(fitted) == adata.n_obs else adata[fitted]
+    return blocks.SplitCells(blocks.encode(fcr, some, seed=seed), own)
+
+
+def _facts(fcr: Fitted, adata: AnnData, split: Split) -> dict[str, Any]:
+    n_train, n_heldout = len(split.train), len(split.heldout)
+    return {
+        "n_cells": adata.n_obs,
+        "n_training": n_train,
+        "n_heldout": n_heldout,
+        "n_left_out": adata.n_obs - n_train - n_heldout,
+        "n_genes": len(fcr.registry.genes),
+        "n_conditions": len(fcr.registry.conditions),
+        "epochs": None if fcr.history is None else len(fcr.history),
+        "heldout_elbo_per_cell": fcr.elbo(adata[split.heldout]) if n_heldout else None,
+    }

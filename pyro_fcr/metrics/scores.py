@@ -4,14 +4,12 @@ All scores compare a *predicted change* with the *real change* against control c
 context, on one of the scales of `pyro_fcr.metrics.profiles`; last axis genes, any axes before.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
@@ -20,7 +18,7 @@ from pyro_fcr.metrics.arrays import FloatArray
 
 @dataclass(frozen=True)
 class Score:
-    """What a score means.
+    """What a score means; the defaults are those of a correlation.
 
     Parameters
     ----------
@@ -33,8 +31,8 @@ class Score:
     lowest, highest
         Ends of its range.
     undefined
-        Value of a prediction without direction (constant, zero) when methods are compared; None
-        where it cannot occur.
+        Value that a prediction without direction (constant, zero) counts as when methods are
+        compared; None where there is no such prediction.
     """
 
     title: str
@@ -44,6 +42,11 @@ class Score:
     lowest: float = -1.0
     highest: float = 1.0
     undefined: float | None = None
+
+    @property
+    def sign(self) -> float:
+        """Factor that makes higher values the better ones."""
+        return 1.0 if self.higher_is_better else -1.0
 
 
 _correlation = partial(Score, undefined=0.0)
@@ -101,7 +104,7 @@ SCORES: Final[dict[str, Score]] = {
 }
 
 
-def largest_changes(real_delta: npt.ArrayLike, n_genes: int) -> npt.NDArray[np.intp]:
+def largest_changes(real_delta: ArrayLike, n_genes: int) -> NDArray[np.intp]:
     """Return the positions of the `n_genes` genes of largest absolute change, largest first.
 
     Parameters
@@ -132,7 +135,7 @@ def change_scores(
     reference
         Mean change of the treated training conditions, ``(n_genes,)``.
     weights
-        Of the genes, see :func:`gene_weights`.
+        Weights of the genes, see :func:`gene_weights`.
 
     Returns
     -------
@@ -158,7 +161,7 @@ def change_scores(
     }
 
 
-def gene_weights(t: npt.ArrayLike) -> FloatArray:
+def gene_weights(t: ArrayLike) -> FloatArray:
     """Weigh genes by how surely they respond, as in ``wmse_delta``.
 
     Parameters
@@ -209,12 +212,12 @@ def discrimination(predicted: FloatArray, real: FloatArray, others: FloatArray) 
 
 
 def _distance(predicted: FloatArray, real: FloatArray) -> FloatArray:
-    """Squared, less the prediction's own square; one formula, so that ties are ties."""
+    """Return squared distances less the prediction's own square; one formula keeps ties ties."""
     return (real**2).sum(axis=-1) - 2 * (real * predicted).sum(axis=-1)
 
 
 def e_distance(
-    predicted: Any, real: Any, *, weights: npt.ArrayLike | None = None
+    predicted: Any, real: Any, *, weights: ArrayLike | None = None
 ) -> FloatArray | float:
     """Return the energy distance between two groups of cells.
 
@@ -250,7 +253,7 @@ def e_distance(
     if len(x) < 2 or len(y) < 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
             f"predicted and real must be 2 cells or more of the same genes, got {x.shape} and "
-            f"{y.shape}"
+            f"{y.shape}."
         )
     w = np.full((1, len(y)), 1.0 / len(y)) if weights is None else np.asarray(weights)
     across = w @ cdist(y, x).mean(axis=1)
