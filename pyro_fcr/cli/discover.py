@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyro_fcr.cli.options import (
+import pyro_fcr
+from pyro_fcr.cli.shell import (
     ArchitectureOptions,
     CellsPath,
     Genes,
@@ -15,13 +15,15 @@ from pyro_fcr.cli.options import (
     PlanOptions,
     SchemaOptions,
     Seed,
+    check_file,
+    write_adata,
+    write_table,
 )
-from pyro_fcr.cli.shell import check_file, check_genes, write_adata, write_table
+from pyro_fcr.files import atomic_write
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
-    from pyro_fcr.api import FCR
     from pyro_fcr.discovery import Interactions
 
 _N_TOP = 10
@@ -57,38 +59,18 @@ def effects(
     n_cells
         Cells to draw per context.
     """
-    from pyro_fcr import discovery
-    from pyro_fcr.api import FCR
+    from pyro_fcr.queries.targets import gene_positions
 
-    check_file(out, [".csv", ".h5ad"], overwrite=overwrite)
+    check_file(out, ".csv", ".h5ad", overwrite=overwrite)
     if gene and out.suffix != ".csv":
         raise ValueError("--gene is for a .csv; an .h5ad has all genes.")
-    fits = [FCR.load(model) for model in models]
-    _check_alike(models, fits)
-    check_genes(gene, fits[0].registry)
-    found = discovery.effects(
-        fits[0] if len(fits) == 1 else fits,
-        treatments=treatment or None,
-        n_cells=n_cells,
-        level=level,
-        seed=seed,
-    )
+    fits = [pyro_fcr.FCR.load(model) for model in models]
+    gene_positions(fits[0].registry, gene)  # before long work
+    found = pyro_fcr.effects(fits, treatments=treatment, n_cells=n_cells, level=level, seed=seed)
     if out.suffix == ".csv":
-        write_table(found.to_frame(gene or None), out)
+        write_table(found.to_frame(gene), out)
     else:
         write_adata(found.to_adata(), out, rows="effects")
-
-
-def _check_alike(models: Sequence[Path], fits: Sequence[FCR]) -> None:
-    def asked(fit: FCR) -> tuple[object, ...]:
-        conditions = fit.registry.conditions
-        return fit.registry.genes, {(c.treatment, c.dose, str(c.covariates)) for c in conditions}
-
-    for model, fit in zip(models[1:], fits[1:], strict=True):
-        if asked(fit) != asked(fits[0]):
-            raise ValueError(
-                f"{model} has other genes or conditions than {models[0]}. Give refits of one model."
-            )
 
 
 def interactions(
@@ -114,35 +96,31 @@ def interactions(
         Folder for pairs.csv and genes.csv.
     replicate_key
         Column of obs with the replicate (donor, library, plate). Give it where there are any: cells
-        of one replicate are no independent evidence.
+        of one replicate are not independent evidence.
     level
         False discovery rate to control.
     min_counts
         Fewest counts of a gene in one half of a pair's cells.
     """
-    from pyro_fcr.api import FCR
-    from pyro_fcr.discovery import cross_fit, rank_interactions
+    from pyro_fcr.queries.targets import check_level
 
     for name in ("pairs.csv", "genes.csv"):
-        check_file(out / name, [".csv"], overwrite=overwrite)
+        check_file(out / name, ".csv", overwrite=overwrite)
     if schema.control is None:
         raise ValueError("Interactions need untreated cells: name them with --control.")
-    if not 0 < level < 1:
-        raise ValueError(f"--level is {level}; expected a number between 0 and 1, such as 0.1.")
-    cross = cross_fit(
-        FCR(cells, schema, architecture=architecture, seed=plan.seed),
+    check_level(level)  # before long work
+    cross = pyro_fcr.cross_fit(
+        pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed),
         replicate_key=replicate_key,
         seed=plan.seed,
         plan=plan,
         progress=plan.progress,
     )
-    found = rank_interactions(cross, level=level, min_counts=min_counts, seed=plan.seed)
+    found = pyro_fcr.rank_interactions(cross, level=level, min_counts=min_counts, seed=plan.seed)
     _write(found, out)
 
 
 def _write(found: Interactions, out: Path) -> None:
-    from pyro_fcr.files import atomic_write
-
     # Both are written before either takes its place.
     with atomic_write(out / "pairs.csv") as pairs, atomic_write(out / "genes.csv") as genes:
         found.pairs.to_csv(pairs, index=False)

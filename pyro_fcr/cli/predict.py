@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from pyro_fcr.cli.options import CellsPath, Genes, ModelPath, Out, Overwrite, Seed
+import pyro_fcr
 from pyro_fcr.cli.shell import (
+    CellsPath,
+    Genes,
+    ModelPath,
+    Out,
+    Overwrite,
+    Seed,
     check_file,
-    check_genes,
     levels,
-    say_written,
     write_adata,
     write_table,
 )
-
-if TYPE_CHECKING:
-    from pyro_fcr.queries import Output
 
 
 def latents(
     model: ModelPath, cells: CellsPath, /, *, out: Out, overwrite: Overwrite = False
 ) -> None:
     """Write the cells with each block's posterior mean in obsm (X_fcr_z_x, ...) as h5ad."""
-    from pyro_fcr.api import FCR
-    from pyro_fcr.data import read_cells
-
-    check_file(out, [".h5ad"], overwrite=overwrite)
-    adata = read_cells(cells)
-    FCR.load(model).add_latents_to(adata)
+    check_file(out, ".h5ad", overwrite=overwrite)
+    adata = pyro_fcr.data.read_cells(cells)
+    pyro_fcr.FCR.load(model).add_latents_to(adata)
     write_adata(adata, out)
 
 
@@ -45,8 +43,8 @@ def predict(
     n_cells: int = 500,
     n_draws: int = 1,
     library: float | None = None,
-    output: str = "draws",
-    uncertainty: str | None = None,
+    output: Literal["draws", "mean", "summary"] = "draws",
+    uncertainty: Literal["latent", "observation"] | None = None,
     quantiles: str | None = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -84,47 +82,35 @@ def predict(
     quantiles
         Quantiles of a summary; 0.05,0.5,0.95 if left out.
     """
-    from pyro_fcr.api import FCR
-
-    _check_answer(out, overwrite=overwrite)
-    if cells is None and hold:
-        raise ValueError("--hold is for --cells; new cells have no latents to keep.")
-    if cells is None and treatment is None:
-        raise ValueError("Give --treatment, or --cells whose response to predict.")
-    shared: dict[str, Any] = {
-        "treatment": treatment,
-        "dose": dose,
-        "covariates": levels(covariate or []),
-        "n_draws": n_draws,
-        "library": library,
-        "output": _output(output, uncertainty, quantiles, out),
-        "seed": seed,
-    }
-    fitted = FCR.load(model)
-    if cells is None:
-        adata = fitted.predict(**shared, n_cells=n_cells)
-    else:
-        adata = fitted.counterfactual(cells, **shared, hold=hold or None)
-    say_written(adata, out) if out.suffix == ".zarr" else write_adata(adata, out)
-
-
-def _check_answer(out: Path, *, overwrite: bool) -> None:
     if out.suffix == ".zarr" and out.exists():
         raise FileExistsError(
             f"{out} is there already, and stores are not replaced. Remove it or give another --out."
         )
-    check_file(out, [".h5ad", ".zarr"], overwrite=overwrite)
-
-
-def _output(form: str, uncertainty: str | None, quantiles: str | None, out: Path) -> Output:
-    from pyro_fcr.queries import Output
-
-    choices: dict[str, Any] = {"form": form, "uncertainty": uncertainty}
+    check_file(out, ".h5ad", ".zarr", overwrite=overwrite)
+    if cells is None and hold:
+        raise ValueError("--hold is for --cells; new cells have no latents to keep.")
+    if cells is None and treatment is None:
+        raise ValueError("Give --treatment, or --cells whose response to predict.")
+    if quantiles is not None and output != "summary":
+        raise ValueError(f"--quantiles is for --output summary, not for {output!r}.")
+    answer: dict[str, Any] = {"store": out if out.suffix == ".zarr" else None}
     if quantiles is not None:
-        if form != "summary":
-            raise ValueError(f"--quantiles is for --output summary, not for {form!r}.")
-        choices["quantiles"] = _numbers(quantiles)
-    return Output(**choices, store=out if out.suffix == ".zarr" else None)
+        answer["quantiles"] = _numbers(quantiles)
+    asked: dict[str, Any] = {
+        "treatment": treatment,
+        "dose": dose,
+        "covariates": levels(covariate),
+        "n_draws": n_draws,
+        "library": library,
+        "output": pyro_fcr.Output(output, uncertainty, **answer),
+        "seed": seed,
+    }
+    fitted = pyro_fcr.FCR.load(model)
+    if cells is None:
+        adata = fitted.predict(**asked, n_cells=n_cells)
+    else:
+        adata = fitted.counterfactual(cells, **asked, hold=hold)
+    write_adata(adata, out)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -132,7 +118,7 @@ def _numbers(text: str) -> tuple[float, ...]:
         return tuple(float(number) for number in text.split(","))
     except ValueError as error:
         raise ValueError(
-            f"--quantiles {text!r} is no list of numbers; expected 0.05,0.5,0.95 or the like."
+            f"--quantiles {text!r} is not a list of numbers; expected 0.05,0.5,0.95 or the like."
         ) from error
 
 
@@ -169,20 +155,9 @@ def dose_response(
     level
         Share of the cells within the bands.
     """
-    from pyro_fcr.api import FCR
-    from pyro_fcr.queries import dose_response as curves
-
-    check_file(out, [".csv"], overwrite=overwrite)
-    context, fitted = levels(covariate or []), FCR.load(model)
-    check_genes(gene, fitted.registry)
-    table = curves(
-        fitted,
-        treatment,
-        cells=context or None,
-        doses=dose or None,
-        genes=gene or None,
-        n_draws=n_draws,
-        level=level,
-        seed=seed,
+    check_file(out, ".csv", overwrite=overwrite)
+    context, fitted = levels(covariate) or None, pyro_fcr.FCR.load(model)
+    table = fitted.dose_response(
+        treatment, cells=context, doses=dose, genes=gene, n_draws=n_draws, level=level, seed=seed
     )
     write_table(table, out)
