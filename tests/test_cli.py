@@ -180,7 +180,7 @@ def test_effects_of_refits_have_intervals_of_parameters(folder, doses, tmp_path)
         (
             "none.csv",
             ["--gene", "gen3"],
-            "Unknown gene 'gen3' (1 of 1 asked for). Did you mean 'gene3'?",
+            "Unknown gene 'gen3'. Did you mean 'gene3'?",
         ),
         ("none.csv", ["--treatment", "drug7"], "'drug7'"),
         ("none.csv", ["--level", "90"], "level is 90"),
@@ -283,7 +283,7 @@ def test_dose_response_follows_doses_in_contexts(doses, curve, tmp_path):
     [
         (["--treatment", "drug1", "--covariate", "line=line9"], "'line9'"),
         (["--treatment", "drug1", "--covariate", "lines=line1"], "'line' not given"),
-        (["--treatment", "drug1", "--gene", "gene99"], "Unknown gene 'gene99'"),
+        (["--treatment", "drug1", "--gene", "gene99"], "Unknown gene 'gene99'."),
         (["--treatment", "control"], "is the control, which has no dose"),
         (["--treatment", "drug1", "--dose", "-1"], "-1.0 is not a number from 0 up"),
     ],

@@ -490,7 +490,7 @@ def test_curves_without_a_range_say_what_is_missing(fcr, with_doses):
         (with_doses, "drug1+drug2", {}, "combination; give doses="),
         (with_doses, "drug1", {"doses": [-1.0]}, r"doses: -1\.0 is not a number from 0 up"),
         (with_doses, "drug1", {"doses": [0.0]}, "none of them is above 0"),
-        (with_doses, "drug1", {"genes": ["gene99"]}, "Unknown gene 'gene99' .1 of 1"),
+        (with_doses, "drug1", {"genes": ["gene99"]}, "Unknown gene 'gene99'."),
         (with_doses, "drug1", {"level": 95}, "level is 95"),
         (with_doses, "drug1", {"n_draws": 0}, "n_draws is 0"),
     ]:

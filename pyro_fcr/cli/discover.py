@@ -6,19 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyro_fcr
-from pyro_fcr.cli.shell import (
-    ArchitectureOptions,
-    CellsPath,
-    Genes,
-    Out,
-    Overwrite,
-    PlanOptions,
-    SchemaOptions,
-    Seed,
-    check_file,
-    write_adata,
-    write_table,
-)
+from pyro_fcr.cli import shell
 from pyro_fcr.files import atomic_write
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.training.plan import TrainingPlan
@@ -33,13 +21,13 @@ def effects(
     models: list[Path],
     /,
     *,
-    out: Out,
+    out: shell.Out,
     treatment: list[str] | None = None,
-    gene: Genes = None,
+    gene: shell.Genes = None,
     level: float = 0.9,
     n_cells: int = 500,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    seed: shell.Seed = 0,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Write the effect of treatments on genes in every context, whole and by latent block.
 
@@ -59,32 +47,32 @@ def effects(
     n_cells
         Cells to draw per context.
     """
-    from pyro_fcr.queries.targets import gene_positions
+    from pyro_fcr.queries.targets import find_genes
 
-    check_file(out, ".csv", ".h5ad", overwrite=overwrite)
+    shell.check_file(out, ".csv", ".h5ad", overwrite=overwrite)
     if gene and out.suffix != ".csv":
         raise ValueError("--gene is for a .csv; an .h5ad has all genes.")
     fits = [pyro_fcr.FCR.load(model) for model in models]
-    gene_positions(fits[0].registry, gene)  # before long work
+    find_genes(fits[0].registry, gene)  # before long work
     found = pyro_fcr.effects(fits, treatments=treatment, n_cells=n_cells, level=level, seed=seed)
     if out.suffix == ".csv":
-        write_table(found.to_frame(gene), out)
+        shell.write_table(found.to_frame(gene), out)
     else:
-        write_adata(found.to_adata(), out, rows="effects")
+        shell.write_adata(found.to_adata(), out, rows="effects")
 
 
 def interactions(
-    cells: CellsPath,
+    cells: shell.CellsPath,
     /,
     *,
-    out: Out,
-    schema: SchemaOptions,
-    architecture: ArchitectureOptions = Architecture(),
-    plan: PlanOptions = TrainingPlan(),
+    out: shell.Out,
+    schema: shell.SchemaOptions,
+    architecture: shell.ArchitectureOptions = Architecture(),
+    plan: shell.PlanOptions = TrainingPlan(),
     replicate_key: str | None = None,
     level: float = 0.1,
     min_counts: float = 10.0,
-    overwrite: Overwrite = False,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Rank pairs of treatment and context by interaction, with error control.
 
@@ -105,16 +93,13 @@ def interactions(
     from pyro_fcr.queries.targets import check_level
 
     for name in ("pairs.csv", "genes.csv"):
-        check_file(out / name, ".csv", overwrite=overwrite)
+        shell.check_file(out / name, ".csv", overwrite=overwrite)
     if schema.control is None:
         raise ValueError("Interactions need untreated cells: name them with --control.")
     check_level(level)  # before long work
+    fcr = pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed)
     cross = pyro_fcr.cross_fit(
-        pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed),
-        replicate_key=replicate_key,
-        seed=plan.seed,
-        plan=plan,
-        progress=plan.progress,
+        fcr, replicate_key=replicate_key, seed=plan.seed, plan=plan, progress=plan.progress
     )
     found = pyro_fcr.rank_interactions(cross, level=level, min_counts=min_counts, seed=plan.seed)
     _write(found, out)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 import pyro_fcr
-from pyro_fcr.cli.shell import Out, Overwrite, check_file
+from pyro_fcr.cli import shell
 from pyro_fcr.data.errors import did_you_mean, listed
 from pyro_fcr.files import atomic_write
 from pyro_fcr.values import unknown
@@ -93,9 +93,9 @@ def plot(
     files: list[Path],
     /,
     *,
-    out: Out,
+    out: shell.Out,
     chosen: Annotated[_Chosen, Parameter(name="*")] = _Chosen(),
-    overwrite: Overwrite = False,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Draw what other commands wrote: training, latents, effects, interactions, dose-response.
 
@@ -109,7 +109,7 @@ def plot(
     out
         .png, .svg or .pdf to write.
     """
-    check_file(out, ".png", ".svg", ".pdf", overwrite=overwrite)
+    shell.check_file(out, ".png", ".svg", ".pdf", overwrite=overwrite)
     if kind not in _KINDS:
         raise ValueError(unknown("kind of figure", kind, _KINDS))
     figure = _KINDS[kind](files, chosen).get_figure(root=True)

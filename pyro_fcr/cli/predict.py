@@ -6,35 +6,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyro_fcr
-from pyro_fcr.cli.shell import (
-    CellsPath,
-    Genes,
-    ModelPath,
-    Out,
-    Overwrite,
-    Seed,
-    check_file,
-    levels,
-    write_adata,
-    write_table,
-)
+from pyro_fcr.cli import shell
 
 
 def latents(
-    model: ModelPath, cells: CellsPath, /, *, out: Out, overwrite: Overwrite = False
+    model: shell.ModelPath,
+    cells: shell.CellsPath,
+    /,
+    *,
+    out: shell.Out,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Write the cells with each block's posterior mean in obsm (X_fcr_z_x, ...) as h5ad."""
-    check_file(out, ".h5ad", overwrite=overwrite)
+    shell.check_file(out, ".h5ad", overwrite=overwrite)
     adata = pyro_fcr.data.read_cells(cells)
     pyro_fcr.FCR.load(model).add_latents_to(adata)
-    write_adata(adata, out)
+    shell.write_adata(adata, out)
 
 
 def predict(
-    model: ModelPath,
+    model: shell.ModelPath,
     /,
     *,
-    out: Out,
+    out: shell.Out,
     treatment: str | None = None,
     dose: str | None = None,
     covariate: list[str] | None = None,
@@ -46,8 +40,8 @@ def predict(
     output: Literal["draws", "mean", "summary"] = "draws",
     uncertainty: Literal["latent", "observation"] | None = None,
     quantiles: str | None = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    seed: shell.Seed = 0,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Predict cells under a treatment, dose or context and write them as h5ad or zarr.
 
@@ -65,8 +59,8 @@ def predict(
         Source cells: what would *they* express (counterfactual)? Without: new cells of the
         condition, which then needs --treatment and every --covariate.
     hold
-        With --cells: a latent that they keep, such as z_x; repeatable. Those that the target is no
-        cause of if left out.
+        With --cells: a latent that they keep, such as z_x; repeatable. If left out, those that the
+        target does not cause.
     n_cells
         New cells to draw (without --cells).
     n_draws
@@ -82,27 +76,22 @@ def predict(
     quantiles
         Quantiles of a summary; 0.05,0.5,0.95 if left out.
     """
-    if out.suffix == ".zarr" and out.exists():
-        raise FileExistsError(
-            f"{out} is there already, and stores are not replaced. Remove it or give another --out."
-        )
-    check_file(out, ".h5ad", ".zarr", overwrite=overwrite)
+    shell.check_file(out, ".h5ad", ".zarr", overwrite=overwrite)
     if cells is None and hold:
         raise ValueError("--hold is for --cells; new cells have no latents to keep.")
     if cells is None and treatment is None:
         raise ValueError("Give --treatment, or --cells whose response to predict.")
     if quantiles is not None and output != "summary":
         raise ValueError(f"--quantiles is for --output summary, not for {output!r}.")
-    answer: dict[str, Any] = {"store": out if out.suffix == ".zarr" else None}
-    if quantiles is not None:
-        answer["quantiles"] = _numbers(quantiles)
+    chosen = pyro_fcr.Output.quantiles if quantiles is None else _numbers(quantiles)
+    store = out if out.suffix == ".zarr" else None
     asked: dict[str, Any] = {
         "treatment": treatment,
         "dose": dose,
-        "covariates": levels(covariate),
+        "covariates": shell.levels(covariate),
         "n_draws": n_draws,
         "library": library,
-        "output": pyro_fcr.Output(output, uncertainty, **answer),
+        "output": pyro_fcr.Output(output, uncertainty, chosen, store),
         "seed": seed,
     }
     fitted = pyro_fcr.FCR.load(model)
@@ -110,7 +99,7 @@ def predict(
         adata = fitted.predict(**asked, n_cells=n_cells)
     else:
         adata = fitted.counterfactual(cells, **asked, hold=hold)
-    write_adata(adata, out)
+    shell.write_adata(adata, out)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -123,18 +112,18 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def dose_response(
-    model: ModelPath,
+    model: shell.ModelPath,
     /,
     *,
-    out: Out,
+    out: shell.Out,
     treatment: str,
     covariate: list[str] | None = None,
     dose: list[float] | None = None,
-    gene: Genes = None,
+    gene: shell.Genes = None,
     n_draws: int = 200,
     level: float = 0.9,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    seed: shell.Seed = 0,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Follow genes over the doses of a treatment and write the curves as csv.
 
@@ -155,9 +144,9 @@ def dose_response(
     level
         Share of the cells within the bands.
     """
-    check_file(out, ".csv", overwrite=overwrite)
-    context, fitted = levels(covariate) or None, pyro_fcr.FCR.load(model)
+    shell.check_file(out, ".csv", overwrite=overwrite)
+    context, fitted = shell.levels(covariate) or None, pyro_fcr.FCR.load(model)
     table = fitted.dose_response(
         treatment, cells=context, doses=dose, genes=gene, n_draws=n_draws, level=level, seed=seed
     )
-    write_table(table, out)
+    shell.write_table(table, out)

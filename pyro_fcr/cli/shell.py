@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -91,13 +91,10 @@ def read_options(app: App, arguments: Sequence[str] | None) -> Callable[[], Any]
         _, apps, _ = app.parse_commands(arguments)
         options = apps[-1].assemble_argument_collection(default_parameter=app.default_parameter)
         names = {option.field_info.name: option.name for option in options}
-        words = re.sub(r"^(Unknown )?(\w+)", lambda m: _with_option(m, names), str(error))
+        start = re.compile(r"^(Unknown )?(\w+)")
+        words = start.sub(lambda m: (m[1] or "") + names.get(m[2], m[2]), str(error))
         raise ValueError(words) from error
     return partial(command, *bound.args, **bound.kwargs)
-
-
-def _with_option(start: re.Match[str], names: Mapping[str, str]) -> str:
-    return (start[1] or "") + names.get(start[2], start[2])
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
@@ -129,7 +126,9 @@ def check_file(out: Path, *suffixes: str, overwrite: bool) -> None:
         expected = " or ".join(suffixes)
         raise ValueError(f"--out {out} ends in {out.suffix!r}; expected {expected}.")
     if out.is_dir():
-        raise FileExistsError(f"{out} is a folder, which is not replaced. Give another --out.")
+        raise FileExistsError(
+            f"{out} is a folder, which is not replaced. Remove it or give another --out."
+        )
     check_free(out, overwrite=overwrite)
 
 

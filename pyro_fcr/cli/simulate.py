@@ -12,14 +12,14 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 
 import pyro_fcr
-from pyro_fcr.cli.shell import Out, Overwrite, Seed, check_file, option_name, write_adata
+from pyro_fcr.cli import shell
 from pyro_fcr.simulation.fcr_design import FCRDesign
 from pyro_fcr.simulation.planted import RandomInteractions
 
 
 def _option(field: str) -> str:
     """Return the option of a field of FCRDesign: ``n_genes`` is ``--genes``, ``n_tx`` stays."""
-    return option_name(re.sub(r"^n_(?=\w{3})", "", field))
+    return shell.option_name(re.sub(r"^n_(?=\w{3})", "", field))
 
 
 _DesignOptions = Annotated[
@@ -35,7 +35,7 @@ _DesignOptions = Annotated[
 
 def simulate(
     *,
-    out: Out,
+    out: shell.Out,
     design: _DesignOptions = FCRDesign(),
     leak: list[str] | None = None,
     interaction: list[str] | None = None,
@@ -44,8 +44,8 @@ def simulate(
     interaction_effect: float = RandomInteractions.effect,
     from_controls: Path | None = None,
     context_key: str | None = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    seed: shell.Seed = 0,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Simulate cells of known truth: latents, leaks and interactions, in obsm and uns.
 
@@ -66,7 +66,7 @@ def simulate(
     context_key
         With --from-controls: column of obs with the context.
     """
-    check_file(out, ".h5ad", overwrite=overwrite)
+    shell.check_file(out, ".h5ad", overwrite=overwrite)
     drawn = None
     if interacting_pairs is not None:
         drawn = RandomInteractions(
@@ -84,7 +84,7 @@ def simulate(
     else:
         design = replace(design, leaks=_leaks(leak or ()), **planted)
         adata = pyro_fcr.simulation.simulate(design, seed=seed)
-    write_adata(adata, out)
+    shell.write_adata(adata, out)
 
 
 def _planted(chosen: Sequence[str], drawn: RandomInteractions | None) -> dict[str, Any]:

@@ -7,18 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyro_fcr
-from pyro_fcr.cli.shell import (
-    ArchitectureOptions,
-    CellsPath,
-    ModelPath,
-    Out,
-    Overwrite,
-    PlanOptions,
-    SchemaOptions,
-    Seed,
-    check_file,
-    check_free,
-)
+from pyro_fcr.cli import shell
 from pyro_fcr.files import atomic_write
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.training.plan import TrainingPlan
@@ -30,7 +19,10 @@ _JSON, _PAGE = "evaluation.json", "evaluation.html"
 
 
 def demo(
-    *, out: Out = Path("demo"), max_epochs: int | None = 150, seed: Seed = TrainingPlan.seed
+    *,
+    out: shell.Out = Path("demo"),
+    max_epochs: int | None = 150,
+    seed: shell.Seed = TrainingPlan.seed,
 ) -> None:
     """Run the main job on bundled real cells; write report, metrics, latents, model.
 
@@ -49,16 +41,16 @@ def demo(
 
 
 def fit(
-    cells: CellsPath,
+    cells: shell.CellsPath,
     /,
     *,
-    out: Out,
-    schema: SchemaOptions,
-    architecture: ArchitectureOptions = Architecture(),
-    plan: PlanOptions = TrainingPlan(),
+    out: shell.Out,
+    schema: shell.SchemaOptions,
+    architecture: shell.ArchitectureOptions = Architecture(),
+    plan: shell.PlanOptions = TrainingPlan(),
     checkpoint: Path | None = None,
     resume: Path | None = None,
-    overwrite: Overwrite = False,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Train a model on cells and save it.
 
@@ -69,7 +61,7 @@ def fit(
     resume
         Checkpoint to go on from.
     """
-    check_free(out, overwrite=overwrite)
+    shell.check_free(out, overwrite=overwrite)
     if out.exists() and not (out / "model.json").is_file():
         raise FileExistsError(f"{out} holds no model, so it is not replaced.")
     model = pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed)
@@ -78,7 +70,7 @@ def fit(
     print(f"{len(history)} epochs ({history.attrs['stopped']}); model in {out}")
 
 
-def inspect(path: Path, /, *, schema: SchemaOptions | None = None) -> None:
+def inspect(path: Path, /, *, schema: shell.SchemaOptions | None = None) -> None:
     """Show the conditions, graph and claims of a saved model, or check cells before training.
 
     Parameters
@@ -100,14 +92,14 @@ def inspect(path: Path, /, *, schema: SchemaOptions | None = None) -> None:
 
 
 def evaluate(
-    model: ModelPath,
-    cells: CellsPath,
+    model: shell.ModelPath,
+    cells: shell.CellsPath,
     /,
     *,
-    out: Out,
+    out: shell.Out,
     replicate_key: str | None = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    seed: shell.Seed = 0,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Measure a model: responses against baselines, clusters, independences, identifiability.
 
@@ -125,7 +117,7 @@ def evaluate(
     from pyro_fcr.evaluation.result import TABLES
 
     for name in (_JSON, _PAGE, *(f"{table}.csv" for table in TABLES)):
-        check_file(out / name, ".json", ".html", ".csv", overwrite=overwrite)
+        shell.check_file(out / name, ".json", ".html", ".csv", overwrite=overwrite)
     fitted = pyro_fcr.FCR.load(model, adata=cells)
     found = fitted.evaluate(replicate_key=replicate_key, seed=seed)
     for name, table in found.tables.items():

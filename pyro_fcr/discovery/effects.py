@@ -262,14 +262,9 @@ def _paths(
 ) -> dict[str, Tensor]:
     t = fcr.registry.encode_treatment(arm.treatment, arm.dose or None)
     cells = context_cells(fcr, context, n_cells, t=t)
+    untreated, treated = {"t": torch.zeros_like(cells["t"])}, {"t": cells["t"]}
     return path_responses(
-        fcr.model,
-        fcr.guide,
-        cells,
-        fcr.graph,
-        reference={"t": torch.zeros_like(cells["t"])},
-        target={"t": cells["t"]},
-        seed=seed,
+        fcr.model, fcr.guide, cells, fcr.graph, reference=untreated, target=treated, seed=seed
     )
 
 
@@ -314,8 +309,7 @@ def _rows(fcr: Fitted, arms: Sequence[Arm]) -> pd.DataFrame:
     rows = []
     for arm in arms:
         for context in contexts:
-            dose = arm.dose or None
-            unseen = fcr.registry.is_extrapolated(arm.treatment, context, dose=dose)
+            unseen = fcr.registry.is_extrapolated(arm.treatment, context, dose=arm.dose or None)
             named = {**arm.columns, **context, "context": ", ".join(context.values())}
             rows += [{**named, "effect": kind, "extrapolated": unseen} for kind in kinds]
     return pd.DataFrame(rows)

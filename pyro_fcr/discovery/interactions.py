@@ -6,8 +6,6 @@ cells of the other half are then read along that direction. It knows nothing of 
 of the reading is that of the cells, whatever the model is: a bad model costs power, not control.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -163,7 +161,7 @@ class _Halves:
             )
             self.cells.append(half)
 
-    def treatments(self, *, n_cells: int, seed: int) -> list[_Treatment]:
+    def treatments(self, *, n_cells: int, seed: int) -> "list[_Treatment]":
         """Return the treatments that can be compared between contexts.
 
         Raises

@@ -12,10 +12,10 @@ from torch import Tensor
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry
 from pyro_fcr.data.treatments import parse_agents
-from pyro_fcr.draws import QueryError, held_by_default
+from pyro_fcr.draws import QueryError, Responder, held_by_default
 from pyro_fcr.draws.sinks import Moments, Quantiles, Sink
 from pyro_fcr.queries.fitted import Fitted, context_cells, drawn_blocks, make_responder
-from pyro_fcr.queries.targets import check_draws, check_level, gene_positions, mark
+from pyro_fcr.queries.targets import check_draws, check_level, find_genes, mark
 
 _GRID = 8  # doses where none are given
 _SKETCH = 512  # cells up to which quantiles over cells are exact
@@ -97,14 +97,15 @@ def dose_response(
     grid = np.array([0.0, *_grid(registry, treatment, doses)])
     check_level(level)
     check_draws(n_draws)
-    kept = gene_positions(registry, genes)
+    kept = find_genes(registry, genes)
     rows = [registry.encode_treatment(treatment, float(dose)) for dose in grid[1:]]
     t = torch.from_numpy(np.stack([np.zeros_like(rows[0]), *rows])).to(fcr.device)
     tables = []
     held = held_by_default(fcr.graph, ("t",)) if isinstance(cells, AnnData) else ()
+    responder = make_responder(fcr, held)
     for levels, chunks, n_each in _contexts(fcr, cells, n_draws):
         pools = [_Pool(kept.to(fcr.device), level) for _ in grid]
-        _fill(fcr, pools, chunks, t=t, n_draws=n_each, seed=seed, held=held)
+        _fill(pools, responder, drawn_blocks(fcr, chunks, seed=seed), t=t, n_draws=n_each)
         for dose, values in zip(grid, _changes(pools, registry), strict=True):
             condition = {"treatment": registry.canonical(treatment), **levels, "dose": dose}
             names = {"gene": np.array(registry.genes)[kept.numpy()]}
@@ -179,21 +180,18 @@ def _contexts(
 
 
 def _fill(
-    fcr: Fitted,
     pools: list[_Pool],
-    chunks: Iterable[tuple[Batch, slice]],
+    responder: Responder,
+    blocks: Iterable[tuple[Batch, slice, int]],
     *,
     t: Tensor,
     n_draws: int,
-    seed: int,
-    held: Iterable[str],
 ) -> None:
-    responder = make_responder(fcr, held)
-    for block, _, own in drawn_blocks(fcr, chunks, seed=seed):
-        share = torch.ones_like(block["library"])  # of a library of 1, expectations are shares
+    for block, _, seed in blocks:
+        one = torch.ones_like(block["library"])  # of a library of 1, expectations are shares
         for pool, row in zip(pools, t, strict=True):
             do = {"t": row.expand(len(block), -1)}
-            responder.feed(block, expected=[pool], do=do, library=share, n_draws=n_draws, seed=own)
+            responder.feed(block, expected=[pool], do=do, library=one, n_draws=n_draws, seed=seed)
 
 
 def _changes(pools: list[_Pool], registry: Registry) -> list[dict[str, np.ndarray]]:

@@ -21,7 +21,7 @@ from pyro_fcr.queries.targets import (
     Query,
     check_draws,
     condition_marks,
-    gene_positions,
+    find_genes,
     intervene,
 )
 
@@ -129,7 +129,7 @@ def to_arviz(
     _arviz_version()
     source = fcr.source(adata)
     target = None if predictions is None else _target(fcr, predictions, source.obs, seed)
-    kept = gene_positions(fcr.registry, genes)
+    kept = find_genes(fcr.registry, genes)
     check_draws(n_draws)
     sampler = Sampler(
         model=fcr.model, guide=fcr.guide, graph=fcr.graph, genes=kept, n_draws=n_draws
@@ -167,15 +167,9 @@ def _sample(
     fixed: list[dict[str, np.ndarray]] = []
     asked = target or Asked(obs=source.obs)
     for number, (batch, rows) in enumerate(fcr.chunks(source)):
-        chunks.append(
-            sampler.groups(
-                batch,
-                do={site: values[rows].to(fcr.device) for site, values in asked.do.items()},
-                hold=asked.held,
-                first=chunks[0] if chunks else None,
-                seed=block_seed(seed, number),
-            )
-        )
+        do = {site: value[rows].to(fcr.device) for site, value in asked.do.items()}
+        first, own = chunks[0] if chunks else None, block_seed(seed, number)
+        chunks.append(sampler.groups(batch, do=do, hold=asked.held, first=first, seed=own))
         values = {**batch.values, "y": batch["y"][:, sampler.genes.to(fcr.device)]}
         fixed.append({name: value.cpu().numpy() for name, value in values.items()})
     draws = {

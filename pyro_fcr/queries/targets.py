@@ -20,21 +20,21 @@ AVERAGE: Final = "<average over the levels of training>"
 """In place of a covariate's level: average it out."""
 
 
-def gene_positions(registry: Registry, genes: str | Iterable[str] | None) -> Tensor:
+def find_genes(registry: Registry, genes: str | Iterable[str] | None) -> Tensor:
     """Return where genes stand in the model, each once; None takes all.
 
     Raises
     ------
     QueryError
-        Names the first gene that the model does not know, and some that it knows.
+        The model does not know a gene; names the first one, the nearest, and some that it knows.
     """
     known = {gene: number for number, gene in enumerate(registry.genes)}
     wanted = known if genes is None else dict.fromkeys([genes] if isinstance(genes, str) else genes)
     if unknown := [gene for gene in wanted if gene not in known]:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise QueryError(
-            f"Unknown gene {unknown[0]!r} ({len(unknown)} of {len(wanted)} asked for)."
-            f"{did_you_mean(unknown[0], known)} The model's genes are "
-            f"{', '.join(registry.genes[:5])}, ... (fcr.registry.genes)."
+            f"Unknown gene {unknown[0]!r}{more}.{did_you_mean(unknown[0], known)} The model's "
+            f"genes are {', '.join(registry.genes[:5])}, ... (fcr.registry.genes)."
         )
     return torch.tensor([known[gene] for gene in wanted], dtype=torch.long)
 
@@ -110,7 +110,7 @@ class Query:
         return tuple(sites)
 
     def condition_obs(self, registry: Registry, n_cells: int) -> pd.DataFrame:
-        """Make the annotation of ``n_cells`` new cells of the target condition."""
+        """Return the annotation of ``n_cells`` new cells of the target condition."""
         names = [f"predicted_{i}" for i in range(n_cells)]
         obs = self._set(pd.DataFrame(index=pd.Index(names, dtype=str)), registry)
         missing = [k for k in registry.schema.covariate_keys if k not in self.covariates]
