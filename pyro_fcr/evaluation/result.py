@@ -80,7 +80,7 @@ class Evaluation:
     seconds: Mapping[str, float]
 
     def __repr__(self) -> str:
-        facts, elbo = self.facts, self.facts["heldout_elbo_per_cell"]
+        elbo = self.facts["heldout_elbo_per_cell"]
         lines = [
             "Evaluation of {n_training:,} training, {n_heldout:,} held-out, {n_left_out:,} left-out"
             " cells, {n_genes:,} genes, {n_conditions} conditions, {epochs} epochs".format(
