@@ -1,7 +1,5 @@
 """The shipped programs for a data set, and what a data set can and cannot identify of programs."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 

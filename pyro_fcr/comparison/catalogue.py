@@ -15,8 +15,7 @@ from pyro_fcr.api import FCR
 from pyro_fcr.comparison.builders import Build, build_cvae, build_ivae, build_no_tx, n_latent
 from pyro_fcr.comparison.total_correlation import TotalCorrelation
 from pyro_fcr.nn.architecture import Architecture
-from pyro_fcr.objective.schedules import Weight
-from pyro_fcr.objective.terms import Term
+from pyro_fcr.objective import Term, Weight
 
 Blocks = Mapping[str, tuple[str, ...]]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_fcr.data import Registry
 from pyro_fcr.discovery.contrasts import deviation
 from pyro_fcr.draws import QueryError, new_cells
-from pyro_fcr.draws.paths import REFERENCE, TOTAL, path_responses
+from pyro_fcr.draws.responder import REFERENCE, TOTAL, path_responses
 from pyro_fcr.queries import Fitted
 
 INTERACTION = "interaction"

@@ -1,7 +1,5 @@
 """Decoders: what is expressed, given the latents and the library size."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
