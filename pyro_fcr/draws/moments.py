@@ -140,7 +140,7 @@ def label_blind_means(
     blocks
         Names of latents.
     labels
-        What labels may be.
+        The labels to average over.
 
     Returns
     -------

@@ -183,7 +183,7 @@ def _check_latent(site: str, run: Run) -> None:
     ours, theirs = (plates(trace.nodes[site]) for trace in (run.model_trace, run.guide_trace))
     if ours != theirs:
         raise ProgramError(
-            f"{site}: is in the plates {_names(ours)} in the model and {_names(theirs)} in the "
+            f"{site}: its plates are {_names(ours)} in the model and {_names(theirs)} in the "
             "guide. They must agree."
         )
 
@@ -192,7 +192,7 @@ def _check_plate(site: str, node: Any) -> None:
     names = plates(node)
     if CELLS not in names:
         raise ProgramError(
-            f"{site}: is in no plate named {CELLS!r} (found {_names(names)}). Open it with "
+            f"{site} is not in a plate named {CELLS!r} (found {_names(names)}). Open it with "
             f"`with pyro.plate({CELLS!r}, len(batch)):` so that the loss is a mean over cells."
         )
 

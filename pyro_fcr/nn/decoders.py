@@ -39,7 +39,7 @@ class Decoder(nn.Module, ABC):
     n_heads = 1
     """Number of parameters per cell and gene that the family takes from the latents."""
     expression = "counts"
-    """What it is a distribution of, as in the schema: ``"counts"`` or ``"log1p"``."""
+    """The scale of its values, as in the schema: ``"counts"`` or ``"log1p"``."""
 
     def __init__(
         self,

@@ -90,7 +90,7 @@ class Batches:
     def shuffled(self, seed: int, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the whole batches of an epoch, from batch ``start`` on.
 
-        The few cells that do not fill a batch are left out, other ones in every epoch.
+        The few cells that do not fill a batch are left out; they differ from epoch to epoch.
         """
         for rows in self.shuffled_rows(seed, epoch)[start:]:
             yield self.batch(rows)
@@ -130,7 +130,7 @@ class ResidentCells:
     cells
         The data set, of counts.
     device
-        Where it goes.
+        The device that holds it.
     """
 
     def __init__(self, cells: Cells, device: torch.device) -> None:
@@ -192,8 +192,10 @@ class Summaries:
         log_factorial = torch.tensor(np.float32(self._log_factorial[rows].sum()))
         if not self.tails:
             return CountSummary(log_factorial)
-        gene, count = _entries(counts)
-        tails = tabulate_tails(gene, count, n_genes=counts.shape[1], n_high=self._n_high)
+        entries = sparse.csr_array(counts)
+        tails = tabulate_tails(
+            entries.indices, entries.data, n_genes=counts.shape[1], n_high=self._n_high
+        )
         return CountSummary(log_factorial, tails)
 
 
@@ -211,11 +213,3 @@ def _sum_per_cell(
     values = function(matrix.data).astype(np.float64)
     mapped = sparse.csr_array((values, matrix.indices, matrix.indptr), matrix.shape)
     return np.asarray(mapped.sum(axis=1)).reshape(-1)
-
-
-def _entries(matrix: Matrix) -> tuple[npt.NDArray, npt.NDArray]:
-    """Return gene and value of the entries that are not zero."""
-    if isinstance(matrix, np.ndarray):
-        cell, gene = matrix.nonzero()
-        return gene, matrix[cell, gene]
-    return matrix.indices, matrix.data

@@ -208,7 +208,7 @@ class Trainer:
         if self.aligned.obstacle:
             logger.info("Latents are not aligned with their priors: %s.", self.aligned.obstacle)
         else:
-            logger.info("Aligned: priors give %.2f nats per cell more.", self.aligned.gain)
+            logger.info("Alignment with the priors gained %.2f nats per cell.", self.aligned.gain)
 
     def _validated_step(self, batch: Batch) -> None:
         validate = self.step < _VALIDATED_STEPS
