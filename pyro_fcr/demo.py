@@ -110,7 +110,7 @@ def summary(found: Evaluation, *, seconds: float) -> dict[str, Any]:
         "cells == 'held out' and encoding == 'labelled' and metric == 'nmi'"
     )
     scores = found.responses.query("scale == 'mean_log1p'")
-    picked = {
+    return {
         **found.facts,
         "seconds": round(seconds, 1),
         "nmi": _nested(clusters, "block", "label"),
@@ -118,7 +118,6 @@ def summary(found: Evaluation, *, seconds: float) -> dict[str, Any]:
         "response": _nested(scores, "method", "metric"),
         "coverage": found.coverage.to_dict("records"),
     }
-    return nan_to_null(picked)
 
 
 def _nested(table: pd.DataFrame, outer: str, inner: str) -> dict[str, dict[str, float]]:
@@ -133,7 +132,7 @@ def _write(out: Path, cells: dict[str, AnnData], metrics: dict[str, Any]) -> Non
         with atomic_write(out / f"{name}.h5ad") as path:
             adata.write_h5ad(path, compression="gzip")
     with atomic_write(out / "metrics.json") as path:
-        path.write_text(json.dumps(metrics, indent=2) + "\n")
+        path.write_text(json.dumps(nan_to_null(metrics), indent=2) + "\n")
 
 
 _SUMMARY = [

@@ -1,7 +1,5 @@
 """Fitted models on disk: a folder with JSON and tensors, no pickled code."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile
@@ -23,6 +21,8 @@ FORMAT = 2  # 1: weights by torch.save
 _RECORD, _HISTORY, _SPLIT = "model.json", "history.csv", "split.csv.gz"
 _WEIGHTS, _WEIGHTS_1 = "weights.safetensors", "weights.pt"
 _TRAIN, _HELDOUT = "train", "held out"
+# A cell may be called NA or 001.
+_TEXT: dict[str, Any] = {"index_col": "cell", "dtype": str, "keep_default_na": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +32,11 @@ class Saved:
     Parameters
     ----------
     record
-        What JSON can hold.
+        Record that JSON can hold.
     weights
         State dicts by ``model`` and ``guide``; on the CPU once they were read.
     history
-        One row per epoch, or None.
+        Table with a row per epoch, or None.
     split
         Training and held-out cells by name, see :func:`name_split`, or None.
     """
@@ -87,18 +87,18 @@ def write_model(folder: str | Path, saved: Saved, *, overwrite: bool = False) ->
     Parameters
     ----------
     folder
-        The folder to be.
+        The folder to write.
     saved
-        What it is to hold.
+        The model to write there.
     overwrite
         Whether a model that stands there may be replaced.
 
     Raises
     ------
     FileExistsError
-        Something stands there and may not or must not be replaced.
+        If something stands there and may not or must not be replaced.
     TypeError
-        The state of a program is more than tensors.
+        If the state of a program is more than tensors.
     """
     folder = Path(folder)
     _check_free(folder, overwrite=overwrite)
@@ -120,14 +120,14 @@ def read_model(folder: str | Path) -> Saved:
     Raises
     ------
     FileNotFoundError
-        The folder holds no model.
+        If the folder holds no model.
     ValueError
-        A later version wrote it.
+        If a later version wrote it.
     """
     folder = Path(folder)
     if not (folder / _RECORD).is_file():
         raise FileNotFoundError(
-            f"{folder} holds no {_RECORD}: not a saved model. Give the folder that save() wrote."
+            f"{folder} holds no {_RECORD}: not a saved model. Name the folder that save() wrote."
         )
     record = json.loads((folder / _RECORD).read_text())
     if record["format"] > FORMAT:
@@ -140,7 +140,7 @@ def read_model(folder: str | Path) -> Saved:
         record=record,
         weights=_read_weights(folder, record["format"]),
         history=pd.read_csv(history, index_col="epoch") if history.is_file() else None,
-        split=_read_split(split) if split.is_file() else None,
+        split=pd.read_csv(split, **_TEXT).squeeze(axis=1) if split.is_file() else None,
     )
 
 
@@ -167,20 +167,12 @@ def _read_weights(folder: Path, written: int) -> Mapping[str, Mapping[str, Tenso
     return weights
 
 
-def _read_split(path: Path) -> pd.Series:
-    # A cell may be called NA or 001.
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return table.set_index("cell")["part"]
-
-
 def _check_free(folder: Path, *, overwrite: bool) -> None:
-    if not folder.exists():
-        return
-    if not overwrite:
+    if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} is there already. Pass overwrite=True or another path.")
-    if not (folder / _RECORD).is_file():
+    if folder.exists() and not (folder / _RECORD).is_file():
         raise FileExistsError(
-            f"{folder} holds no model, so it is not replaced. Give another folder."
+            f"{folder} holds no model, so it is not replaced. Name another folder."
         )
 
 

@@ -1,13 +1,11 @@
 """Checks of settings; their words are the same in Python and on the command line."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal, get_args, get_origin, get_type_hints
 
 
 def unknown(name: str, value: object, known: Iterable[object]) -> str:
-    """Return the message for a value that is none of those there are.
+    """Return the message for a value that is not among the known ones.
 
     Examples
     --------
@@ -27,7 +25,7 @@ def check_choices(settings: object, *, error: type[ValueError] = ValueError) -> 
     settings
         The dataclass.
     error
-        What is raised.
+        The error to raise.
     """
     for name, hint in get_type_hints(type(settings)).items():
         parts, value = (hint, *get_args(hint)), getattr(settings, name)
@@ -37,14 +35,14 @@ def check_choices(settings: object, *, error: type[ValueError] = ValueError) -> 
 
 
 def check_least(settings: object, *, error: type[ValueError] = ValueError, **least: float) -> None:
-    """Refuse numbers that are too small; None is no number.
+    """Refuse numbers that are too small; None is passed over.
 
     Parameters
     ----------
     settings
-        Any record.
+        Any object with these attributes.
     error
-        What is raised.
+        The error to raise.
     **least
         The smallest value of each attribute.
     """

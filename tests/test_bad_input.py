@@ -56,10 +56,10 @@ def test_contradictory_schema(changes, parts):
         ({"t": "line"}, ["'t'", "'t', 'y', 'library'", "call the site otherwise"]),
         ({"x": "line", "y": "donor"}, ["'y' cannot be the site"]),
         ({"library": "line"}, ["'library' cannot be the site"]),
-        ({"cell line": "line"}, ["'cell line' is no name for a site", "Python identifier"]),
-        ({"1": "line"}, ["'1' is no name for a site"]),
-        ({1: "line"}, ["1 is no name for a site"]),
-        ({"lambda": "line"}, ["'lambda' is no name for a site"]),
+        ({"cell line": "line"}, ["'cell line' cannot name a site", "Python identifier"]),
+        ({"1": "line"}, ["'1' cannot name a site"]),
+        ({1: "line"}, ["1 cannot name a site"]),
+        ({"lambda": "line"}, ["'lambda' cannot name a site"]),
         (
             {"x": "line", "d": ["donor", "line"]},
             ["'line' is given twice", "covariate_keys['x'], covariate_keys['d']", "own column"],
@@ -83,7 +83,7 @@ def test_sites_that_do_not_fit_the_columns():
 def test_missing_column_of_a_site():
     with pytest.raises(SchemaError) as error:
         register(make_adata(), make_schema(covariate_keys={"x": "line", "d": "donor"}))
-    _says(error, "'donor' is no column", "columns: 'drug', 'line'")
+    _says(error, "'donor' is not a column", "columns: 'drug', 'line'")
 
 
 FEATURES = {"A": [1.0, 0.0], "B": [0.5, 2.0], "New": [3.0, 3.0]}
@@ -224,7 +224,7 @@ def test_control_is_not_there():
 def test_control_outside_training_only():
     adata = make_adata()
     adata.obs["split"] = np.where(adata.obs["drug"] == "control", "test", "train")
-    with pytest.raises(SchemaError, match="'control' is no label of any training cell"):
+    with pytest.raises(SchemaError, match="'control' is not a label of any training cell"):
         register(adata, make_schema(split_key="split"))
 
 
@@ -245,6 +245,24 @@ def test_level_without_control_is_a_warning():
     warning = only(caught, "without control cells")
     assert warning.filename == __file__
     assert "effects against control" in str(warning.message)
+
+
+@pytest.mark.parametrize("label", ["control", "DMSO", "Ctrl", "non-targeting", "NT", "none"])
+def test_forgotten_control_is_a_warning(label):
+    adata = make_adata(treatments=(label, "A", "A+B"))
+    with pytest.warns(UserWarning, match="looks like a label of untreated cells") as caught:
+        registry, _ = register(adata, make_schema(control=None))
+    warning = only(caught, "untreated cells")
+    assert warning.filename == __file__
+    assert f"'drug': '{label}' looks" in str(warning.message)
+    assert f"pass control='{label}'" in str(warning.message)
+    assert label in registry.agents
+    register(adata, make_schema(control=label))
+
+
+@pytest.mark.parametrize("treatments", [("A", "B"), ("controlled", "NT5E"), ("A", "A+control")])
+def test_labels_that_are_not_those_of_untreated_cells(treatments):
+    register(make_adata(treatments=treatments), make_schema(control=None))
 
 
 @pytest.mark.parametrize(("column", "level", "other"), [("drug", "A+B", "A"), ("line", "v", "u")])
@@ -349,8 +367,8 @@ def _with_value(convert, value, cell=11, gene=3):
 @pytest.mark.parametrize(
     ("value", "mend"),
     [
-        (np.nan, "wanted finite numbers; fill or drop"),
-        (np.inf, "wanted finite numbers; fill or drop"),
+        (np.nan, "expected finite numbers; fill or drop"),
+        (np.inf, "expected finite numbers; fill or drop"),
         (-1, "name the layer with raw counts"),
         (2.5, "name the layer with raw counts"),
     ],
@@ -510,9 +528,9 @@ def _dosed():
 @pytest.mark.parametrize(
     ("drug", "dose", "parts"),
     [
-        ("A", "10 uM", ["'10 uM'", "wanted a number", "without units"]),
-        ("A", True, ["True", "wanted a number"]),
-        ("A+B", "1+high", ["'1+high'", "wanted a number"]),
+        ("A", "10 uM", ["'10 uM'", "expected a number", "without units"]),
+        ("A", True, ["True", "expected a number"]),
+        ("A+B", "1+high", ["'1+high'", "expected a number"]),
         ("A", -1.0, ["-1", "finite number of 0 or more", "correct the column"]),
         ("A", np.inf, ["inf", "finite number of 0 or more"]),
         ("A+B", "1+-2", ["-2", "finite number of 0 or more"]),
@@ -573,7 +591,7 @@ def test_new_data_are_checked_like_the_old():
     adata.var_names = ["g0", "g0", "g2", "g3", "g4"]
     with pytest.raises(SchemaError, match="var_names_make_unique"):
         registry.encode(adata)
-    with pytest.raises(SchemaError, match="'line' is no column"):
+    with pytest.raises(SchemaError, match="'line' is not a column"):
         registry.encode(ad.AnnData(make_adata().X, obs=make_adata().obs[["drug"]]))
     with pytest.raises(SchemaError, match="no cells"):
         registry.encode(make_adata()[:0].copy())
@@ -584,11 +602,11 @@ def test_expression_alone_is_checked_like_all_data():
     registry = register(make_adata(), make_schema())[0]
     with pytest.raises(SchemaError, match="lacks 3 of the 5 registered genes, first 'g1'"):
         registry.encode_expression(make_adata()[:, ["g4", "g0"]].copy())
-    with pytest.raises(SchemaError, match="'cell11', gene 'g3': found -1, wanted raw counts"):
+    with pytest.raises(SchemaError, match="'cell11', gene 'g3': found -1, expected raw counts"):
         registry.encode_expression(_with_value(sparse.csr_matrix, -1))
     with pytest.raises(SchemaError, match="no cells"):
         registry.encode_expression(make_adata()[:0].copy())
-    with pytest.raises(SchemaError, match="found DataFrame, wanted an AnnData"):
+    with pytest.raises(SchemaError, match="found DataFrame; expected an AnnData"):
         registry.encode_expression(make_adata().to_df())
     empty = make_adata()
     empty.X[7] = 0
@@ -641,7 +659,7 @@ def test_bad_treatment_query(label, dose, dosed, parts):
     [
         ({}, ["'line' not given", "a level of each of 'line'"]),
         ({"line": "w"}, ["'line' of the query", "'w'", "known: 'u', 'v'"]),
-        ({"line": "u", "donor": "1"}, ["'donor' is no covariate key", "keys: 'line'"]),
+        ({"line": "u", "donor": "1"}, ["'donor' is not a covariate key", "keys: 'line'"]),
     ],
 )
 def test_bad_context_query(levels, parts):
@@ -657,7 +675,7 @@ def test_bad_context_query(levels, parts):
 
 def test_registry_of_another_format():
     saved = {**_query().to_json_dict(), "format": 99}
-    with pytest.raises(SchemaError, match="format 99, wanted 1 or 2; load it with the version"):
+    with pytest.raises(SchemaError, match="format 99; expected 1 or 2; load it with the version"):
         Registry.from_json_dict(saved)
 
 
@@ -708,7 +726,7 @@ def test_wrong_suffix(name, tmp_path):
     (tmp_path / name).write_text("a,b")
     with pytest.raises(SchemaError) as error:
         read_cells(str(tmp_path / name))
-    _says(error, name, "wanted .h5ad or .zarr", "adata.write_h5ad")
+    _says(error, name, "expected .h5ad or .zarr", "adata.write_h5ad")
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
@@ -723,7 +741,7 @@ def test_broken_file(suffix, tmp_path):
 
 
 def test_something_else_than_cells():
-    with pytest.raises(SchemaError, match="found DataFrame, wanted an AnnData or the path"):
+    with pytest.raises(SchemaError, match="found DataFrame; expected an AnnData or the path"):
         register(make_adata().to_df(), make_schema())
 
 

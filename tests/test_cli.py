@@ -138,7 +138,7 @@ def test_inspect_shows_conditions_graph_and_claims(folder):
         "inspect", folder / "cells.h5ad", "--treatment-key", "drugs", "--covariate-key", "line"
     )
     assert wrong.exit_code == 1
-    assert "'drugs' is no column of adata.obs; columns: 'line', 'drug'" in wrong.output
+    assert "'drugs' is not a column of adata.obs; columns: 'line', 'drug'" in wrong.output
 
 
 @pytest.fixture(scope="module")

@@ -340,7 +340,7 @@ def test_replicates_are_respected(simulated):
     cells.obs["well"] = [f"w{i % 6}" for i in range(cells.n_obs)]
     found = evaluate(simulated, cells, replicate_key="well", **FAST)
     assert set(found.independence["permuted"]) == {"cells within replicates"}
-    with pytest.raises(pyro_fcr.SchemaError, match="'wells' is no column"):
+    with pytest.raises(pyro_fcr.SchemaError, match="'wells' is not a column"):
         evaluate(simulated, cells, replicate_key="wells", **FAST)
 
 

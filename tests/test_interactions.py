@@ -194,7 +194,7 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(planted, tmp_path):
     fcr = FCR(planted, SCHEMA, architecture=SMALL)
     with pytest.raises(SchemaError, match=r"has 1 and 1 cells \(replicates.*wanted two in each"):
         cross_fit(fcr, replicate_key="donor", max_epochs=1)
-    with pytest.raises(SchemaError, match="'donors' is no column of adata.obs"):
+    with pytest.raises(SchemaError, match="'donors' is not a column of adata.obs"):
         cross_fit(fcr, replicate_key="donors", max_epochs=1)
     with pytest.raises(ValueError, match="n_refits is 1, wanted 2 or more"):
         bootstrap(fcr, 1)

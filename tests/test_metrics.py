@@ -291,7 +291,7 @@ def test_errors_name_what_is_wrong():
         response_table(adata, SCHEMA, [(misspelt, {})])
     made = unseen_pairs(adata.obs, SCHEMA).made
     assert "none" not in {pair.treatment for each in made for pair in each.pairs}
-    with pytest.raises(SchemaError, match="'batch' is no column"):
+    with pytest.raises(SchemaError, match="'batch' is not a column"):
         read_layout(adata.obs, dataclasses.replace(SCHEMA, treatment_key="batch"))
     adata.obs.loc["3", "line"] = None
     with pytest.raises(SchemaError, match=r"'line': 1 of 400 cells have no label"):

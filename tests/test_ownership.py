@@ -11,7 +11,7 @@ import torch
 from conftest import SCHEMA, simulate
 
 from pyro_fcr import FCR
-from pyro_fcr.data import SchemaError, checks, expression, ownership, register, registration
+from pyro_fcr.data import SchemaError, checks, encoding, ownership, register
 from pyro_fcr.training import batches
 
 PLAN = {"max_epochs": 2, "batch_size": 64, "progress": False, "device": "cpu"}
@@ -281,7 +281,7 @@ def counted(monkeypatch):
 
         return call
 
-    for module in (registration, expression, ownership):
+    for module in (encoding, ownership):
         monkeypatch.setattr(module, "read_matrix", counting("read_matrix", module.read_matrix))
     for name in ("check_values", "check_cells_expressed"):
         monkeypatch.setattr(checks, name, counting(name, getattr(checks, name)))

@@ -275,9 +275,9 @@ def _with(controls, change):
 @pytest.mark.parametrize(
     ("change", "design", "message"),
     [
-        (lambda c: setattr(c, "X", c.X * 0.5), THINNED, "wanted raw counts"),
+        (lambda c: setattr(c, "X", c.X * 0.5), THINNED, "expected raw counts"),
         (lambda c: c.X.data.__setitem__(3, np.nan), THINNED, "found nan.*finite"),
-        (lambda c: c.obs.rename(columns={"line": "lime"}, inplace=True), THINNED, "no column"),
+        (lambda c: c.obs.rename(columns={"line": "lime"}, inplace=True), THINNED, "not a column"),
         (lambda c: setattr(c, "var_names", ["G0"] * 8), THINNED, "repeated names"),
         (None, EffectDesign(effects={"drug9": {}}, interactions={}), "Unknown treatment 'drug9'"),
         (None, EffectDesign(effects={"drug1": {"G9": 1.0}}, interactions={}), "Unknown gene 'G9'"),

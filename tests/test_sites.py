@@ -339,7 +339,8 @@ def test_all_three_together():
         covariate_keys={"d": "donor"},
         treatment_features={"A": [1.0], "B": [2.0], "control": [5.0]},
     )
-    registry = register(adata, schema)[0]
+    with pytest.warns(UserWarning, match="'control' looks like a label of untreated cells"):
+        registry = register(adata, schema)[0]
     assert registry.widths == {"d": 3, "t": 1, "y": 5}
     assert registry.encode_treatment("control").tolist() == [5]
     assert registry.encode(adata).levels["t"].tolist() == [[1], [2], [3], [5]]

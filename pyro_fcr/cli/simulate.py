@@ -13,8 +13,7 @@ from cyclopts import Group, Parameter
 
 from pyro_fcr.cli.options import Out, Overwrite, Seed, option_name
 from pyro_fcr.cli.shell import check_file, write_adata
-from pyro_fcr.simulation.fcr_design import FCRDesign
-from pyro_fcr.simulation.planted import RandomInteractions
+from pyro_fcr.simulation.fcr_design import FCRDesign, RandomInteractions
 
 
 def _option(field: str) -> str:

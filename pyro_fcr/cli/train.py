@@ -34,13 +34,13 @@ def demo(
     max_epochs
         Passes over the training cells.
     """
+    import pandas as pd
+
     from pyro_fcr.demo import run_demo
 
     metrics = run_demo(out, max_epochs=max_epochs, seed=seed)
     print(f"Predicted and real response of the held-out pair {metrics['heldout_pair']}:")
-    for name, scores in metrics["response"].items():
-        values = "  ".join(f"{key} {value:6.3f}" for key, value in scores.items())
-        print(f"  {name:21s} {values}")
+    print(pd.DataFrame(metrics["response"]).T.to_string(float_format="{:.3f}".format, na_rep="-"))
 
 
 def fit(

@@ -1,6 +1,11 @@
-"""The generative programs that FCR is compared with, and their guides: one line is one site."""
+"""The programs that FCR is compared with, one line per site, and how they are built.
 
-from __future__ import annotations
+All are made of the same conditionals as FCR. They have n_x + n_t + n_tx latent dimensions, and
+hidden layers of FCR's widths.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import pyro
 import torch
@@ -9,7 +14,13 @@ from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.distributions import Exogenous
-from pyro_fcr.nn import InteractionPrior, LinearPrior, join
+from pyro_fcr.nn import Encoder, InteractionPrior, LinearPrior, join
+from pyro_fcr.nn.architecture import Architecture
+
+Widths: TypeAlias = Mapping[str, int]
+Programs: TypeAlias = tuple[nn.Module, nn.Module]
+Build: TypeAlias = Callable[..., Programs]
+"""Makes a model and a guide with fresh parameters; it is called as :meth:`Architecture.build`."""
 
 
 class ConditionalVAE(nn.Module):
@@ -161,7 +172,7 @@ class StandardPrior(nn.Module):
         self.register_buffer("zero", torch.zeros(n_latent))
 
     def forward(self) -> TorchDistribution:
-        """Give p(z): no batch shape, which the plate over cells adds; event ``(n_latent,)``."""
+        """Return p(z): no batch shape, which the plate over cells adds; event ``(n_latent,)``."""
         return Normal(self.zero, 1.0).to_event(1)
 
 
@@ -203,7 +214,59 @@ class ConditionPrior(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor) -> TorchDistribution:
-        """Give p(z | x, t): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
+        """Return p(z | x, t): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
         main, interaction = self.main(join(x, t)), self.interaction(t, x)
         scale = (main.stddev * interaction.stddev).sqrt()
         return Normal(main.mean + interaction.mean, scale).to_event(1)
+
+
+def build_cvae(architecture: Architecture, widths: Widths, **learnt: Any) -> Programs:
+    """Build a conditional VAE; FactorVAE and beta-VAE have the same programs.
+
+    Parameters
+    ----------
+    architecture, widths, **learnt
+        Sizes, and what the data say, as :meth:`Architecture.build` takes them.
+    """
+    labels, genes, n = widths["x"] + widths["t"], widths["y"], sum(architecture.blocks.values())
+    model, guide = architecture.build(widths, **learnt)
+    decoding, encoding = _layers(architecture)
+    y = type(model.y)([n + labels], genes, **decoding)
+    z = Encoder(genes + labels, n, **encoding)
+    return ConditionalVAE(z=StandardPrior(n), y=y), OneBlockGuide(features=guide.features, z=z)
+
+
+def build_ivae(architecture: Architecture, widths: Widths, **learnt: Any) -> Programs:
+    """Build an identifiable VAE, see :func:`build_cvae`."""
+    x, t, genes, n = widths["x"], widths["t"], widths["y"], sum(architecture.blocks.values())
+    model, guide = architecture.build(widths, **learnt)
+    decoding, encoding = _layers(architecture)
+    context = learnt.get("mean_context")
+    prior = ConditionPrior(x, t, n, n_embedding=architecture.n_embedding, mean_context=context)
+    y = type(model.y)([n], genes, **decoding)
+    z = Encoder(genes + x + t, n, **encoding)
+    return IdentifiableVAE(z=prior, y=y), OneBlockGuide(features=guide.features, z=z)
+
+
+def build_no_tx(architecture: Architecture, widths: Widths, **learnt: Any) -> Programs:
+    """Build FCR without z_tx, whose dimensions z_x and z_t share, see :func:`build_cvae`."""
+    x, t, genes = widths["x"], widths["t"], widths["y"]
+    n_x, n_tx, n_t = architecture.blocks.values()
+    n_x, n_t = n_x + (n_tx + 1) // 2, n_t + n_tx // 2
+    model, guide = architecture.build(widths, **learnt)
+    decoding, encoding = _layers(architecture)
+    blocks = [n_x, n_t] if architecture.decoder == "additive" else [n_x + n_t]
+    y = type(model.y)(blocks, genes, **decoding)
+    own = NoInteractionGuide(
+        features=guide.features,
+        z_x=Encoder(genes + x, n_x, **encoding),
+        z_t=Encoder(genes + t, n_t, **encoding),
+    )
+    return NoInteraction(z_x=LinearPrior(x, n_x), z_t=LinearPrior(t, n_t), y=y), own
+
+
+def _layers(architecture: Architecture) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the hidden layers of a decoder, which has one less as in FCR, and of an encoder."""
+    both = {"n_hidden": architecture.n_hidden, "dropout": architecture.dropout}
+    n = architecture.n_layers
+    return {**both, "n_layers": max(1, n - 1)}, {**both, "n_layers": n}

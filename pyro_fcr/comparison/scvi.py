@@ -1,7 +1,5 @@
 """scVI beside FCR: latents and counterfactual cells, for the same tables (extra ``[scvi]``)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +38,12 @@ class ScviFit:
     adata: AnnData
 
     def latents(self, adata: AnnData | str | Path | None = None) -> dict[str, np.ndarray]:
-        """Give the posterior mean, which stands for all three blocks of FCR.
+        """Return the posterior mean, which stands for all three blocks of FCR.
 
         Parameters
         ----------
         adata
-            The cells; None takes those of training.
+            The cells; None takes those it was trained on.
 
         Returns
         -------
@@ -64,11 +62,11 @@ class ScviFit:
         Parameters
         ----------
         adata
-            The source cells; None takes those of training.
+            The source cells; None takes those it was trained on.
         treatment
             The target, one of the treatments of training.
         seed
-            Of the draws.
+            Seed of the draws.
 
         Returns
         -------
@@ -77,9 +75,9 @@ class ScviFit:
         Raises
         ------
         pyro_fcr.SchemaError
-            An agent or a covariate's level was never seen.
+            If an agent or a covariate's level was never seen.
         ValueError
-            The combination of agents was never seen: scVI knows treatments by their names.
+            If the combination of agents was never seen: scVI knows treatments by their names.
         """
         source = self.adata if adata is None else read_cells(adata)
         obs = Query(treatment=treatment).target_obs(source.obs, self.registry)
@@ -87,8 +85,8 @@ class ScviFit:
         target = self.registry.canonical(treatment)
         if target not in self.registry.treatments:
             raise ValueError(
-                f"treatment {target!r} is no treatment of training, and scVI cannot add up agents; "
-                f"it knows {', '.join(self.registry.treatments)}."
+                f"Unknown treatment {target!r}: scVI was not trained with it and cannot add up "
+                f"agents. It knows {', '.join(self.registry.treatments)}."
             )
         with seeded(seed):
             drawn = self.model.posterior_predictive_sample(
@@ -114,21 +112,21 @@ def fit_scvi(
     adata, schema
         As in :class:`pyro_fcr.FCR`; raw counts, without doses. The cells are copied.
     n_latent
-        Dimensions of the latent; FCR has n_x + n_t + n_tx.
+        Number of dimensions of the latent; FCR has n_x + n_t + n_tx.
     split
         The cells to train on and to hold out, as positions; None draws them as
         :meth:`pyro_fcr.FCR.fit` does.
     seed
-        Of initial parameters, held-out cells, batches and draws.
+        Seed of initial parameters, held-out cells, batches and draws.
     **train
         As in ``scvi.model.SCVI.train``, e.g. ``max_epochs=50``.
 
     Raises
     ------
     ImportError
-        scvi-tools is not installed.
+        If scvi-tools is not installed.
     ValueError
-        The schema has doses, or expression that is no counts.
+        If the schema has doses, or expression other than counts.
 
     Examples
     --------
@@ -159,13 +157,13 @@ def fit_scvi(
 def _check(schema: Schema) -> None:
     if schema.expression != "counts":
         raise ValueError(
-            f"scVI needs counts, the schema says expression={schema.expression!r}. Name the layer "
-            "that holds them."
+            f"scVI needs counts, but the schema has expression={schema.expression!r}. Name the "
+            "layer that holds them."
         )
     if schema.dose_key is not None:
         raise ValueError(
-            f"scVI knows no doses, the schema has dose_key={schema.dose_key!r}. Leave it out, or "
-            "make each dose a treatment of its own."
+            f"scVI knows no doses, but the schema has dose_key={schema.dose_key!r}. Leave it out, "
+            "or make each dose a treatment of its own."
         )
 
 

@@ -88,12 +88,10 @@ class Cells:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
+        y = self.expression
+        arrays = [y] if isinstance(y, np.ndarray) else [y.data, y.indices, y.indptr]
         tensors = [self.library, *self.levels.values(), *self.codes.values()]
-        return (
-            sum(array.nbytes for array in _arrays(self.expression))
-            + sum(tensor.nbytes for tensor in tensors)
-            + self.obs_names.nbytes
-        )
+        return sum(each.nbytes for each in (*arrays, *tensors, self.obs_names))
 
     def site(self, name: str) -> Tensor:
         """Return the matrix of a site over all cells, shape (n_cells, width), float32."""
@@ -126,7 +124,7 @@ class Cells:
         Raises
         ------
         TypeError
-            If `index` is a mask or no whole numbers.
+            If `index` is a mask, or not of whole numbers.
         IndexError
             If a position is out of range.
         """
@@ -156,8 +154,8 @@ def _positions(index: npt.ArrayLike | Tensor) -> npt.NDArray[np.int64]:
     rows = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
     if rows.ndim != 1 or not (np.issubdtype(rows.dtype, np.integer) or rows.size == 0):
         raise TypeError(
-            f"index has shape {rows.shape} and type {rows.dtype}, wanted one-dimensional whole "
-            "numbers; turn a mask into positions with np.flatnonzero(mask)"
+            f"index has shape {rows.shape} and type {rows.dtype}; expected one-dimensional "
+            "whole numbers; turn a mask into positions with np.flatnonzero(mask)"
         )
     # A copy, because torch does not take read-only or reversed memory.
     return np.array(rows, dtype=np.int64)
@@ -166,9 +164,3 @@ def _positions(index: npt.ArrayLike | Tensor) -> npt.NDArray[np.int64]:
 def _take(table: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
     # Gathering in torch wakes its thread pool, which costs more than these few rows.
     return torch.from_numpy(table.numpy().take(rows, axis=0))
-
-
-def _arrays(expression: Matrix) -> tuple[npt.NDArray, ...]:
-    if isinstance(expression, np.ndarray):
-        return (expression,)
-    return expression.data, expression.indices, expression.indptr

@@ -1,19 +1,24 @@
 """What must hold before anything is trained; each function checks one thing."""
 
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 from anndata import AnnData
 
-from pyro_fcr.data.design import Codes
+from pyro_fcr.data.design import Codes, Mask
 from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
 from pyro_fcr.data.io import Matrix, layer_names
 from pyro_fcr.data.schema import Schema
 
 _BLOCK = 2**22
 _LARGEST_LOG1P = 20.0  # log1p of 5e8, more than a cell's library size
+_LIKE_CONTROL = re.compile(
+    "(?i)control|ctrl|dmso|vehicle|untreated|unstimulated|mock|non-targeting|nt|pbs|none"
+)
 
 
 def check_shape(adata: AnnData) -> None:
@@ -25,7 +30,7 @@ def check_shape(adata: AnnData) -> None:
         twice = names[names.duplicated()].unique()
         if len(twice):
             raise SchemaError(
-                f"adata.{axis}_names has repeated names: {listed(twice, 5)}; wanted each once; "
+                f"adata.{axis}_names has repeated names: {listed(twice, 5)}; expected each once; "
                 f"make them differ: adata.{axis}_names_make_unique()"
             )
 
@@ -35,14 +40,25 @@ def check_control(counts: Mapping[str, int], schema: Schema) -> None:
     key = schema.treatment_key
     if schema.control is not None and schema.control not in counts:
         raise SchemaError(
-            f"control {schema.control!r} is no label of any training cell in obs column {key!r}; "
-            f"labels: {listed(counts, 20)}.{did_you_mean(schema.control, counts)} "
+            f"control {schema.control!r} is not a label of any training cell in obs column "
+            f"{key!r}; labels: {listed(counts, 20)}.{did_you_mean(schema.control, counts)} "
             "Pass control=None if there are no untreated cells"
         )
     if len(counts) < 2:
         raise SchemaError(
             f"obs column {key!r} has one label only, {listed(counts)}, in the training cells; "
-            "wanted control and treated cells, or several treatments"
+            "expected control and treated cells, or several treatments"
+        )
+
+
+def warn_no_control(labels: Iterable[str], schema: Schema) -> None:
+    """Warn if the schema names no control, though a label looks like that of untreated cells."""
+    like = [label for label in labels if _LIKE_CONTROL.fullmatch(label)]
+    if schema.control is None and like:
+        warnings.warn(
+            f"obs column {schema.treatment_key!r}: {listed(like)} looks like a label of untreated "
+            f"cells, but is taken as a treatment; to make it the control, pass control={like[0]!r}",
+            stacklevel=4,
         )
 
 
@@ -87,9 +103,9 @@ def check_enough(counts: Mapping[str, int], schema: Schema, *, key: str) -> None
         shown = listed(f"{level}: {count}" for level, count in few.items())
         level = next(iter(few))
         raise SchemaError(
-            f"obs column {key!r}: too few training cells in {shown}; wanted {schema.min_cells} or "
-            f"more each; drop them, as in adata = adata[adata.obs[{key!r}] != {level!r}].copy(), "
-            "or lower min_cells"
+            f"obs column {key!r}: too few training cells in {shown}; expected {schema.min_cells} "
+            f"or more each; drop them, as in adata = adata[adata.obs[{key!r}] != {level!r}].copy()"
+            ", or lower min_cells"
         )
 
 
@@ -100,7 +116,6 @@ def warn_uncontrolled(levels: set[str], controlled: set[str], *, key: str) -> No
         warnings.warn(
             f"obs column {key!r}: {listed(alone)} without control cells; counterfactual baselines "
             "and effects against control have no data to rest on there",
-            UserWarning,
             stacklevel=4,
         )
 
@@ -139,7 +154,6 @@ def warn_whole_numbers(matrix: Matrix, schema: Schema) -> None:
         warnings.warn(
             f"{schema.source} has whole numbers only, though expression='log1p'; if they are "
             "counts, pass expression='counts' or call sc.pp.log1p first",
-            UserWarning,
             stacklevel=3,
         )
 
@@ -176,11 +190,11 @@ def check_cells_expressed(matrix: Matrix, schema: Schema, *, adata: AnnData) -> 
 
 def counts_of(levels: list[str], codes: Codes) -> dict[str, int]:
     """Count the cells of each level that has any; different codes may share a level."""
-    totals: dict[str, int] = {}
-    for level, count in zip(levels, np.bincount(codes, minlength=len(levels)), strict=True):
-        if count:
-            totals[level] = totals.get(level, 0) + int(count)
-    return totals
+    totals: Counter[str] = Counter()
+    counts = np.bincount(codes, minlength=len(levels)).tolist()
+    for level, count in zip(levels, counts, strict=True):
+        totals[level] += count
+    return dict(+totals)
 
 
 def _layer_sums(schema: Schema, *, axis: int) -> str:
@@ -191,24 +205,19 @@ def _flat(matrix: Matrix) -> npt.NDArray:
     return matrix.reshape(-1) if isinstance(matrix, np.ndarray) else matrix.data
 
 
-def _blocks(flat: npt.NDArray) -> Iterator[tuple[int, npt.NDArray]]:
+def _first(flat: npt.NDArray, bad: Callable[[npt.NDArray], Mask]) -> int | None:
     for start in range(0, len(flat), _BLOCK):
-        yield start, flat[start : start + _BLOCK]
-
-
-def _first(flat: npt.NDArray, bad: Callable[[npt.NDArray], npt.NDArray]) -> int | None:
-    for start, block in _blocks(flat):
-        found = bad(block)
+        found = bad(flat[start : start + _BLOCK])
         if found.any():
             return start + int(found.argmax())
     return None
 
 
-def _not_finite(values: npt.NDArray) -> npt.NDArray[np.bool_]:
+def _not_finite(values: npt.NDArray) -> Mask:
     return ~np.isfinite(values)
 
 
-def _no_count(values: npt.NDArray) -> npt.NDArray[np.bool_]:
+def _no_count(values: npt.NDArray) -> Mask:
     return ~((values >= 0) & (values == np.rint(values)) & np.isfinite(values))
 
 
@@ -222,17 +231,19 @@ def _place(matrix: Matrix, position: int) -> tuple[int, int]:
 def _mend(found: np.float32, flat: npt.NDArray, adata: AnnData) -> str:
     layers = f"layers: {listed(layer_names(adata))}"
     if not np.isfinite(found):
-        return f"wanted finite numbers; fill or drop the cells and genes with NaN or inf ({layers})"
-    wanted = "wanted raw counts, whole numbers of 0 or more (expression='counts')"
-    if found < 0:
-        return f"{wanted}; the values look scaled: name the layer with raw counts ({layers})"
-    if max(block.max() for _, block in _blocks(flat)) < _LARGEST_LOG1P:
         return (
-            f"{wanted}; the values look log-normalised: pass expression='log1p', "
+            f"expected finite numbers; fill or drop the cells and genes with NaN or inf ({layers})"
+        )
+    expected = "expected raw counts, whole numbers of 0 or more (expression='counts')"
+    if found < 0:
+        return f"{expected}; the values look scaled: name the layer with raw counts ({layers})"
+    if flat.max() < _LARGEST_LOG1P:
+        return (
+            f"{expected}; the values look log-normalised: pass expression='log1p', "
             f"or name the layer with raw counts ({layers})"
         )
     return (
-        f"{wanted}; the values look normalised or corrected: name the layer with raw counts "
+        f"{expected}; the values look normalised or corrected: name the layer with raw counts "
         f"({layers}), or round corrected counts with np.rint"
     )
 

@@ -1,7 +1,5 @@
 """Real cells that come with the package; origin and licences stand in ``data/README.md``."""
 
-from __future__ import annotations
-
 from importlib.resources import as_file, files
 
 import anndata as ad

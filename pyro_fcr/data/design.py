@@ -1,7 +1,7 @@
 """The columns of `.obs` -> the distinct treatments and contexts, and which cell has which."""
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -13,6 +13,7 @@ from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.treatments import Treatment, dose_strata, parse_treatment
 
 Codes: TypeAlias = npt.NDArray[np.int64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
 
 # What missing values become after `.astype(str)`.
 _BLANK = ("", "nan", "NaN", "<NA>", "NaT")
@@ -93,12 +94,7 @@ class Condition:
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the condition in lists, dicts, strings and numbers only."""
-        return {
-            "treatment": self.treatment,
-            "dose": list(self.dose),
-            "covariates": dict(self.covariates),
-            "n_cells": self.n_cells,
-        }
+        return {**asdict(self), "dose": list(self.dose)}
 
     @classmethod
     def from_json_dict(cls, saved: Mapping[str, Any]) -> "Condition":
@@ -141,7 +137,7 @@ def find_column(obs: pd.DataFrame, key: str, *, role: str) -> pd.Series:
     """Return one column of `obs`, or say which columns there are."""
     if key not in obs.columns:
         raise SchemaError(
-            f"{role} {key!r} is no column of adata.obs; columns: {listed(obs.columns, 30)}."
+            f"{role} {key!r} is not a column of adata.obs; columns: {listed(obs.columns, 30)}."
             f"{did_you_mean(key, map(str, obs.columns))}"
         )
     column = obs[key]

@@ -1,5 +1,6 @@
-"""Labels and values of cells -> tensors: the distinct rows of each exogenous site, the cells."""
+"""Labels and values of cells -> tensors: the rows of each site, expression and library sizes."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -7,16 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from anndata import AnnData
 from torch import Tensor
 
-from pyro_fcr.data import expression
+from pyro_fcr.data import checks
 from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import Codes, Design, read_design
 from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
-from pyro_fcr.data.io import Matrix
+from pyro_fcr.data.io import Matrix, read_matrix
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.data.treatment_encoding import TreatmentEncoding
-from pyro_fcr.data.treatments import dose_strata
+from pyro_fcr.data.treatments import TreatmentEncoding, dose_strata
 
 Rows = npt.NDArray[np.float32]
 
@@ -71,14 +72,47 @@ def site_rows(
     }
 
 
+def read_expression(adata: AnnData, genes: Sequence[str], schema: Schema) -> Matrix:
+    """Return the values of the registered genes, shape (n_cells, n_genes).
+
+    Raises
+    ------
+    SchemaError
+        If genes are missing, or the values are not as promised.
+
+    Warns
+    -----
+    UserWarning
+        If there are other genes, in the name of the caller's caller's caller.
+    """
+    order = _gene_order(genes, adata)
+    matrix = _select(read_matrix(adata, schema), order)
+    checks.check_values(matrix, schema, adata=adata, genes=np.asarray(genes))
+    checks.check_cells_expressed(matrix, schema, adata=adata)
+    return matrix
+
+
+def library_sizes(matrix: Matrix) -> npt.NDArray[np.float64]:
+    """Return the total count of each cell, shape (n_cells,), added up in float64."""
+    return np.asarray(matrix.sum(axis=1, dtype=np.float64)).reshape(-1)
+
+
 def make_cells(
     matrix: Matrix, sites: Sites, *, schema: Schema, genes: tuple[str, ...], obs_names: pd.Index
 ) -> Cells:
-    """Put checked expression and encoded sites together; counts are held in the narrowest type."""
-    counts = schema.expression == "counts"
+    """Put checked expression and encoded sites together.
+
+    Counts are held in the narrowest unsigned type that takes the largest; their totals scale the
+    likelihood. The scale of log1p values is 1.
+    """
+    sizes = np.ones(matrix.shape[0])
+    if schema.expression == "counts":
+        sizes = library_sizes(matrix)
+        values = matrix if isinstance(matrix, np.ndarray) else matrix.data
+        matrix = matrix.astype(np.min_scalar_type(int(values.max(initial=0))))
     return Cells(
-        expression=expression.narrowed(matrix) if counts else matrix,
-        library=expression.library_column(matrix, schema),
+        expression=matrix,
+        library=torch.from_numpy(sizes.astype(np.float32)).unsqueeze(1),
         levels={name: site.levels for name, site in sites.items()},
         codes={name: site.codes for name, site in sites.items()},
         strata={name: site.strata for name, site in sites.items()},
@@ -110,13 +144,13 @@ def read_context(levels: Mapping[str, str], covariates: Levels) -> tuple[str, ..
     missing = [key for key in covariates if key not in levels]
     if missing:
         raise SchemaError(
-            f"covariates: {listed(missing)} not given; wanted a level of each of "
+            f"covariates: {listed(missing)} not given; expected a level of each of "
             f"{listed(covariates)}"
         )
     for key in levels:
         if key not in covariates:
             raise SchemaError(
-                f"covariates: {key!r} is no covariate key; keys: {listed(covariates)}."
+                f"covariates: {key!r} is not a covariate key; keys: {listed(covariates)}."
                 f"{did_you_mean(key, covariates)} Leave it out"
             )
     context = tuple(str(levels[key]) for key in covariates)
@@ -164,3 +198,33 @@ def _check_known(
         treatments.check(design.treatments[t], where=f"cell {obs.index[cell]!r}")
     for x, cell in enumerate(np.unique(design.x, return_index=True)[1]):
         check_context(design.contexts[x], covariates, where=f"cell {obs.index[cell]!r}")
+
+
+def _gene_order(genes: Sequence[str], adata: AnnData) -> Codes:
+    """Return the column of `adata` that holds each registered gene, shape (n_genes,)."""
+    order = adata.var_names.get_indexer(list(genes)).astype(np.int64)
+    missing = np.flatnonzero(order < 0)
+    if len(missing):
+        raise SchemaError(
+            f"adata.var_names lacks {len(missing)} of the {len(genes)} registered genes, first "
+            f"{listed(genes[gene] for gene in missing[:5])}; it has {listed(adata.var_names[:3])} "
+            "... : use the same kind of gene names, and the genes from before any filtering"
+        )
+    extra = adata.n_vars - len(genes)
+    if extra:
+        warnings.warn(
+            f"adata has {extra} genes that were not registered; they are dropped",
+            stacklevel=5,
+        )
+    return order
+
+
+def _select(matrix: Matrix, order: Codes) -> Matrix:
+    """Put the columns in `order`, without a copy where they are so already."""
+    if np.array_equal(order, np.arange(matrix.shape[1])):
+        return matrix
+    selected = matrix[:, order]
+    if isinstance(selected, np.ndarray):
+        return np.ascontiguousarray(selected)
+    selected.sort_indices()
+    return selected

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 class SchemaError(ValueError):
     """Data or a query that the model cannot take.
 
-    The message names the column, gene, cell or level, what was found, what was wanted and the
-    mend. It is raised before any training starts.
+    The message names the column, gene, cell or level, what was found, what was expected and
+    the mend. It is raised before any training starts.
 
     Examples
     --------

@@ -17,7 +17,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_features(table: Any, *, control: str | None) -> Features:
-    """Check a table of features and make it plain.
+    """Check a table of features and return it as plain tuples.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def read_features(table: Any, *, control: str | None) -> Features:
     Raises
     ------
     SchemaError
-        If the table is empty, has a row twice or one of the control, or its rows are no finite
+        If the table is empty, has a row twice or one of the control, or its rows are not finite
         numbers or differ in length.
     """
     rows: dict[str, FeatureRow] = {}
@@ -50,11 +50,6 @@ def read_features(table: Any, *, control: str | None) -> Features:
     return tuple((agent, tuple(rows[agent].tolist())) for agent in sorted(rows))
 
 
-def feature_rows(features: Features | None) -> dict[str, FeatureRow]:
-    """Return the features of each agent, shape (n_features,); no agents without a table."""
-    return {agent: np.array(row, dtype=np.float64) for agent, row in features or ()}
-
-
 def _pairs(table: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(table, str | Path):
         labels: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # an agent may be NA
@@ -66,8 +61,8 @@ def _pairs(table: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(table, tuple):
         return table
     raise SchemaError(
-        f"treatment_features is {type(table).__name__}, wanted a mapping from agent to numbers or "
-        "a DataFrame with agents as index; for an array: pd.DataFrame(array, index=agents)"
+        f"treatment_features is {type(table).__name__}; expected a mapping from agent to numbers "
+        "or a DataFrame with agents as index; for an array: pd.DataFrame(array, index=agents)"
     )
 
 
@@ -79,14 +74,14 @@ def _row(agent: str, values: Any) -> FeatureRow:
     if row.ndim != 1:
         raise SchemaError(
             f"treatment_features of agent {agent!r}: found {type(values).__name__} "
-            f"{str(values)[:40]!r}, wanted a sequence of numbers; fill in what is missing and turn "
-            "categories into numbers, as with pd.get_dummies"
+            f"{str(values)[:40]!r}; expected a sequence of numbers; fill in what is missing and "
+            "turn categories into numbers, as with pd.get_dummies"
         )
     bad = np.flatnonzero(~(np.abs(row) <= _LARGEST))
     if len(bad):
         raise SchemaError(
             f"treatment_features of agent {agent!r}: feature {bad[0]} (counted from 0) is "
-            f"{row[bad[0]]:g}, wanted a finite float32; fill it in, or drop the agent or the "
+            f"{row[bad[0]]:g}; expected a finite float32; fill it in, or drop the agent or the "
             "feature"
         )
     return row
@@ -99,13 +94,12 @@ def _check_table(rows: Mapping[str, FeatureRow], control: str | None) -> None:
             f"treatment_features is empty ({len(rows)} agents without any feature); give each "
             "agent a row of numbers, or pass None for one-hot treatments"
         )
-    first, wanted = next(iter(widths.items()))
-    other = {agent: width for agent, width in widths.items() if width != wanted}
+    first, expected = next(iter(widths.items()))
+    other = [f"{agent}: {width}" for agent, width in widths.items() if width != expected]
     if other:
-        shown = listed(f"{agent}: {width}" for agent, width in other.items())
         raise SchemaError(
-            f"treatment_features has rows of different lengths: {shown}, but {first!r} has "
-            f"{wanted}; give every agent the same features"
+            f"treatment_features has rows of different lengths: {listed(other)}, but {first!r} "
+            f"has {expected}; give every agent the same features"
         )
     if control in rows:
         raise SchemaError(

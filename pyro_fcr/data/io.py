@@ -32,7 +32,7 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
     FileNotFoundError
         If there is nothing at the path.
     SchemaError
-        If it is no AnnData, has another suffix, or cannot be read.
+        If it is not an AnnData, has another suffix, or cannot be read.
 
     Examples
     --------
@@ -45,13 +45,13 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
         return source
     if not isinstance(source, str | Path):
         raise SchemaError(
-            f"found {type(source).__name__}, wanted an AnnData or the path of an .h5ad or .zarr"
+            f"found {type(source).__name__}; expected an AnnData or the path of an .h5ad or .zarr"
         )
     path = Path(source)
     readers: dict[str, Callable[..., AnnData]] = {".h5ad": ad.read_h5ad, ".zarr": ad.read_zarr}
     if path.suffix not in readers:
         raise SchemaError(
-            f"{str(path)!r} ends in {path.suffix!r}, wanted .h5ad or .zarr; "
+            f"{str(path)!r} ends in {path.suffix!r}; expected .h5ad or .zarr; "
             "read it with scanpy and write it with adata.write_h5ad"
         )
     if not path.exists():
@@ -130,6 +130,6 @@ def _read_dense(stored: Any, schema: Schema) -> npt.NDArray[np.float32]:
 def _unknown_storage(stored: Any, schema: Schema) -> str:
     dtype = getattr(stored, "dtype", "no dtype")
     return (
-        f"{schema.source} is {type(stored).__name__} ({dtype}), wanted numbers in a numpy array, a "
-        "scipy sparse matrix or a backed h5ad or zarr; load it: adata = adata.to_memory()"
+        f"{schema.source} is {type(stored).__name__} ({dtype}); expected numbers in a numpy array, "
+        "a scipy sparse matrix or a backed h5ad or zarr; load it: adata = adata.to_memory()"
     )

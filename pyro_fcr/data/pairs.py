@@ -1,19 +1,14 @@
 """Which cell belongs to which pair of treatment and context, doses taken together."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from pyro_fcr.data.design import Codes, read_design
+from pyro_fcr.data.design import Codes, Mask, read_design
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.treatments import canonical_label
-
-Mask: TypeAlias = npt.NDArray[np.bool_]
 
 FEWEST: Final = 2  # cells of a group whose spread is to be judged
 

@@ -3,15 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from anndata import AnnData
 
 from pyro_fcr.data import checks
 from pyro_fcr.data.cells import Cells
-from pyro_fcr.data.design import Condition, Design, read_design
-from pyro_fcr.data.encoding import make_cells, site_rows
-from pyro_fcr.data.expression import library_sizes
-from pyro_fcr.data.io import Matrix, read_cells, read_matrix
+from pyro_fcr.data.design import Condition, Design, Mask, read_design
+from pyro_fcr.data.encoding import library_sizes, make_cells, read_expression, site_rows
+from pyro_fcr.data.io import read_cells
 from pyro_fcr.data.registry import Registry
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.splits import training_cells
@@ -28,7 +26,7 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
     adata
         Cells x genes, in memory or backed, or the path of an `.h5ad` or `.zarr`. Not changed.
     schema
-        What its columns and its matrix mean.
+        Meaning of its columns and its matrix.
 
     Returns
     -------
@@ -43,7 +41,8 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
     Warns
     -----
     UserWarning
-        If a covariate level has no control cells, or counts are given as log1p.
+        If a covariate level has no control cells, counts are given as log1p, or the schema names
+        no control though a treatment label looks like one.
 
     Examples
     --------
@@ -61,31 +60,32 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
     train = training_cells(adata.obs, schema)
     _check_treatments(design, train, schema)
     _check_covariates(design, train, schema)
-    matrix = read_matrix(adata, schema)
-    checks.check_values(matrix, schema, adata=adata, genes=np.asarray(adata.var_names))
+    genes = tuple(map(str, adata.var_names))
+    matrix = read_expression(adata, genes, schema)
     checks.warn_whole_numbers(matrix, schema)
-    checks.check_cells_expressed(matrix, schema, adata=adata)
     checks.check_expressed(matrix, schema, adata=adata)
+    sizes = library_sizes(matrix)[train]
+    levels = [tuple(sorted(set(column))) for column in zip(*design.contexts, strict=True)]
     registry = Registry(
         schema=schema,
-        genes=tuple(map(str, adata.var_names)),
+        genes=genes,
         agents=tuple(sorted(_trained_agents(design, train))),
         doses=_dose_ranges(design, train),
-        covariates=_covariate_levels(design, schema),
+        covariates=dict(zip(schema.covariate_keys, levels, strict=True)),
         conditions=_conditions(design, train, schema),
-        target_sum=_target_sum(matrix, train, schema),
+        target_sum=float(np.median(sizes)) if schema.expression == "counts" else None,
     )
     sites = site_rows(design, schema, covariates=registry.covariates, treatments=registry.t)
-    cells = make_cells(
-        matrix, sites, schema=schema, genes=registry.genes, obs_names=adata.obs_names
+    return registry, make_cells(
+        matrix, sites, schema=schema, genes=genes, obs_names=adata.obs_names
     )
-    return registry, cells
 
 
-def _check_treatments(design: Design, train: npt.NDArray[np.bool_], schema: Schema) -> None:
+def _check_treatments(design: Design, train: Mask, schema: Schema) -> None:
     labels = [canonical_label(each.agents, schema) for each in design.treatments]
     counts = checks.counts_of(labels, design.t[train])
     checks.check_control(counts, schema)
+    checks.warn_no_control(counts, schema)
     agents = {agent for each in design.treatments for agent in each.agents}
     checks.check_features(agents, schema)
     # What an agent is known by: its cells, or its features, but these have no dose scale.
@@ -96,12 +96,12 @@ def _check_treatments(design: Design, train: npt.NDArray[np.bool_], schema: Sche
     checks.check_enough(counts, schema, key=schema.treatment_key)
 
 
-def _trained_agents(design: Design, train: npt.NDArray[np.bool_]) -> set[str]:
+def _trained_agents(design: Design, train: Mask) -> set[str]:
     found = [design.treatments[code] for code in np.unique(design.t[train])]
     return {agent for each in found for agent in each.agents}
 
 
-def _check_covariates(design: Design, train: npt.NDArray[np.bool_], schema: Schema) -> None:
+def _check_covariates(design: Design, train: Mask, schema: Schema) -> None:
     untreated = np.array([not each.agents for each in design.treatments])[design.t] & train
     for position, key in enumerate(schema.covariate_keys):
         levels = [context[position] for context in design.contexts]
@@ -113,27 +113,16 @@ def _check_covariates(design: Design, train: npt.NDArray[np.bool_], schema: Sche
             checks.warn_uncontrolled(set(levels), controlled, key=key)
 
 
-def _dose_ranges(design: Design, train: npt.NDArray[np.bool_]) -> dict[str, tuple[float, float]]:
-    ranges: dict[str, tuple[float, float]] = {}
+def _dose_ranges(design: Design, train: Mask) -> dict[str, tuple[float, float]]:
+    found: dict[str, list[float]] = {}
     for code in np.unique(design.t[train]):
-        treatment = design.treatments[code]
         # Without a dose column the doses are empty, and so is the zip.
-        for agent, dose in zip(treatment.agents, treatment.doses, strict=False):
-            low, high = ranges.get(agent, (dose, dose))
-            ranges[agent] = (min(low, dose), max(high, dose))
-    return dict(sorted(ranges.items()))
+        for agent, dose in zip(*design.treatments[code], strict=False):
+            found.setdefault(agent, []).append(dose)
+    return {agent: (min(doses), max(doses)) for agent, doses in sorted(found.items())}
 
 
-def _covariate_levels(design: Design, schema: Schema) -> dict[str, tuple[str, ...]]:
-    return {
-        key: tuple(sorted({context[position] for context in design.contexts}))
-        for position, key in enumerate(schema.covariate_keys)
-    }
-
-
-def _conditions(
-    design: Design, train: npt.NDArray[np.bool_], schema: Schema
-) -> tuple[Condition, ...]:
+def _conditions(design: Design, train: Mask, schema: Schema) -> tuple[Condition, ...]:
     pairs, counts = np.unique(design.conditions[train], return_counts=True)
     found = []
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
@@ -142,9 +131,3 @@ def _conditions(
         levels = dict(zip(schema.covariate_keys, design.contexts[x], strict=True))
         found.append(Condition(canonical_label(agents, schema), doses, levels, count))
     return tuple(found)
-
-
-def _target_sum(matrix: Matrix, train: npt.NDArray[np.bool_], schema: Schema) -> float | None:
-    if schema.expression != "counts":
-        return None
-    return float(np.median(library_sizes(matrix)[train]))

@@ -1,7 +1,8 @@
 """What was learnt from a data set: names, levels, dose ranges, conditions; and the encoding."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,13 @@ import pandas as pd
 from anndata import AnnData
 from torch import Tensor
 
-from pyro_fcr.data import checks, encoding, expression
+from pyro_fcr.data import checks, encoding
 from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import Condition
 from pyro_fcr.data.errors import SchemaError
 from pyro_fcr.data.io import read_cells
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.data.treatment_encoding import TreatmentEncoding
-from pyro_fcr.data.treatments import Dose, canonical_label
+from pyro_fcr.data.treatments import Dose, TreatmentEncoding, canonical_label
 
 _FORMAT = 2
 _READABLE = (1, 2)  # 1 knew neither covariate sites nor treatment features
@@ -309,16 +309,8 @@ class Registry:
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the registry in lists, dicts, strings and numbers only."""
-        return {
-            "format": _FORMAT,
-            "schema": self.schema.to_json_dict(),
-            "genes": list(self.genes),
-            "agents": list(self.agents),
-            "doses": {agent: list(ends) for agent, ends in self.doses.items()},
-            "covariates": {key: list(levels) for key, levels in self.covariates.items()},
-            "conditions": [each.to_json_dict() for each in self.conditions],
-            "target_sum": self.target_sum,
-        }
+        own = {"format": _FORMAT, **asdict(self), "schema": self.schema.to_json_dict()}
+        return json.loads(json.dumps(own))
 
     @classmethod
     def from_json_dict(cls, saved: Mapping[str, Any]) -> "Registry":
@@ -331,9 +323,9 @@ class Registry:
         """
         if saved.get("format") not in _READABLE:
             raise SchemaError(
-                f"registry of format {saved.get('format')!r}, wanted "
-                f"{' or '.join(map(str, _READABLE))}; "
-                "load it with the version of the package that wrote it, or register the data again"
+                f"registry of format {saved.get('format')!r}; expected "
+                f"{' or '.join(map(str, _READABLE))}; load it with the version of the package that "
+                "wrote it, or register the data again"
             )
         return cls(
             schema=Schema(**saved["schema"]),
@@ -355,7 +347,7 @@ class Registry:
         return {(each.treatment, self._context(each.covariates)) for each in self.conditions}
 
     def _cells(self, adata: AnnData, sites: encoding.Sites) -> Cells:
-        matrix = expression.read_expression(adata, self.genes, self.schema)
+        matrix = encoding.read_expression(adata, self.genes, self.schema)
         return encoding.make_cells(
             matrix, sites, schema=self.schema, genes=self.genes, obs_names=adata.obs_names
         )

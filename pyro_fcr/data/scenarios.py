@@ -5,24 +5,31 @@ together. Control cells of a held-out context stay in training: a context that i
 any state cannot be told from any other, so it is known by its controls.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from operator import attrgetter
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from pyro_fcr.data.design import Codes, random_rank
 from pyro_fcr.data.errors import listed
-from pyro_fcr.data.leaks import check_duplicates, check_pairs
 from pyro_fcr.data.pairs import Layout, Mask, Pair, read_layout
 from pyro_fcr.data.schema import Schema
 
 Kind = Literal["unseen pair", "unseen treatment", "unseen context", "random", "seen pairs"]
+
+# Pairs that are alike in this are held out together.
+_HELD_OUT: Final[Mapping[Kind, Callable[[Pair], Hashable]]] = {
+    "unseen pair": attrgetter("treatment", "context"),
+    "unseen treatment": attrgetter("treatment"),
+    "unseen context": attrgetter("context"),
+}
+_TELLING: Final = 10  # genes that a cell must express before an equal row says that it is the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +51,7 @@ class Scenario:
     Raises
     ------
     ValueError
-        The masks are not of one length, share a cell, or one of them is empty.
+        If the masks differ in length, share a cell, or one of them is empty.
 
     Examples
     --------
@@ -68,10 +75,10 @@ class Scenario:
                 + " and ".join(f"{mask.dtype} {mask.shape}" for mask in masks)
             )
         if shared := int((self.train & self.test).sum()):
-            raise ValueError(f"{self.name}: {shared} test cells are among the training cells")
-        for name, mask in (("train", self.train), ("test", self.test)):
-            if not mask.any():
-                raise ValueError(f"{self.name}: no cell in {name}")
+            raise self._error(f"{shared} test cells are among the training cells")
+        for name in ("train", "test"):
+            if not getattr(self, name).any():
+                raise self._error(f"no cell in {name}")
 
     @property
     def name(self) -> str:
@@ -87,7 +94,7 @@ class Scenario:
 
     @property
     def labels(self) -> npt.NDArray[np.str_]:
-        """Return a split column: `"train"`, `"test"` or `"left out"`, shape (n_cells,).
+        """Split column: `"train"`, `"test"` or `"left out"`, shape (n_cells,).
 
         As `schema.split_key` it keeps all but `"train"` from fitting.
         """
@@ -106,37 +113,81 @@ class Scenario:
         Raises
         ------
         ValueError
-            Names what leaks or lacks: training cells of what is held out; test cells of other
-            pairs; no control cells of a pair's context in training; a cell that is in training and
-            in test under one name or with equal expression (of cells with ten expressed genes or
-            more).
+            If something leaks or is missing, which the message names: training cells of what is
+            held out; test cells of other pairs; no control cells of a pair's context in training; a
+            cell that is in training and in test under one name or with equal expression (of cells
+            with ten expressed genes or more).
         """
         if len(self.train) != adata.n_obs:
-            raise ValueError(
-                f"{self.name}: made for {len(self.train)} cells, but adata has {adata.n_obs}"
-            )
+            raise self._error(f"made for {len(self.train)} cells, but adata has {adata.n_obs}")
         layout = read_layout(adata.obs, schema)
-        check_pairs(layout, self.pairs, train=self.train, test=self.test, name=self.name)
+        self._check_pairs(layout)
         if not self.of_seen:
             self._check_heldout(layout)
-        check_duplicates(adata, schema.layer, train=self.train, test=self.test, name=self.name)
+        self._check_duplicates(adata, schema)
+
+    def _check_pairs(self, layout: Layout) -> None:
+        """Check that exactly the pairs are tested, each with control cells in training.
+
+        Controls of a pair's context may be among the test cells.
+        """
+        found = {layout.pairs[i] for i in np.flatnonzero(layout.n_cells(self.test))}
+        contexts, trained = {pair.context for pair in self.pairs}, layout.n_cells(self.train)
+        controls = {layout.pairs[i]: trained[i] for i in np.flatnonzero(layout.is_control)}
+        allowed = {*self.pairs, *(pair for pair in controls if pair.context in contexts)}
+        if extra := sorted(found - allowed):
+            said = listed(extra, 3, quoted=False)
+            raise self._error(f"there are test cells of {said}, which is not held out")
+        if missing := sorted(set(self.pairs) - found):
+            raise self._error(f"there are no test cells of {listed(missing, 3, quoted=False)}")
+        if lacking := sorted(contexts - {pair.context for pair, n in controls.items() if n}):
+            raise self._error(
+                f"no control cells of {' / '.join(lacking[0])} are in training; a context is "
+                "known by its controls"
+            )
 
     def _check_heldout(self, layout: Layout) -> None:
-        """No training cell of the pairs, of the treatment anywhere, or treated in the context."""
-        treatments = {pair.treatment for pair in self.pairs}
-        contexts = {pair.context for pair in self.pairs}
-        out = {
-            "unseen pair": lambda pair: pair in self.pairs,
-            "unseen treatment": lambda pair: pair.treatment in treatments,
-            "unseen context": lambda pair: pair.context in contexts,
-        }[self.kind]
-        seen = layout.n_cells(self.train)
+        """Check that no training cell is of the pairs, of their treatment, or of their context."""
+        held, seen = _HELD_OUT[self.kind], layout.n_cells(self.train)
+        out = {held(pair) for pair in self.pairs}
         for i, pair in layout.treated().items():
-            if seen[i] and out(pair):
-                raise ValueError(
-                    f"{self.name}: {seen[i]} training cells are of {pair}, which is "
-                    "held out; take them out of training"
+            if seen[i] and held(pair) in out:
+                raise self._error(
+                    f"{seen[i]} training cells are of {pair}, which is held out; take them out of "
+                    "training"
                 )
+
+    def _check_duplicates(self, adata: AnnData, schema: Schema) -> None:
+        """Check that no test cell is in training too, under its own name or another."""
+        names = adata.obs_names.to_numpy()
+        if shared := sorted(set(names[self.train]) & set(names[self.test])):
+            raise self._error(
+                f"{len(shared)} cell names are in training and in test, such as {shared[0]!r}; if "
+                "they are the same cells, drop one of each, else call adata.obs_names_make_unique()"
+            )
+        matrix = adata.X if schema.layer is None else adata.layers[schema.layer]
+        train, test = np.flatnonzero(self.train), np.flatnonzero(self.test)
+        seen = {row: names[i] for i, row in _rows(matrix, train)}
+        twice = [(names[i], seen[row]) for i, row in _rows(matrix, test) if row in seen]
+        if twice:
+            pairs = ", ".join(f"{cell!r} = {other!r}" for cell, other in twice[:3])
+            raise self._error(
+                f"{len(twice)} test cells have the expression of a training cell gene by gene "
+                f"({pairs}): duplicates leak; keep one of each"
+            )
+
+    def _error(self, message: str) -> ValueError:
+        return ValueError(f"{self.name}: {message}")
+
+
+def _rows(matrix: Any, positions: Codes) -> Iterator[tuple[int, bytes]]:
+    """Yield cells with what identifies their expression; cells of few genes are left out."""
+    rows = sparse.csr_matrix(matrix[positions], dtype=np.float64, copy=True)
+    rows.sum_duplicates()
+    rows.eliminate_zeros()
+    for i, start, end in zip(positions, rows.indptr[:-1], rows.indptr[1:], strict=True):
+        if end - start >= _TELLING:
+            yield i, rows.indices[start:end].tobytes() + rows.data[start:end].tobytes()
 
 
 class Scenarios(NamedTuple):
@@ -145,9 +196,9 @@ class Scenarios(NamedTuple):
     Attributes
     ----------
     made
-        One for each pair, treatment or context in turn.
+        A scenario for each pair, treatment or context in turn.
     left_out
-        Reason for each that cannot be judged.
+        The reason for each pair that cannot be judged.
     """
 
     made: tuple[Scenario, ...]
@@ -174,8 +225,7 @@ def unseen_pairs(obs: pd.DataFrame, schema: Schema) -> Scenarios:
     >>> [scenario.name for scenario in unseen_pairs(obs, schema).made]
     ["unseen pair: 'A' in u", "unseen pair: 'A' in v"]
     """
-    layout = read_layout(obs, schema)
-    return _hold_out_each("unseen pair", layout, [[i] for i in layout.treated()])
+    return _hold_out_each("unseen pair", obs, schema)
 
 
 def unseen_treatments(obs: pd.DataFrame, schema: Schema) -> Scenarios:
@@ -199,10 +249,7 @@ def unseen_treatments(obs: pd.DataFrame, schema: Schema) -> Scenarios:
     >>> [scenario.name for scenario in unseen_treatments(obs, schema).made]
     ["unseen treatment: 'A' in u", "unseen treatment: 'A+B' in u", "unseen treatment: 'B' in u"]
     """
-    layout = read_layout(obs, schema)
-    described = frozenset(agent for agent, _ in schema.treatment_features or ())
-    groups = _grouped({i: pair.treatment for i, pair in layout.treated().items()})
-    return _hold_out_each("unseen treatment", layout, groups, described=described)
+    return _hold_out_each("unseen treatment", obs, schema)
 
 
 def unseen_contexts(obs: pd.DataFrame, schema: Schema) -> Scenarios:
@@ -224,9 +271,7 @@ def unseen_contexts(obs: pd.DataFrame, schema: Schema) -> Scenarios:
     >>> unseen_contexts(obs, schema).made[0].labels[:2].tolist()
     ['train', 'test']
     """
-    layout = read_layout(obs, schema)
-    groups = _grouped({i: pair.place for i, pair in layout.treated().items()})
-    return _hold_out_each("unseen context", layout, groups)
+    return _hold_out_each("unseen context", obs, schema)
 
 
 def random_cells(
@@ -246,12 +291,12 @@ def random_cells(
     share
         Part of each pair's cells to hold out, above 0 and below 1.
     seed
-        Of the draw.
+        Seed of the draw.
 
     Raises
     ------
     ValueError
-        `share` is out of range.
+        If `share` is out of range.
 
     Examples
     --------
@@ -261,46 +306,34 @@ def random_cells(
     np.int64(6)
     """
     if not 0 < share < 1:
-        raise ValueError(f"share is {share}, wanted a number above 0 and below 1")
+        raise ValueError(f"share is {share}; expected a number above 0 and below 1")
     layout = read_layout(obs, schema)
     size = layout.n_cells()
     n_test = np.floor(share * size + 0.5).astype(np.int64)
-    judged: list[int] = []
-    left_out: dict[str, str] = {}
-    for i, pair in layout.treated().items():
-        if layout.lacks(i, n_test) or layout.lacks(i, size - n_test):
-            left_out[str(pair)] = "fewer than 2 cells, or controls, for training or for test"
-        else:
-            judged.append(i)
+    treated, reason = layout.treated(), "fewer than 2 cells, or controls, for training or for test"
+    short = [i for i in treated if layout.lacks(i, n_test) or layout.lacks(i, size - n_test)]
+    judged = [i for i in treated if i not in short]
     kept = layout.with_controls(judged)
     n_test[np.setdiff1d(np.arange(len(size)), kept)] = 0
     test = random_rank(layout.codes, seed) < n_test[layout.codes]
-    pairs = tuple(layout.pairs[i] for i in judged)
+    pairs = tuple(treated[i] for i in judged)
+    left_out = dict.fromkeys((str(treated[i]) for i in short), reason)
     return Scenarios((Scenario("random", pairs, ~test, test),) if pairs else (), left_out)
 
 
-def _grouped(names: Mapping[int, str]) -> list[list[int]]:
-    groups: dict[str, list[int]] = {}
-    for position, name in names.items():
-        groups.setdefault(name, []).append(position)
-    return list(groups.values())
-
-
-def _hold_out_each(
-    kind: Kind,
-    layout: Layout,
-    groups: Sequence[Sequence[int]],
-    *,
-    described: frozenset[str] = frozenset(),
-) -> Scenarios:
+def _hold_out_each(kind: Kind, obs: pd.DataFrame, schema: Schema) -> Scenarios:
+    layout = read_layout(obs, schema)
+    described = {agent for agent, _ in schema.treatment_features or ()}
+    groups: dict[Hashable, list[int]] = {}
+    for i, pair in layout.treated().items():
+        groups.setdefault(_HELD_OUT[kind](pair), []).append(i)
     made: list[Scenario] = []
     left_out: dict[str, str] = {}
-    for heldout in groups:
+    for heldout in groups.values():
         seen = np.setdiff1d(np.arange(len(layout.pairs)), heldout)
         lacks = {i: _lacks(kind, layout, i, seen, described) for i in heldout}
-        judged = [i for i in heldout if not lacks[i]]
         left_out |= {str(layout.pairs[i]): reason for i, reason in lacks.items() if reason}
-        if judged:
+        if judged := [i for i in heldout if not lacks[i]]:
             made.append(predicted(kind, layout, judged, train=~np.isin(layout.codes, heldout)))
     return Scenarios(tuple(made), left_out)
 
@@ -311,9 +344,7 @@ def predicted(kind: Kind, layout: Layout, judged: Sequence[int], *, train: Mask)
     return Scenario(kind, pairs, train, np.isin(layout.codes, judged))
 
 
-def _lacks(
-    kind: Kind, layout: Layout, position: int, seen: Codes, described: frozenset[str]
-) -> str:
+def _lacks(kind: Kind, layout: Layout, position: int, seen: Codes, described: set[str]) -> str:
     """Say what a held-out pair lacks to be predicted and judged; nothing if all is there."""
     if reason := layout.lacks(position, layout.n_cells()):
         return reason

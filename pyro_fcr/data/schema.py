@@ -1,14 +1,18 @@
 """Which columns of an AnnData mean what."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from keyword import iskeyword
 from typing import Any, Literal
 
-from pyro_fcr.data.covariate_sites import group_by_site, read_sites
-from pyro_fcr.data.errors import SchemaError
+from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.values import check_choices, check_least
 
 Expression = Literal["counts", "log1p"]
+
+_JOINT = "x"
+_TAKEN = ("t", "y", "library")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class Schema:
     ------
     SchemaError
         If a column has two roles, no covariate is named, a site or the features are not as
-        described, or a setting is none of those above.
+        described, or a setting has another value than those above.
 
     Examples
     --------
@@ -92,7 +96,7 @@ class Schema:
     covariate_sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        keys, sites = read_sites(self.covariate_keys, self.covariate_sites)
+        keys, sites = _read_sites(self.covariate_keys, self.covariate_sites)
         object.__setattr__(self, "covariate_keys", keys)
         object.__setattr__(self, "covariate_sites", sites)
         if self.control is not None:
@@ -114,13 +118,16 @@ class Schema:
     @property
     def sites(self) -> dict[str, tuple[str, ...]]:
         """Columns of each covariate site of the graph; `{"x": covariate_keys}` by default."""
-        return group_by_site(self.covariate_keys, self.covariate_sites)
+        names = self.covariate_sites or (_JOINT,) * len(self.covariate_keys)
+        sites: dict[str, tuple[str, ...]] = {}
+        for site, key in zip(names, self.covariate_keys, strict=True):
+            sites[site] = (*sites.get(site, ()), key)
+        return sites
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of `.obs` that it names."""
-        single = (self.treatment_key, self.dose_key, self.split_key)
-        return (*(key for key in single if key is not None), *self.covariate_keys)
+        return tuple(key for key, _ in _roles(self))
 
     @property
     def source(self) -> str:
@@ -146,17 +153,72 @@ class Schema:
         }
 
 
-def _check_roles(schema: Schema) -> None:
-    if not schema.covariate_keys:
+def _read_sites(keys: Any, names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the covariate columns and the site of each; no sites stand for the joint site alone.
+
+    Parameters
+    ----------
+    keys
+        A column, several columns, or a mapping from site to column or columns.
+    names
+        The site of each column if `keys` is no mapping; empty for the joint site `"x"`.
+    """
+    if isinstance(keys, Mapping):
+        pairs = [(site, key) for site, value in keys.items() for key in _columns(site, value)]
+        names, keys = [site for site, _ in pairs], [key for _, key in pairs]
+    keys, names = (keys,) if isinstance(keys, str) else (*keys,), (*names,)
+    for name in names:
+        _check_name(name)
+    if set(names) <= {_JOINT}:
+        return keys, ()
+    if len(names) != len(keys):
         raise SchemaError(
-            "covariate_keys is empty, wanted at least one obs column; for a single context add a "
-            "constant one: adata.obs['context'] = 'all'"
+            f"covariate_sites names the sites of {len(names)} columns, but covariate_keys has "
+            f"{len(keys)}: {listed(keys)}; pass covariate_keys as a mapping from site to columns"
         )
+    return keys, names
+
+
+def _columns(site: Any, value: Any) -> tuple[str, ...]:
+    columns = (value,) if isinstance(value, str) else (*value,)
+    if not columns or "" in columns:
+        raise SchemaError(
+            f"covariate_keys: site {site!r} has {'an empty' if columns else 'no'} obs column; "
+            "expected one or more; name them, or leave the site out"
+        )
+    return columns
+
+
+def _check_name(name: Any) -> None:
+    if name in _TAKEN:
+        raise SchemaError(
+            f"covariate_keys: {name!r} cannot be the site of a covariate, because "
+            f"{listed(_TAKEN)} have their own meaning; call the site otherwise, for instance by "
+            "its column"
+        )
+    if not (isinstance(name, str) and name.isidentifier()) or iskeyword(name):
+        raise SchemaError(
+            f"covariate_keys: {name!r} cannot name a site; expected a Python identifier of "
+            "letters, digits and '_', as in {'cell_line': ...} for {'cell line': ...}"
+        )
+
+
+def _roles(schema: Schema) -> list[tuple[str, str]]:
+    """Return the columns with the argument that names each."""
     single = ("treatment_key", "dose_key", "split_key")
     roles = [(key, role) for role in single if (key := getattr(schema, role)) is not None]
     sites = [f"[{site!r}]" for site in schema.covariate_sites] or [""] * len(schema.covariate_keys)
     covariates = zip(schema.covariate_keys, sites, strict=True)
-    roles += [(key, f"covariate_keys{site}") for key, site in covariates]
+    return [*roles, *((key, f"covariate_keys{site}") for key, site in covariates)]
+
+
+def _check_roles(schema: Schema) -> None:
+    if not schema.covariate_keys:
+        raise SchemaError(
+            "covariate_keys is empty; expected at least one obs column; for a single context add "
+            "a constant one: adata.obs['context'] = 'all'"
+        )
+    roles = _roles(schema)
     for key, count in Counter(key for key, _ in roles).items():
         if count > 1:
             both = ", ".join(role for other, role in roles if other == key)

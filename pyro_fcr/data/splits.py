@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from pyro_fcr.data.design import Codes, Labels, random_rank, read_design, read_labels
+from pyro_fcr.data.design import Codes, Mask, random_rank, read_design, read_labels
 from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
 from pyro_fcr.data.schema import Schema
 
@@ -53,7 +52,7 @@ def split_cells(
     heldout_fraction
         Part of the training cells to draw, in [0, 1); 0 holds out none.
     seed
-        Of the draw; the same seed gives the same cells.
+        Seed of the draw; the same seed gives the same cells.
 
     Raises
     ------
@@ -71,7 +70,7 @@ def split_cells(
     (16, {'control': 2, 'A': 2})
     """
     if not 0 <= heldout_fraction < 1:
-        raise SchemaError(f"heldout_fraction is {heldout_fraction}, wanted 0 or more and below 1")
+        raise SchemaError(f"heldout_fraction is {heldout_fraction}; expected 0 or more and below 1")
     train, valid = _labelled(obs, schema)
     if len(valid) or heldout_fraction == 0:
         return Split(train, valid)
@@ -86,7 +85,7 @@ def split_cells(
     return Split(train[~drawn], train[drawn])
 
 
-def training_cells(obs: pd.DataFrame, schema: Schema) -> npt.NDArray[np.bool_]:
+def training_cells(obs: pd.DataFrame, schema: Schema) -> Mask:
     """Return which cells are labelled for fitting, train or valid; shape (n_cells,)."""
     mask = np.zeros(len(obs), dtype=bool)
     mask[np.concatenate(_labelled(obs, schema))] = True
@@ -102,15 +101,12 @@ def _labelled(obs: pd.DataFrame, schema: Schema) -> tuple[Codes, Codes]:
             f"split_key {schema.split_key!r}: the training split is empty, no cell is labelled "
             f"'train'; labels: {listed(labels.levels)}.{did_you_mean('train', labels.levels)}"
         )
-    return _rows_of(labels, "train"), _rows_of(labels, "valid")
+    levels = np.array(labels.levels)
+    train, valid = (np.flatnonzero((levels == part)[labels.codes]) for part in ("train", "valid"))
+    return train.astype(np.int64), valid.astype(np.int64)
 
 
-def _rows_of(labels: Labels, level: str) -> Codes:
-    code = labels.levels.index(level) if level in labels.levels else -1
-    return np.flatnonzero(labels.codes == code).astype(np.int64)
-
-
-def _draw(conditions: Codes, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+def _draw(conditions: Codes, fraction: float, seed: int) -> Mask:
     """Mark cells so that each condition gives its share, rounded so that the total is right."""
     _, code, size = np.unique(conditions, return_inverse=True, return_counts=True)
     # Differences of a rounded running total: small conditions take turns, none is always spared.

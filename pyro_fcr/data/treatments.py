@@ -1,17 +1,20 @@
-"""Labels and doses as people write them -> agents and amounts."""
+"""Labels and doses as people write them -> agents and amounts -> rows of t."""
 
 import math
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pyro_fcr.data.errors import SchemaError
+from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
 from pyro_fcr.data.schema import Schema
 
 _MOST_DOSES = 8  # of an agent that are strata of their own
+_DOSE_TOLERANCE = 1e-6
 
 Dose: TypeAlias = float | str | Sequence[float] | None
 
@@ -47,7 +50,7 @@ def parse_treatment(
     label
         One agent, a combination in any order, or the control; `A+control` means `A`.
     schema
-        Gives the control, the separator and whether there are doses.
+        Has the control, the separator and whether there are doses.
     dose
         A number for each part alike, or one per part in the order of `label`, as a string with
         separators or as a sequence. Ignored without `schema.dose_key`.
@@ -65,12 +68,14 @@ def parse_treatment(
     agents = parse_agents(label, schema, where=where)
     if schema.dose_key is None:
         return Treatment(agents)
-    parts = _parts(label, schema, where)
-    amounts = _amounts(dose, parts, schema, where)
+    parts, place = _parts(label, schema, where), f"{schema.dose_key!r} of {where}"
     given = {}
-    for part, amount in zip(parts, amounts, strict=True):
-        check = _unscaled if part in untrained else _checked
-        given[part] = check(part, amount, schema, where)
+    for part, amount in zip(parts, _amounts(dose, parts, schema, place), strict=True):
+        if part in untrained:
+            given[part] = _unscaled(part, amount, place)
+        else:
+            _check_dose(part, amount, schema, place)
+            given[part] = amount
     return Treatment(agents, tuple(given[agent] for agent in agents))
 
 
@@ -119,6 +124,117 @@ def dose_strata(treatments: Sequence[Treatment]) -> npt.NDArray[np.int64]:
     return np.array([number[key] for key in keys], dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class TreatmentEncoding:
+    """What each agent counts in t.
+
+    Parameters
+    ----------
+    schema
+        Meaning of labels and doses, and the features of agents, if any.
+    agents
+        Agents of the training cells, sorted.
+    doses
+        Smallest and largest positive training dose of each; empty without doses.
+    """
+
+    schema: Schema
+    agents: tuple[str, ...]
+    doses: Mapping[str, tuple[float, float]]
+
+    @property
+    def width(self) -> int:
+        """Number of columns of t."""
+        rows = self._features.values()
+        return len(next(iter(rows))) if rows else len(self.agents)
+
+    @cached_property
+    def untrained(self) -> frozenset[str]:
+        """Agents that are known by their features only."""
+        return frozenset(self._features) - set(self.agents)
+
+    def read(self, label: str, dose: Dose = None) -> Treatment:
+        """Read the treatment of a query; without a dose, agents have their only trained one.
+
+        Raises
+        ------
+        SchemaError
+            If an agent is unknown, or the dose is missing, wrong, or must not be given.
+        """
+        treatment = self.read_agents(label)
+        if self.schema.dose_key is None:
+            if dose is not None:
+                raise SchemaError(
+                    f"dose {dose!r} of {label!r}: the data were registered without doses; leave "
+                    "dose out, or register with dose_key"
+                )
+            return treatment
+        if dose is None:
+            return Treatment(treatment.agents, tuple(map(self._only_dose, treatment.agents)))
+        return parse_treatment(label, self.schema, dose=dose, untrained=self.untrained)
+
+    def read_agents(self, label: str) -> Treatment:
+        """Read the label of a query; raise if an agent is unknown."""
+        treatment = Treatment(parse_agents(label, self.schema))
+        self.check(treatment, where="the query")
+        return treatment
+
+    def check(self, treatment: Treatment, *, where: str) -> None:
+        """Raise if an agent was never seen in training or, with features, has none."""
+        lack, lesson = "was not in the training cells", "with it"
+        if self._features:
+            lack, lesson = "has no row in treatment_features", "with a table that has it"
+        for agent in treatment.agents:
+            if agent not in self._known:
+                raise SchemaError(
+                    f"{self.schema.treatment_key!r} of {where}: {agent!r} {lack}; known: "
+                    f"{listed(self._known, 20)}.{did_you_mean(agent, self._known)} Rename it, drop "
+                    f"its cells, or train {lesson}"
+                )
+
+    def row(self, treatment: Treatment) -> npt.NDArray[np.float32]:
+        """Return the row of t, shape (width,); the agents must be known."""
+        row = np.zeros(self.width)
+        amounts = treatment.doses or (0.0,) * len(treatment.agents)
+        for agent, dose in zip(treatment.agents, amounts, strict=True):
+            factor = _scaled(dose, *self.doses[agent]) if dose else 1.0
+            if self._features:
+                row += factor * self._features[agent]
+            else:
+                row[self.agents.index(agent)] = factor
+        return row.astype(np.float32)
+
+    def is_outside(self, treatment: Treatment) -> bool:
+        """Tell whether the dose of an agent is outside its trained range."""
+        # Without a dose column the doses are empty, and so is the zip.
+        return any(
+            not low * (1 - _DOSE_TOLERANCE) <= dose <= high * (1 + _DOSE_TOLERANCE)
+            for agent, dose in zip(treatment.agents, treatment.doses, strict=False)
+            for low, high in [self.doses[agent]]
+        )
+
+    @cached_property
+    def _features(self) -> dict[str, npt.NDArray[np.float64]]:
+        return {agent: np.array(row) for agent, row in self.schema.treatment_features or ()}
+
+    @cached_property
+    def _known(self) -> dict[str, None]:
+        control = self.schema.control
+        agents = self._features or self.agents
+        return dict.fromkeys(agents if control is None else (*agents, control))
+
+    def _only_dose(self, agent: str) -> float:
+        if agent in self.untrained:
+            return 0.0
+        low, high = self.doses[agent]
+        if low < high:
+            raise SchemaError(
+                f"no dose is given for {agent!r}, which was trained from {low:g} to {high:g}; "
+                f"pass dose, as in dose={high:g}"
+            )
+        return high
+
+
 def _dose_bins(known: list[tuple[float, ...]]) -> dict[tuple[float, ...], tuple[float, ...]]:
     if len(known) <= _MOST_DOSES:
         return {doses: doses for doses in known}
@@ -145,15 +261,15 @@ def _parts(label: str, schema: Schema, where: str) -> list[str]:
     return parts
 
 
-def _amounts(dose: Dose, parts: list[str], schema: Schema, where: str) -> list[float]:
-    amounts = [_number(piece, dose, schema, where) for piece in _pieces(dose, schema)]
+def _amounts(dose: Dose, parts: list[str], schema: Schema, place: str) -> list[float]:
+    amounts = [_number(piece, dose, place) for piece in _pieces(dose, schema)]
     if len(amounts) == 1 and len(parts) > 1:
         treated = [part for part in parts if part != schema.control] or parts
         return [amounts[0] if part in treated else math.nan for part in parts]
     if len(amounts) != len(parts):
         raise SchemaError(
-            f"{schema.dose_key!r} of {where}: {dose!r} has {len(amounts)} doses for the "
-            f"{len(parts)} parts {parts}; give one number, or one per part in the same order"
+            f"{place}: {dose!r} has {len(amounts)} doses for the {len(parts)} parts {parts}; give "
+            "one number, or one per part in the same order"
         )
     return amounts
 
@@ -167,7 +283,7 @@ def _pieces(dose: Dose, schema: Schema) -> Sequence[object]:
     return re.split(rf"(?<![\d.][eE]){re.escape(schema.separator)}", dose)
 
 
-def _number(piece: object, dose: Dose, schema: Schema, where: str) -> float:
+def _number(piece: object, dose: Dose, place: str) -> float:
     # Through str, float32 0.2 becomes 0.2 and not 0.20000000298, and booleans are refused.
     text = str(piece).strip()
     if piece is None or text in {"", "<NA>", "NaT", "None"}:
@@ -176,38 +292,41 @@ def _number(piece: object, dose: Dose, schema: Schema, where: str) -> float:
         return float(text)
     except ValueError:
         raise SchemaError(
-            f"{schema.dose_key!r} of {where}: found {dose!r}, wanted a number; "
-            "keep the amounts only, without units or words, all in one unit"
+            f"{place}: found {dose!r}; expected a number; keep the amounts only, without units or "
+            "words, all in one unit"
         ) from None
 
 
-def _unscaled(part: str, amount: float, schema: Schema, where: str) -> float:
+def _unscaled(part: str, amount: float, place: str) -> float:
     if math.isnan(amount):
         return 0.0
     raise SchemaError(
-        f"{schema.dose_key!r} of {where}: {part!r} has the dose {amount:g} but no training cells, "
-        "and doses of a never-trained agent have no scale; leave its dose empty (it then counts "
-        "like a largest trained dose), or train with it"
+        f"{place}: {part!r} has the dose {amount:g} but no training cells, and doses of a "
+        "never-trained agent have no scale; leave its dose empty (it then counts like a largest "
+        "trained dose), or train with it"
     )
 
 
-def _checked(part: str, amount: float, schema: Schema, where: str) -> float:
-    place = f"{schema.dose_key!r} of {where}"
+def _check_dose(part: str, amount: float, schema: Schema, place: str) -> None:
     if amount < 0 or math.isinf(amount):
         raise SchemaError(
-            f"{place}: found {amount:g}, wanted a finite number of 0 or more; correct the "
-            f"column, or drop the cells"
+            f"{place}: found {amount:g}; expected a finite number of 0 or more; correct the "
+            "column, or drop the cells"
         )
     if part == schema.control and amount > 0:
         raise SchemaError(
-            f"{place}: the control {part!r} has the dose {amount:g}, wanted 0 or nothing; set it "
-            f"to 0, or give the cell another label in {schema.treatment_key!r}"
+            f"{place}: the control {part!r} has the dose {amount:g}; expected 0 or nothing; set "
+            f"it to 0, or give the cell another label in {schema.treatment_key!r}"
         )
     if part != schema.control and not amount > 0:
         found = "no dose" if math.isnan(amount) else "the dose 0"
         untreated = "" if schema.control is None else f" (untreated cells: {schema.control!r})"
         raise SchemaError(
-            f"{place}: the treatment {part!r} has {found}, wanted a positive number; fill it in, "
-            f"relabel the cell in {schema.treatment_key!r}{untreated}, or leave dose_key out"
+            f"{place}: the treatment {part!r} has {found}; expected a positive number; fill it "
+            f"in, relabel the cell in {schema.treatment_key!r}{untreated}, or leave dose_key out"
         )
-    return amount
+
+
+def _scaled(dose: float, smallest: float, largest: float) -> float:
+    """Put a dose on the log1p scale of an agent: 0 at 0, 1 at its largest training dose."""
+    return math.log1p(dose / smallest) / math.log1p(largest / smallest)

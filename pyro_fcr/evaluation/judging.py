@@ -17,8 +17,8 @@ from pyro_fcr.metrics.response_table import ResponseTable, headline, response_ta
 from pyro_fcr.queries import Fitted, counterfactual
 
 MODEL = "fcr"
-_N_SOURCE = 250  # control cells whose responses are predicted, of a context
-_N_DRAWS = 2  # of each
+_N_SOURCE = 500  # control cells whose responses are predicted, of a context
+_N_DRAWS = 5  # of each
 _MOST_PAIRS = 50  # that the fit had: every pair is ranked against every other one
 _N_TARGETS = 20  # doses that these are spread over, at most
 

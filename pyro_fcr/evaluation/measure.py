@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,137 +87,117 @@ def evaluate(
     given = fcr.source(adata)
     split = split or fcr.split_of(given)
     plan = judging.judged_scenarios(fcr, _own_genes(fcr, given), split)
-    replicate = _replicate(given, replicate_key)
-    sizes = _Sizes(n_permutations, n_draws, max_cells, seed)
+    replicate = None
+    if replicate_key is not None:
+        replicate = read_labels(given.obs, replicate_key, role="replicate_key").codes
+    measuring = _Measuring(fcr, given, split, plan, seed)
     # Matrices are small: threads would wait for one another, and take minutes on a busy machine.
     with threadpool_limits(limits=1):
-        return _measured(fcr, given, split, plan, replicate, sizes)
+        latents = measuring.latents(replicate, n_permutations=n_permutations, max_cells=max_cells)
+        return Evaluation(
+            facts=measuring.facts(),
+            **latents,
+            **measuring.responses(n_draws),
+            coverage=measuring.coverage(),
+            left_out={**plan.left_out, **measuring.left_out},
+            seconds=measuring.seconds,
+        )
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """How much is drawn, see :func:`evaluate`."""
+@dataclass(eq=False)
+class _Measuring:
+    """A model and its cells while they are measured, with the seconds that named parts take."""
 
-    n_permutations: int
-    n_draws: int
-    max_cells: int
+    fcr: Fitted
+    adata: AnnData
+    split: Split
+    plan: Scenarios
     seed: int
-
-
-def _measured(
-    fcr: Fitted,
-    adata: AnnData,
-    split: Split,
-    plan: Scenarios,
-    replicate: np.ndarray | None,
-    sizes: _Sizes,
-) -> Evaluation:
-    clock, some = _Clock(), {"max_cells": sizes.max_cells, "seed": sizes.seed}
-    cells, fitted = _encoded(fcr, adata, split, clock, seed=sizes.seed)
-    with clock("clustering"):
-        clusters = blocks.clustering(cells, **some)
-    with clock("independence"):
-        tests = blocks.independence(
-            fcr,
-            cells,
-            replicate=None if replicate is None else replicate[fitted],
-            n_permutations=sizes.n_permutations,
-            seed=sizes.seed,
-        )
-    with clock("identifiability"):
-        rank, singular = blocks.rank(fcr)
-        truth = blocks.identifiability(adata[fitted], cells, **some)
-    with clock("responses"):
-        judged = _judged(fcr, _own_genes(fcr, adata), plan, sizes)
-    with clock("coverage"):
-        coverage = _coverage(fcr, adata, split, plan, seed=sizes.seed)
-    return Evaluation(
-        facts={**_facts(fcr, adata, split), "seed": sizes.seed},
-        **judged,
-        coverage=coverage,
-        dimensions=cells.dimensions,
-        clustering=clusters,
-        independence=tests,
-        prior_rank=rank,
-        singular_values=singular,
-        identifiability=truth,
-        left_out={**plan.left_out, **cells.left_out},
-        seconds=clock.seconds,
-    )
-
-
-def _judged(fcr: Fitted, adata: AnnData, plan: Scenarios, sizes: _Sizes) -> dict[str, pd.DataFrame]:
-    if not plan.made:
-        return {name: pd.DataFrame() for name in ("responses", "methods", "changes", "headline")}
-    table, heads = judging.judge(fcr, adata, plan.made, n_draws=sizes.n_draws, seed=sizes.seed)
-    return {
-        "responses": table.frame,
-        "methods": table.methods,
-        "changes": table.changes,
-        "headline": heads,
-    }
-
-
-def _coverage(
-    fcr: Fitted, adata: AnnData, split: Split, plan: Scenarios, *, seed: int
-) -> pd.DataFrame:
-    """Measure the coverage of intervals in held-out cells, and in those of unseen conditions."""
-    unseen = [np.flatnonzero(s.test) for s in plan.made if not s.of_seen]
-    kinds = [rows for rows in (split.heldout, np.concatenate([*unseen, []])) if len(rows)]
-    tables = [
-        interval_coverage(
-            fcr, adata[rows[draw_rows(len(rows), _N_COVERED, seed)].astype(int)], seed=seed
-        )
-        for rows in kinds
-    ]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-class _Clock:
-    """Seconds that named parts take."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def clock(self, name: str) -> Iterator[None]:
         """Time what runs inside."""
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
+
+    def latents(
+        self, replicate: np.ndarray | None, *, n_permutations: int, max_cells: int
+    ) -> dict[str, pd.DataFrame]:
+        """Measure the blocks; cells left out of the fit may have labels that it does not know."""
+        rows = np.sort(np.concatenate([self.split.train, self.split.heldout]))
+        own = Split(
+            *(np.searchsorted(rows, each) for each in (self.split.train, self.split.heldout))
+        )
+        fitted = self.adata if len(rows) == self.adata.n_obs else self.adata[rows]
+        seed, found = self.seed, {}
+        with self.clock("encoding"):
+            cells = blocks.SplitCells(encode(self.fcr, fitted, seed=seed), own)
+            found["dimensions"] = cells.dimensions
+        with self.clock("clustering"):
+            found["clustering"] = blocks.clustering(cells, max_cells=max_cells, seed=seed)
+        with self.clock("independence"):
+            found["independence"] = blocks.independence(
+                self.fcr,
+                cells,
+                replicate=None if replicate is None else replicate[rows],
+                n_permutations=n_permutations,
+                seed=seed,
+            )
+        with self.clock("identifiability"):
+            found["prior_rank"], found["singular_values"] = blocks.rank(self.fcr)
+            truth = blocks.identifiability(fitted, cells, max_cells=max_cells, seed=seed)
+        self.left_out = cells.left_out
+        return {**found, "identifiability": truth}
+
+    def responses(self, n_draws: int) -> dict[str, pd.DataFrame]:
+        """Judge predicted responses."""
+        names = ("responses", "methods", "changes", "headline")
+        with self.clock("responses"):
+            if not self.plan.made:
+                return {name: pd.DataFrame() for name in names}
+            own = _own_genes(self.fcr, self.adata)
+            table, heads = judging.judge(
+                self.fcr, own, self.plan.made, n_draws=n_draws, seed=self.seed
+            )
+        return dict(zip(names, (table.frame, table.methods, table.changes, heads), strict=True))
+
+    def coverage(self) -> pd.DataFrame:
+        """Measure intervals of held-out cells, and of those of unseen conditions."""
+        unseen = [np.flatnonzero(s.test) for s in self.plan.made if not s.of_seen]
+        kinds = self.split.heldout, np.concatenate([*unseen, []]).astype(int)
+        with self.clock("coverage"):
+            tables = [
+                interval_coverage(
+                    self.fcr,
+                    self.adata[rows[draw_rows(len(rows), _N_COVERED, self.seed)]],
+                    seed=self.seed,
+                )
+                for rows in kinds
+                if len(rows)
+            ]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    def facts(self) -> dict[str, Any]:
+        """Count cells, genes, conditions and epochs."""
+        fcr, heldout = self.fcr, self.split.heldout
+        n_train, n_heldout = len(self.split.train), len(heldout)
+        return {
+            "n_cells": self.adata.n_obs,
+            "n_training": n_train,
+            "n_heldout": n_heldout,
+            "n_left_out": self.adata.n_obs - n_train - n_heldout,
+            "n_genes": len(fcr.registry.genes),
+            "n_conditions": len(fcr.registry.conditions),
+            "epochs": None if fcr.history is None else len(fcr.history),
+            "heldout_elbo_per_cell": fcr.elbo(self.adata[heldout]) if n_heldout else None,
+            "seed": self.seed,
+        }
 
 
 def _own_genes(fcr: Fitted, adata: AnnData) -> AnnData:
     """Return the cells with the model's genes in its order."""
     genes = list(fcr.registry.genes)
     return adata if list(adata.var_names) == genes else adata[:, genes]
-
-
-def _replicate(adata: AnnData, key: str | None) -> np.ndarray | None:
-    return None if key is None else read_labels(adata.obs, key, role="replicate_key").codes
-
-
-def _encoded(
-    fcr: Fitted, adata: AnnData, split: Split, clock: _Clock, *, seed: int
-) -> tuple[blocks.SplitCells, np.ndarray]:
-    """Encode the cells of the fit; those left out may have labels that the model does not know."""
-    fitted = np.sort(np.concatenate([split.train, split.heldout]))
-    own = Split(*(np.searchsorted(fitted, rows) for rows in (split.train, split.heldout)))
-    with clock("encoding"):
-        everything = len(fitted) == adata.n_obs
-        encoded = encode(fcr, adata if everything else adata[fitted], seed=seed)
-    return blocks.SplitCells(encoded, own), fitted
-
-
-def _facts(fcr: Fitted, adata: AnnData, split: Split) -> dict[str, Any]:
-    n_train, n_heldout = len(split.train), len(split.heldout)
-    return {
-        "n_cells": adata.n_obs,
-        "n_training": n_train,
-        "n_heldout": n_heldout,
-        "n_left_out": adata.n_obs - n_train - n_heldout,
-        "n_genes": len(fcr.registry.genes),
-        "n_conditions": len(fcr.registry.conditions),
-        "epochs": None if fcr.history is None else len(fcr.history),
-        "heldout_elbo_per_cell": fcr.elbo(adata[split.heldout]) if n_heldout else None,
-    }

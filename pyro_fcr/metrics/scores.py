@@ -7,6 +7,7 @@ context, on one of the scales of `pyro_fcr.metrics.profiles`; last axis genes, a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -39,71 +40,48 @@ class Score:
     title: str
     scope: str
     words: str
-    higher_is_better: bool
-    lowest: float
-    highest: float
+    higher_is_better: bool = True
+    lowest: float = -1.0
+    highest: float = 1.0
     undefined: float | None = None
 
 
+_correlation = partial(Score, undefined=0.0)
+_error = partial(Score, higher_is_better=False, lowest=0.0, highest=np.inf)
+
 SCORES: Final[dict[str, Score]] = {
-    "cosine_logfc": Score(
+    "cosine_logfc": _correlation(
         "cosine",
         "all genes",
         "Cosine of the angle between the changes of all genes (PerturBench: Wu et al. 2024, "
         "arXiv 2408.10609).",
-        higher_is_better=True,
-        lowest=-1.0,
-        highest=1.0,
-        undefined=0.0,
     ),
-    "pearson_delta": Score(
+    "pearson_delta": _correlation(
         "Pearson r",
         "all genes",
         "Pearson correlation of the changes of all genes (GEARS: Roohani et al. 2024, Nature "
         "Biotechnology 42:927).",
-        higher_is_better=True,
-        lowest=-1.0,
-        highest=1.0,
-        undefined=0.0,
     ),
-    "pearson_delta_de100": Score(
+    "pearson_delta_de100": _correlation(
         "Pearson r",
         "100 genes of largest change",
         "The same over the 100 genes of largest real change.",
-        higher_is_better=True,
-        lowest=-1.0,
-        highest=1.0,
-        undefined=0.0,
     ),
-    "pearson_vs_treated": Score(
+    "pearson_vs_treated": _correlation(
         "Pearson r",
         "beyond the mean response",
         "Pearson correlation of what differs from the mean change of the treated training "
         "conditions, so that a response that all of them share does not flatter (after Systema: "
         "Viñas Torné et al. 2025, Nature Biotechnology, doi 10.1038/s41587-025-02777-8, there with "
         "the mean of perturbed cells in place of each context's controls + mean change).",
-        higher_is_better=True,
-        lowest=-1.0,
-        highest=1.0,
-        undefined=0.0,
     ),
-    "mse_delta": Score(
-        "squared error",
-        "all genes",
-        "Mean squared difference over all genes.",
-        higher_is_better=False,
-        lowest=0.0,
-        highest=np.inf,
-    ),
-    "wmse_delta": Score(
+    "mse_delta": _error("squared error", "all genes", "Mean squared difference over all genes."),
+    "wmse_delta": _error(
         "squared error",
         "weighted by response",
         "Squared difference weighted by genes: |t| between real treated and control cells, brought "
         "to 0 to 1, squared, adding up to 1 (Mejía et al. 2025, Diversity by Design, "
         "arXiv 2506.22641, there against all other perturbations).",
-        higher_is_better=False,
-        lowest=0.0,
-        highest=np.inf,
     ),
     "discrimination": Score(
         "discrimination",
@@ -111,18 +89,14 @@ SCORES: Final[dict[str, Score]] = {
         "Share of the other pairs whose real change is farther from the prediction than the right "
         "one, ties half; 0.5 is chance (Euclidean; rank of PerturBench, perturbation "
         "discrimination score of the Virtual Cell Challenge: Roohani et al. 2025, Cell).",
-        higher_is_better=True,
         lowest=0.0,
-        highest=1.0,
     ),
-    "e_distance": Score(
+    "e_distance": _error(
         "E‑distance",
         "of populations",
         "Energy distance between predicted and real treated cells in log1p expression, see "
         "`pyro_fcr.metrics.e_distance`.",
-        higher_is_better=False,
         lowest=-np.inf,
-        highest=np.inf,
     ),
 }
 

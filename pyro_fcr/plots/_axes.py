@@ -113,8 +113,20 @@ def grid(
     return figure, axes[:n_panels]
 
 
-def plain(ax: Axes) -> None:
-    """Keep two faint spines and small muted labels."""
+def name_axes(
+    panels: npt.NDArray[Any], n_columns: int, *, xlabel: str, ylabel: str | None = None
+) -> None:
+    """Label the axes of a grid at its left and lower rim."""
+    for ax in panels[::n_columns]:
+        ax.set_ylabel(ylabel)
+    for ax in panels[-n_columns:]:
+        ax.set_xlabel(xlabel)
+
+
+def plain(ax: Axes, *, title: str | None = None) -> None:
+    """Keep two faint spines and small muted labels, and a title at the left."""
+    if title is not None:
+        ax.set_title(title, fontsize=9, loc="left")
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set(color=FAINT, linewidth=0.8)
     ax.tick_params(labelsize=7.5, color=FAINT, labelcolor=MUTED, length=3)

@@ -97,8 +97,7 @@ def ppc(
         ax.scatter(real[rows], middle[rows], s=7, linewidths=0, alpha=0.8, **style)
     _compare(ax, np.concatenate([real, lower, upper]), log=statistic != "zeros")
     ax.set(xlabel=f"observed {label}", ylabel=f"predicted {label}")
-    title = f"{inside.mean():.0%} of genes inside their {level:.0%} interval"
-    ax.set_title(title, fontsize=9, loc="left")
+    plain(ax, title=f"{inside.mean():.0%} of genes inside their {level:.0%} interval")
     return ax
 
 
@@ -136,7 +135,6 @@ def _compare(ax: Axes, values: FloatArray, *, log: bool) -> None:
             axis.set_minor_locator(NullLocator())
     ax.plot(limits, limits, color=FAINT, linewidth=0.9, zorder=1)
     ax.set(xlim=limits, ylim=limits, aspect="equal")
-    plain(ax)
 
 
 def ppc_counts(
@@ -195,10 +193,9 @@ def ppc_counts(
     ax.set_xlabel(f"count (last bar: {starts[-1]} or more)" if beyond else "count")
     ax.set_ylabel("share of cells (square root scale)")
     ax.set_ylim(0, 1.05 * max(shares[0].max(), upper.max()))
-    ax.set_title(gene, fontsize=9, loc="left")
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    plain(ax)
+    plain(ax, title=gene)
     return ax
 
 

@@ -1,7 +1,5 @@
 """Cells drawn from FCR's own generative graph, with the latents that made them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,9 +9,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_fcr.simulation._parts import Floats, centred, draw_counts, numbered, observations
-from pyro_fcr.simulation.fcr_design import FCRDesign
-from pyro_fcr.simulation.planted import names, tidy
+from pyro_fcr.simulation import planted
+from pyro_fcr.simulation.fcr_design import FCRDesign, names
+from pyro_fcr.simulation.planted import Codes, Floats
 
 
 @dataclass(frozen=True)
@@ -23,9 +21,7 @@ class _Prior:
     mean: Floats
     log_scale: Floats
 
-    def draw(
-        self, t: npt.NDArray[np.int64], x: npt.NDArray[np.int64], rng: np.random.Generator
-    ) -> Floats:
+    def draw(self, t: Codes, x: Codes, rng: np.random.Generator) -> Floats:
         noise = rng.normal(size=(len(t), self.mean.shape[-1]))
         return self.mean[t, x] + np.exp(self.log_scale[t, x]) * noise
 
@@ -60,18 +56,18 @@ def simulate(design: FCRDesign | None = None, *, seed: int = 0) -> AnnData:
     t, x = _conditions(d, rng)
     latents = {site: prior.draw(t, x, rng) for site, prior in priors.items()}
     _plant_leaks(latents, priors, (t, x), d, rng)
-    planted = d.levels.draw(d.interactions, np.random.default_rng([seed, 1]))
-    mean = _mix(latents, d, rng) + d.levels.log_fold_changes(planted)[t, x]
-    obs = observations(t, x)
+    interactions = planted.draw_pairs(d.interactions, d.levels, np.random.default_rng([seed, 1]))
+    mean = _mix(latents, d, rng) + planted.log_fold_changes(interactions, d.levels)[t, x]
+    obs = planted.observations(t, x)
     if d.n_batches:
         batch = rng.integers(d.n_batches, size=d.n_cells)
         mean += rng.normal(0, d.batch_effect, (d.n_batches, d.n_genes))[batch]
-        obs["batch"] = pd.Categorical(numbered("batch", d.n_batches)[batch])
+        obs["batch"] = pd.Categorical(np.array(names("batch", d.n_batches))[batch])
     adata = AnnData(_observe(mean, d, rng), obs=obs)
     adata.obsm.update(latents)
     adata.var_names = names("gene", d.n_genes)
     adata.layers["mean"] = mean.astype(np.float32)
-    adata.uns["truth"] = {**_truth(priors, d, seed), "interactions": tidy(planted)}
+    adata.uns["truth"] = {**_truth(priors, d, seed), "interactions": planted.tidy(interactions)}
     return adata
 
 
@@ -87,15 +83,13 @@ def _priors(d: FCRDesign, rng: np.random.Generator) -> dict[str, _Prior]:
             if site != "z_x":
                 values[0] = 0.0
             if site == "z_tx" and d.centred:
-                values[:] = centred(values, axis=1)
+                values[:] = values - values.mean(axis=1, keepdims=True)
         full = (n_t, n_x, shape[-1])
         found[site] = _Prior(np.broadcast_to(mean, full), np.broadcast_to(log_scale, full))
     return found
 
 
-def _conditions(
-    d: FCRDesign, rng: np.random.Generator
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _conditions(d: FCRDesign, rng: np.random.Generator) -> tuple[Codes, Codes]:
     n = d.n_treatments * d.n_contexts
     sizes = rng.gamma(d.imbalance**-2, size=n) if d.imbalance > 0 else np.ones(n)
     t, x = np.divmod(rng.choice(n, d.n_cells, p=sizes / sizes.sum()), d.n_contexts)
@@ -105,7 +99,7 @@ def _conditions(
 def _plant_leaks(
     latents: dict[str, Floats],
     priors: Mapping[str, _Prior],
-    codes: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    codes: tuple[Codes, Codes],
     d: FCRDesign,
     rng: np.random.Generator,
 ) -> None:
@@ -125,7 +119,7 @@ def _plant_leaks(
         latents[block] = mean + scale * (np.sqrt(1 - share) * noise + np.sqrt(share) * leak)
 
 
-def _standardised_within(values: Floats, group: npt.NDArray[np.int64]) -> Floats:
+def _standardised_within(values: Floats, group: Codes) -> Floats:
     result = np.empty_like(values)
     for code in np.unique(group):
         rows = group == code
@@ -146,13 +140,10 @@ def _network(z: Floats, d: FCRDesign, rng: np.random.Generator) -> Floats:
     """Rotate and bend, layer by layer, then map to genes: every step can be undone."""
     h = z / z.std(axis=0)
     for _ in range(d.n_layers):
-        h = h @ _rotation(h.shape[1], rng) + rng.normal(0, 0.5, h.shape[1])
+        n = h.shape[1]
+        h = h @ np.linalg.qr(rng.normal(size=(n, n)))[0] + rng.normal(0, 0.5, n)
         h = 0.2 * h + np.tanh(h)
     return h @ rng.normal(size=(h.shape[1], d.n_genes))
-
-
-def _rotation(n: int, rng: np.random.Generator) -> Floats:
-    return np.linalg.qr(rng.normal(size=(n, n)))[0]
 
 
 def _observe(
@@ -164,7 +155,7 @@ def _observe(
     rate = np.exp(mean + rng.normal(0, 1.0, d.n_genes))
     library = d.depth * rng.lognormal(0, 0.35, (len(rate), 1))
     rate *= library / rate.sum(axis=1, keepdims=True)
-    return draw_counts(rate, d.dispersion, rng, dropout=d.dropout)
+    return planted.draw_counts(rate, d.dispersion, rng, dropout=d.dropout)
 
 
 def _truth(priors: Mapping[str, _Prior], d: FCRDesign, seed: int) -> dict[str, object]:

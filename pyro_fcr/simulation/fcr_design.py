@@ -1,16 +1,111 @@
-"""What cells that are drawn from FCR's generative graph are like."""
+"""What simulated cells are like: designs, read by the command line without numpy."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from math import isfinite
+from typing import Literal, TypeAlias
 
-from pyro_fcr.simulation.planted import Levels, PairEffects, RandomInteractions
+from pyro_fcr.data.errors import did_you_mean, listed
 from pyro_fcr.values import check_choices, check_least
 
 LEAKS = (("z_x", "t"), ("z_t", "x"), ("z_x", "z_tx"), ("z_t", "z_tx"))
 """The independences of the graph that a simulation can break: a block, and what leaks into it."""
+
+PairEffects: TypeAlias = Mapping[tuple[str, str], Mapping[str, float]]
+"""Natural log fold changes: ``{("drug1", "line2"): {"gene3": 1.2}}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomInteractions:
+    """Interactions on pairs and genes that the seed of the simulation draws.
+
+    Parameters
+    ----------
+    n_pairs
+        Number of pairs of treatment and context that interact.
+    n_genes
+        Number of genes that each pair affects.
+    effect
+        Size of the effect on these genes, up or down, as a natural log fold change.
+
+    Raises
+    ------
+    ValueError
+        If a number is negative.
+
+    Examples
+    --------
+    >>> RandomInteractions(n_pairs=3, n_genes=10).effect
+    0.5
+    """
+
+    n_pairs: int = 6
+    n_genes: int = 20
+    effect: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_least(self, n_pairs=0, n_genes=0)
+
+
+def names(word: str, n: int) -> list[str]:
+    """Return ``word1`` to ``word<n>``."""
+    return [f"{word}{i + 1}" for i in range(n)]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Names that interactions can refer to: treatments without the control, contexts, genes."""
+
+    treatments: Sequence[str]
+    contexts: Sequence[str]
+    genes: Sequence[str]
+
+    @classmethod
+    def numbered(cls, n_treatments: int, n_contexts: int, n_genes: int) -> "Levels":
+        """Return the names of simulated levels."""
+        return cls(names("drug", n_treatments), names("line", n_contexts), names("gene", n_genes))
+
+    def check(self, planted: PairEffects | RandomInteractions) -> None:
+        """Refuse interactions of unknown treatments, contexts or genes.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown or a number too large. The message has the nearest known name.
+        """
+        if isinstance(planted, RandomInteractions):
+            self._check_numbers(planted)
+            return
+        for (treatment, context), genes in planted.items():
+            self.check_name("treatment", treatment)
+            self.check_name("context", context)
+            self.check_changes(genes, place=f"interactions of {treatment!r} in {context!r}")
+
+    def check_changes(self, changes: Mapping[str, float], *, place: str) -> None:
+        """Refuse unknown genes, and log fold changes that are not finite."""
+        known = set(self.genes)
+        for gene, change in changes.items():
+            if gene not in known:
+                self.check_name("gene", gene)
+            if not isfinite(change):
+                raise ValueError(f"{place}: gene {gene!r} has {change}; expected a finite number.")
+
+    def check_name(self, kind: Literal["treatment", "context", "gene"], name: str) -> None:
+        """Refuse an unknown name."""
+        known = getattr(self, f"{kind}s")
+        if name not in known:
+            raise ValueError(
+                f"Unknown {kind} {name!r} in the planted effects; expected one of {listed(known)}."
+                f"{did_you_mean(str(name), known)}"
+            )
+
+    def _check_numbers(self, planted: RandomInteractions) -> None:
+        n_pairs = len(self.treatments) * len(self.contexts)
+        if planted.n_pairs > n_pairs or planted.n_genes > len(self.genes):
+            raise ValueError(
+                f"interactions: {planted.n_pairs} pairs of {n_pairs} and {planted.n_genes} genes "
+                f"of {len(self.genes)} are too many."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +114,20 @@ class FCRDesign:
 
     Parameters
     ----------
-    n_cells, n_genes
-        Number of cells and of genes.
-    n_contexts, n_treatments
-        Number of levels of x and of t; the first treatment is the control.
-    n_x, n_tx, n_t
-        Number of dimensions of each block.
+    n_cells
+        Number of cells.
+    n_genes
+        Number of genes.
+    n_contexts
+        Number of levels of x.
+    n_treatments
+        Number of levels of t; the first is the control.
+    n_x
+        Number of dimensions of z_x.
+    n_tx
+        Number of dimensions of z_tx.
+    n_t
+        Number of dimensions of z_t.
     mean_shift
         Standard deviation over conditions of the priors' means.
     scale_shift
@@ -47,14 +150,18 @@ class FCRDesign:
     signal
         Standard deviation over cells of a gene's mean, on the scale of log1p expression or of
         natural log rates of counts.
-    depth, dispersion, dropout
-        Median total of a cell, theta (variance = mean + mean**2 / theta), and the probability that
-        a count is lost (set to 0). They apply to counts only.
+    depth
+        Median total count of a cell.
+    dispersion
+        Theta of counts: variance = mean + mean**2 / theta.
+    dropout
+        Probability that a count is lost (set to 0).
     imbalance
         Coefficient of variation of the expected sizes of the conditions.
-    n_batches, batch_effect
-        Number of technical batches, drawn independently of all else, and the standard deviation of
-        what each adds to the means of the genes. ``obs["batch"]`` names them.
+    n_batches
+        Number of technical batches, drawn independently of all else; ``obs["batch"]`` names them.
+    batch_effect
+        Standard deviation of what each batch adds to the means of the genes.
     leaks
         Dependences against the graph by (block, cause), see :data:`LEAKS`. Each is the share of the
         block's variance within its own causes that the other variable explains.

@@ -1,17 +1,15 @@
 """Cells in which chosen treatments act differently in chosen contexts, on chosen genes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from pyro_fcr.simulation._parts import draw_counts, main_effects, observations
-from pyro_fcr.simulation.planted import Levels, RandomInteractions, names, tidy
+from pyro_fcr.simulation import planted
+from pyro_fcr.simulation.fcr_design import Levels, RandomInteractions, names
+from pyro_fcr.simulation.planted import Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,35 +98,30 @@ def simulate_interactions(design: InteractionDesign | None = None, *, seed: int 
     ((300, 30), 24)
     """
     d, rng = design or InteractionDesign(), np.random.default_rng(seed)
-    x, t = (
-        rng.integers(d.n_contexts, size=d.n_cells),
-        rng.integers(d.n_treatments + 1, size=d.n_cells),
-    )
-    main = main_effects((d.n_treatments + 1, d.n_genes), d.main_effect, 1 / 3, rng)
-    planted = d.levels.draw(d.interactions, rng)
+    x = rng.integers(d.n_contexts, size=d.n_cells)
+    t = rng.integers(d.n_treatments + 1, size=d.n_cells)
+    main = planted.main_effects((d.n_treatments + 1, d.n_genes), d.main_effect, 1 / 3, rng)
+    interactions = planted.draw_pairs(d.interactions, d.levels, rng)
     log_rate = rng.normal(0, 1.2, d.n_genes) + rng.normal(0, 0.6, (d.n_contexts, d.n_genes))[x]
-    log_rate += main[t] + d.levels.log_fold_changes(planted)[t, x]
-    obs = observations(t, x)
+    log_rate += main[t] + planted.log_fold_changes(interactions, d.levels)[t, x]
+    obs = planted.observations(t, x)
     if d.n_replicates:
         replicate = rng.integers(d.n_replicates, size=d.n_cells)
         code = (t * d.n_contexts + x) * d.n_replicates + replicate
         log_rate += rng.normal(0, d.replicate_effect, (code.max() + 1, d.n_genes))[code]
-        obs["replicate"] = np.char.add(
-            obs["context"].to_numpy(str), np.char.add("_", replicate.astype(str))
-        )
+        lines = zip(obs["context"], replicate, strict=True)
+        obs["replicate"] = [f"{line}_{number}" for line, number in lines]
     adata = AnnData(_counts(log_rate, d, rng), obs=obs)
     adata.var_names = names("gene", d.n_genes)
     adata.varm["treatment_effects"] = main[1:].T
-    adata.uns["interactions"] = pd.DataFrame(tidy(planted))
+    adata.uns["interactions"] = pd.DataFrame(planted.tidy(interactions))
     return adata
 
 
-def _counts(
-    log_rate: npt.NDArray[np.float64], d: InteractionDesign, rng: np.random.Generator
-) -> sparse.csr_matrix:
+def _counts(log_rate: Floats, d: InteractionDesign, rng: np.random.Generator) -> sparse.csr_matrix:
     rate = np.exp(log_rate)
     library = d.depth * rng.lognormal(0, 0.35, (len(rate), 1))
     loadings = rng.normal(0, 0.3, (3, d.n_genes))
     state = rng.normal(size=(len(rate), 3)) @ loadings - 0.5 * (loadings**2).sum(axis=0)
     mean = library * np.exp(state) * rate / rate.sum(axis=1, keepdims=True)
-    return draw_counts(mean, d.dispersion, rng)
+    return planted.draw_counts(mean, d.dispersion, rng)

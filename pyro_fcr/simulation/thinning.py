@@ -1,24 +1,21 @@
 """Real control cells made into treated ones by binomial thinning of their counts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
 from pyro_fcr.data.checks import check_shape
 from pyro_fcr.data.design import read_labels
-from pyro_fcr.data.expression import read_expression
+from pyro_fcr.data.encoding import read_expression
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.simulation._parts import Floats, main_effects
-from pyro_fcr.simulation.planted import Levels, PairEffects, RandomInteractions, names, tidy
-
-Codes = npt.NDArray[np.int64]
+from pyro_fcr.simulation import planted
+from pyro_fcr.simulation.fcr_design import Levels, PairEffects, RandomInteractions, names
+from pyro_fcr.simulation.planted import Codes, Floats
+from pyro_fcr.values import check_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +55,11 @@ class EffectDesign:
     interactions: PairEffects | RandomInteractions = field(default_factory=RandomInteractions)
 
     def __post_init__(self) -> None:
-        if self.n_treatments < 2:
-            raise ValueError(f"n_treatments is {self.n_treatments}; expected 2 or more.")
+        check_least(self, n_treatments=2, main_effect=0)
         if not 0 <= self.affected <= 1:
             raise ValueError(f"affected is {self.affected}; expected a share of genes, 0 to 1.")
-        if not 0 <= self.main_effect < np.inf:
-            raise ValueError(f"main_effect is {self.main_effect}; expected 0 or more.")
+        if self.main_effect == np.inf:
+            raise ValueError("main_effect is inf; expected a finite number.")
 
 
 def simulate_from_controls(
@@ -129,8 +125,11 @@ def simulate_from_controls(
     counts = _read_counts(adata, context_key, layer)
     contexts = read_labels(adata.obs, context_key, role="context_key")
     levels = _levels(d, contexts.levels, adata)
-    main, planted = _main_effects(d, levels, rng), levels.draw(d.interactions, rng)
-    changes = main[:, None] + levels.log_fold_changes(planted)
+    main, interactions = (
+        _main_effects(d, levels, rng),
+        planted.draw_pairs(d.interactions, levels, rng),
+    )
+    changes = main[:, None] + planted.log_fold_changes(interactions, levels)
     treatments = np.array(["control", *levels.treatments], object)
     t = rng.integers(d.n_treatments, size=adata.n_obs)
     thinned = _thin(counts, changes, (t, contexts.codes), rng)
@@ -138,14 +137,15 @@ def simulate_from_controls(
     obs = pd.DataFrame({"treatment": treatments[t], context_key: texts}, index=adata.obs_names)
     result = AnnData(thinned, obs=obs, var=pd.DataFrame(index=adata.var_names))
     result.layers["original"] = counts
+    numbers = {name: getattr(d, name) for name in ("n_treatments", "affected", "main_effect")}
     result.uns["truth"] = {
         "log_fold_change": changes,
         "treatment_effects": main,
-        "interactions": tidy(planted),
+        "interactions": planted.tidy(interactions),
         "treatments": treatments,
         "contexts": np.array(contexts.levels, object),
         "kept": float(thinned.sum() / counts.sum()),
-        "design": _settings(d, seed),
+        "design": {**numbers, "effects_drawn": d.effects is None, "seed": seed},
     }
     return result
 
@@ -165,8 +165,8 @@ def _read_counts(adata: AnnData, context_key: str, layer: str | None) -> sparse.
 def _levels(d: EffectDesign, contexts: tuple[str, ...], adata: AnnData) -> Levels:
     levels = Levels(names("drug", d.n_treatments - 1), contexts, list(adata.var_names))
     levels.check(d.interactions)
-    levels.check_treatments(list(d.effects or {}))
     for treatment, changes in (d.effects or {}).items():
+        levels.check_name("treatment", treatment)
         levels.check_changes(changes, place=f"effects of {treatment!r}")
     return levels
 
@@ -174,9 +174,11 @@ def _levels(d: EffectDesign, contexts: tuple[str, ...], adata: AnnData) -> Level
 def _main_effects(d: EffectDesign, levels: Levels, rng: np.random.Generator) -> Floats:
     """Return log fold changes of all contexts, ``(n_treatments, n_genes)``, the control first."""
     if d.effects is None:
-        return main_effects((d.n_treatments, len(levels.genes)), d.main_effect, d.affected, rng)
+        return planted.main_effects(
+            (d.n_treatments, len(levels.genes)), d.main_effect, d.affected, rng
+        )
     everywhere = {(t, x): genes for t, genes in d.effects.items() for x in levels.contexts[:1]}
-    return levels.log_fold_changes(everywhere)[:, 0]
+    return planted.log_fold_changes(everywhere, levels)[:, 0]
 
 
 def _thin(
@@ -193,8 +195,3 @@ def _thin(
     thinned.data = left.astype(np.float32)
     thinned.eliminate_zeros()
     return thinned
-
-
-def _settings(d: EffectDesign, seed: int) -> dict[str, object]:
-    numbers = {name: getattr(d, name) for name in ("n_treatments", "affected", "main_effect")}
-    return {**numbers, "effects_drawn": d.effects is None, "seed": seed}
