@@ -1,7 +1,5 @@
 """The amortised guide of FCR. It mirrors the model: same sites, same order."""
 
-from __future__ import annotations
-
 import pyro
 from torch import nn
 

@@ -5,8 +5,6 @@ z_x  what the context is     z_t  what the treatment does everywhere
 z_tx  what the treatment does in this context only          y  expression
 """
 
-from __future__ import annotations
-
 import pyro
 from torch import Tensor, nn
 

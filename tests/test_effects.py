@@ -12,7 +12,7 @@ from pyro_fcr.data import register
 from pyro_fcr.discovery.effects import effects
 from pyro_fcr.distributions import Exogenous
 from pyro_fcr.draws import new_cells
-from pyro_fcr.draws.paths import path_responses
+from pyro_fcr.draws.responder import path_responses
 from pyro_fcr.nn import NegativeBinomialDecoder
 
 SMALL = Architecture(n_x=3, n_t=3, n_tx=3, n_hidden=32)

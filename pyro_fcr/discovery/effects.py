@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_fcr.data import Registry
 from pyro_fcr.discovery.contrasts import deviation
 from pyro_fcr.draws import QueryError
-from pyro_fcr.draws.paths import REFERENCE, TOTAL, path_responses
+from pyro_fcr.draws.responder import REFERENCE, TOTAL, path_responses
 from pyro_fcr.metrics.arrays import Codes, FloatArray
 from pyro_fcr.queries import Fitted
 from pyro_fcr.queries.fitted import context_cells

@@ -1,7 +1,5 @@
 """What a model and a guide owe one another, checked once before training."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any, NamedTuple
 
@@ -19,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class ProgramError(ValueError):
-    """Raised when model and guide do not fit together; names the site and the mend."""
+    """Model and guide do not fit together; the message names the site and the mend."""
 
 
 class Checked(NamedTuple):
@@ -174,8 +172,8 @@ def _check_latent(site: str, run: Run) -> None:
         shapes = tuple(getattr(prior, what)), tuple(getattr(posterior, what))
         if shapes[0] != shapes[1]:
             raise ProgramError(
-                f"{site}: {what} is {shapes[0]} in the model and {shapes[1]} in the guide. Give "
-                "both the same size and the same .to_event(1)."
+                f"{site}: {what} is {shapes[0]} in the model and {shapes[1]} in the guide. Both "
+                "need the same size and the same .to_event(1)."
             )
     if not posterior.has_rsample:
         raise ProgramError(
@@ -185,7 +183,7 @@ def _check_latent(site: str, run: Run) -> None:
     ours, theirs = (plates(trace.nodes[site]) for trace in (run.model_trace, run.guide_trace))
     if ours != theirs:
         raise ProgramError(
-            f"{site}: is in the plates {_names(ours)} in the model and {_names(theirs)} in the "
+            f"{site}: its plates are {_names(ours)} in the model and {_names(theirs)} in the "
             "guide. They must agree."
         )
 
@@ -194,7 +192,7 @@ def _check_plate(site: str, node: Any) -> None:
     names = plates(node)
     if CELLS not in names:
         raise ProgramError(
-            f"{site}: is in no plate named {CELLS!r} (found {_names(names)}). Open it with "
+            f"{site} is not in a plate named {CELLS!r} (found {_names(names)}). Open it with "
             f"`with pyro.plate({CELLS!r}, len(batch)):` so that the loss is a mean over cells."
         )
 
