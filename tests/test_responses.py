@@ -336,7 +336,7 @@ def test_library_sizes_are_the_cells_own_or_set(fcr):
             fcr.posterior_predictive(**ask),
         ):
             np.testing.assert_allclose(answer.X.sum(axis=1), expected, rtol=1e-4)
-    with pytest.raises(QueryError, match=r"shape \(3,\), expected a number or one for each of 400"):
+    with pytest.raises(QueryError, match=r"shape \(3,\); expected a number or one for each of 400"):
         fcr.counterfactual(treatment="drug1", library=[1, 2, 3])
     with pytest.raises(QueryError, match="must be positive"):
         fcr.counterfactual(treatment="drug1", library=0)

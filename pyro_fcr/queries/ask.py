@@ -209,7 +209,7 @@ def _library_column(size: npt.ArrayLike, n_cells: int) -> Tensor:
     sizes = np.asarray(size, dtype=np.float32)
     if sizes.shape not in ((), (n_cells,)):
         raise QueryError(
-            f"library has the shape {sizes.shape}, expected a number or one for each of "
+            f"library has the shape {sizes.shape}; expected a number or one for each of "
             f"{n_cells} cells."
         )
     if not (sizes > 0).all():
