@@ -53,7 +53,7 @@ def run_demo(
     """
     out = Path(out)
     if (out / "model").exists():
-        raise FileExistsError(f"{out / 'model'} exists already; choose another folder.")
+        raise FileExistsError(f"{out / 'model'} is there already. Choose another folder.")
     start = time.perf_counter()
     adata = hold_out(datasets.gbm_panobinostat())
     logger.info("Cells: %d x %d genes; (%s, %s) is held out.", *adata.shape, PATIENT, TREATMENT)
@@ -108,15 +108,14 @@ def summary(found: Evaluation, *, seconds: float) -> dict[str, Any]:
         "cells == 'held out' and encoding == 'labelled' and metric == 'nmi'"
     )
     scores = found.responses.query("scale == 'mean_log1p'")
-    picked = {
+    return nan_to_null({
         **found.facts,
         "seconds": round(seconds, 1),
         "nmi": _nested(clusters, "block", "label"),
         "heldout_pair": {"patient": PATIENT, "treatment": TREATMENT},
         "response": _nested(scores, "method", "metric"),
         "coverage": found.coverage.to_dict("records"),
-    }
-    return nan_to_null(picked)
+    })  # fmt: skip
 
 
 def _nested(table: pd.DataFrame, outer: str, inner: str) -> dict[str, dict[str, float]]:
