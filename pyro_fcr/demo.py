@@ -53,7 +53,7 @@ def run_demo(
     """
     out = Path(out)
     if (out / "model").exists():
-        raise FileExistsError(f"{out / 'model'} exists already; choose another folder.")
+        raise FileExistsError(f"{out / 'model'} is there already. Choose another folder.")
     start = time.perf_counter()
     adata = hold_out(datasets.gbm_panobinostat())
     logger.info("Cells: %d x %d genes; (%s, %s) is held out.", *adata.shape, PATIENT, TREATMENT)

@@ -100,7 +100,7 @@ def evaluate(
         with _timed(seconds, "coverage"):
             found["coverage"] = _coverage(fcr, given, split, plan, seed=seed)
         facts = {**_facts(fcr, given, split), "seed": seed}
-    left_out = {**plan.left_out, **cells.left_out}
+    left_out = plan.left_out | cells.left_out
     return Evaluation(facts=facts, left_out=left_out, seconds=seconds, **found)
 
 

@@ -83,9 +83,7 @@ class Evaluation:
         elbo = self.facts["heldout_elbo_per_cell"]
         lines = [
             "Evaluation of {n_training:,} training, {n_heldout:,} held-out, {n_left_out:,} left-out"
-            " cells, {n_genes:,} genes, {n_conditions} conditions, {epochs} epochs".format(
-                **self.facts
-            ),
+            " cells, {n_genes:,} genes, {n_conditions} conditions, {epochs} epochs".format(**facts),
             f"Held-out ELBO: {'no held-out cells' if elbo is None else f'{elbo:.1f} nats a cell'}",
             *map(self.sentence, self.scenarios),
             *self._glances(),
@@ -137,7 +135,7 @@ class Evaluation:
         Raises
         ------
         ValueError
-            There is no such row.
+            The headline has no such row.
         """
         rows = self.headline.query("scale == 'mean_log1p' and against == 'best on average'")
         rows = rows[(rows["scenario"] == scenario) & (rows["metric"] == metric)]

@@ -105,7 +105,7 @@ def hsic_table(
     labels
         Name of a site (``x``, ``t``) to the label of each cell, ``(n_cells,)``.
     max_cells, seed
-        As in `hsic`.
+        See :func:`hsic`.
 
     Returns
     -------

@@ -250,7 +250,7 @@ def power_against_leak(
     Raises
     ------
     ValueError
-        As `independence_test`, or a leak outside of 0 to 1.
+        Nothing can be tested, see `independence_test`, or a leak is not between 0 and 1.
 
     Examples
     --------

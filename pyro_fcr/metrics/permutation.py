@@ -40,7 +40,7 @@ class Strata:
     unit
         Number of the unit of each, ``(n,)``: the cell itself, or its replicate.
     pool
-        Of each unit: units of one pool change places, ``(n_units,)``.
+        Pool of each unit; units of one pool change places, ``(n_units,)``.
     permuted
         What the units are, in words.
     """

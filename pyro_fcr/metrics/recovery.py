@@ -105,7 +105,7 @@ def weak_mcc(
     Parameters
     ----------
     truth, estimate, method, condition
-        As for :func:`mcc`. Constant and linearly dependent dimensions of the truth count as 0.
+        See :func:`mcc`. Constant and linearly dependent dimensions of the truth count as 0.
     seed
         Seed of the halves.
 
@@ -159,7 +159,7 @@ def rotation_floor(
     Parameters
     ----------
     truth, method, condition
-        As for :func:`mcc`.
+        See :func:`mcc`.
     seed
         Seed of the rotations and of the cells.
 
@@ -170,7 +170,7 @@ def rotation_floor(
     Raises
     ------
     ValueError
-        As for :func:`mcc`.
+        An entry is not finite, or there is one condition only.
 
     Examples
     --------

@@ -7,7 +7,6 @@ cells that neither fit nor test. A linear part that is always there is what brin
 1; intercepts per condition, not only latents, are what lets it predict what lies within conditions.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -79,8 +78,7 @@ class _Basis:
         return np.concatenate([linear, hinges, products, waves], axis=1)
 
 
-@dataclass(frozen=True)
-class Regression:
+class Regression(NamedTuple):
     """A fitted regression; call it with latents and conditions to predict."""
 
     basis: _Basis
@@ -127,7 +125,7 @@ def regress(
 def _ridge(a: FloatArray, y: FloatArray, *, a_held: FloatArray, y_held: FloatArray) -> FloatArray:
     """Fit ridge on features of unit scale; each target's penalty is what held-out cells prefer."""
     scale = a.std(axis=0)
-    scale = np.where(scale > 1e-6, scale, np.inf)  # rounding of what conditions fix is no feature
+    scale = np.where(scale > 1e-6, scale, np.inf)  # what conditions fix leaves rounding only
     scaled, held = a / scale, a_held / scale
     values, vectors = np.linalg.eigh(scaled.T @ scaled)
     moments = vectors.T @ (scaled.T @ y)
@@ -176,7 +174,9 @@ def r2(truth: FloatArray, predicted: FloatArray, baseline: FloatArray) -> float:
 def dci(
     truth: Blocks, estimate: Blocks, *, condition: ArrayLike | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Disentanglement, completeness and informativeness (Eastwood and Williams 2018, ICLR).
+    """Measure disentanglement, completeness and informativeness.
+
+    The measures are those of Eastwood and Williams (2018, ICLR).
 
     One regression (that of :func:`block_r2`) predicts all true from all estimated dimensions. The
     importance of an estimated for a true dimension is how much the held-out squared error, in units
@@ -209,7 +209,8 @@ def dci(
     Raises
     ------
     ValueError
-        As for :func:`block_r2`, or there are fewer than two blocks on a side.
+        The rows do not match, an entry is not finite, there is one condition only, too few cells
+        are left, or there are fewer than two blocks on a side.
 
     Examples
     --------

@@ -4,9 +4,8 @@ All scores compare a *predicted change* with the *real change* against control c
 context, on one of the scales of `pyro_fcr.metrics.profiles`; last axis genes, any axes before.
 """
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,8 +15,7 @@ from scipy.spatial.distance import cdist
 from pyro_fcr.metrics.arrays import FloatArray
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """What a score means; the defaults are those of a correlation.
 
     Parameters
@@ -190,7 +188,7 @@ def discrimination(predicted: FloatArray, real: FloatArray, others: FloatArray) 
     Parameters
     ----------
     predicted, real
-        As in :func:`change_scores`.
+        See :func:`change_scores`.
     others
         Real changes of other pairs, ``(n_others, ..., n_genes)``.
 
