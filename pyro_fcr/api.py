@@ -56,7 +56,7 @@ class FCR:
     model, guide
         Pyro programs of your own in place of the shipped ones, both or none.
     seed
-        Of the initial parameters.
+        Seed of the initial parameters.
 
     Attributes
     ----------
@@ -182,7 +182,7 @@ class FCR:
         return self._graph
 
     def claims(self) -> tuple[Claim, ...]:
-        """Give the independences that the graph claims: ``str(claim)``, ``claim.words``."""
+        """Return the independences that the graph claims: ``str(claim)``, ``claim.words``."""
         return claims(self.graph)
 
     def inspect(self) -> pd.DataFrame:
@@ -341,14 +341,14 @@ class FCR:
         return evaluation.evaluate(self, adata, **settings)
 
     def elbo(self, adata: Source = None, *, seed: int = 0) -> float:
-        """Give the evidence lower bound of cells, nats per cell (higher is better).
+        """Return the evidence lower bound of cells, nats per cell (higher is better).
 
         Parameters
         ----------
         adata
-            The cells; None takes the held-out cells of the last fit, or all of training.
+            The cells; None takes the held-out cells of the last fit, or all of the model's own.
         seed
-            Of the draws of the latents.
+            Seed of the draws of the latents.
         """
         batches = self._batches(self._cells(adata))
         if adata is None and self.split is not None and len(self.split.heldout):

@@ -107,6 +107,18 @@ def rank_interactions(
     the p-value of a pair combines that of the direction with that of its genes (Cauchy combination,
     Liu and Xie 2020, JASA 115:393). Genes are tested within the pairs found, with the level
     corrected for the choice (Benjamini and Bogomolov 2014, JRSS B 76:297).
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[::5, :40].copy()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(adata, schema)
+    >>> found = rank_interactions(pyro_fcr.cross_fit(fcr, max_epochs=1), n_cells=50)
+    >>> found.pairs.shape[0], {"z", "pvalue", "qvalue"} <= set(found.pairs)
+    (5, True)
     """
     check_level(level)
     halves = _Halves(cross)

@@ -87,6 +87,18 @@ def cross_fit(
         There are no untreated cells, or no treatment was seen in two contexts beside them.
     pyro_fcr.SchemaError
         A condition has fewer than two cells, or replicates, in a half.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[::5, :40].copy()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(adata, schema)
+    >>> cross = cross_fit(fcr, max_epochs=1)
+    >>> [int((cross.half == k).sum()) for k in (0, 1)]
+    [500, 500]
     """
     adata = fcr.source(None)
     _check_comparable(fcr.registry)
@@ -130,6 +142,18 @@ def bootstrap(
     ------
     ValueError
         ``n_refits`` is below 2.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[::5, :40].copy()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(adata, schema)
+    >>> refits = bootstrap(fcr, 2, max_epochs=1)
+    >>> pyro_fcr.effects(refits, n_cells=20).uncertainty
+    'parameters'
     """
     if n_refits < 2:
         raise ValueError(f"n_refits is {n_refits}; expected 2 or more: one fit has no spread.")

@@ -24,7 +24,21 @@ _VALUES_PER_BLOCK = 2**19
 
 
 class QueryError(ValueError):
-    """A question that the model cannot answer as it is asked; the message says why."""
+    """A question that the model cannot answer as it is asked; the message says why.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(pyro_fcr.datasets.gbm_panobinostat(), schema)
+    >>> try:
+    ...     fcr.counterfactual()
+    ... except pyro_fcr.QueryError as error:
+    ...     print(error)
+    The query has no target: give treatment=, dose= or covariates=.
+    """
 
 
 def held_by_default(graph: Graph, intervened: Iterable[str]) -> tuple[str, ...]:
@@ -324,7 +338,7 @@ def blocks_of(batch: Batch, size: int) -> Iterator[tuple[Batch, slice]]:
 
 
 class _Expect(Messenger):
-    """Give the outcome its expectation, where its noise would be drawn for nothing."""
+    """Set the outcome to its expectation where drawing its noise would be wasted."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == "y" and not msg["is_observed"]:

@@ -62,6 +62,19 @@ class Evaluation:
         What could not be judged, and why.
     seconds
         Seconds that each part took.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[::5, :40].copy()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(adata, schema)
+    >>> history = fcr.fit(max_epochs=1)
+    >>> found = fcr.evaluate(n_permutations=20, n_draws=20)
+    >>> found.scenarios, len(str(found).splitlines()) <= 10
+    (['seen pairs'], True)
     """
 
     facts: Mapping[str, Any]
@@ -83,7 +96,9 @@ class Evaluation:
         elbo = self.facts["heldout_elbo_per_cell"]
         lines = [
             "Evaluation of {n_training:,} training, {n_heldout:,} held-out, {n_left_out:,} left-out"
-            " cells, {n_genes:,} genes, {n_conditions} conditions, {epochs} epochs".format(**facts),
+            " cells, {n_genes:,} genes, {n_conditions} conditions, {epochs} epochs".format(
+                **self.facts
+            ),
             f"Held-out ELBO: {'no held-out cells' if elbo is None else f'{elbo:.1f} nats a cell'}",
             *map(self.sentence, self.scenarios),
             *self._glances(),

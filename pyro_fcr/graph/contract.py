@@ -17,7 +17,21 @@ logger = logging.getLogger(__name__)
 
 
 class ProgramError(ValueError):
-    """Model and guide do not fit together; the message names the site and the mend."""
+    """Model and guide do not fit together; the message names the site and the mend.
+
+    Examples
+    --------
+    >>> from pyro_fcr import Architecture, Batch, ProgramError
+    >>> model, guide = Architecture(n_tx=2).build({"y": 5, "x": 3, "t": 1}, target_sum=1e4)
+    >>> values = {"y": torch.ones(3, 5), "library": torch.full((3, 1), 5.0)}
+    >>> batch = Batch({**values, "x": torch.eye(3), "t": torch.zeros(3, 1)}, {}, {}, n_total=3)
+    >>> guide.z_t = Architecture(n_t=4, n_tx=2).build({"y": 5, "x": 3, "t": 1}, target_sum=1)[1].z_t
+    >>> try:
+    ...     check_programs(model, guide, batch)
+    ... except ProgramError as error:
+    ...     print(str(error).split(":")[0])
+    z_t
+    """
 
 
 class Checked(NamedTuple):

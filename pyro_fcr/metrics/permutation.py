@@ -40,8 +40,8 @@ class Strata:
     unit
         Number of the unit of each, ``(n,)``: the cell itself, or its replicate.
     pool
-        Pool of each unit; units of one pool change places, ``(n_units,)``.
-    permuted
+            Pool of each unit; units of one pool change places, ``(n_units,)``.
+        permuted
         What the units are, in words.
     """
 

@@ -101,6 +101,18 @@ class Objective(nn.Module):
         The weight of a term by its name or kind (the part of the name before the first ``_``): a
         number, or a schedule over the progress of training. Kinds that are left out keep
         :data:`DEFAULT_WEIGHTS`.
+
+    Examples
+    --------
+    >>> from pyro_fcr import Architecture, Batch
+    >>> model, guide = Architecture(n_tx=2).build({"y": 5, "x": 3, "t": 1}, target_sum=1e4)
+    >>> values = {"y": torch.ones(3, 5), "library": torch.full((3, 1), 5.0)}
+    >>> codes = {"x": torch.arange(3), "t": torch.zeros(3, dtype=torch.long)}
+    >>> levels, t = {"x": 3, "t": 2}, torch.zeros(3, 1)
+    >>> batch = Batch({**values, "x": torch.eye(3), "t": t}, codes, levels, n_total=3)
+    >>> objective = Objective.from_programs(model, guide, batch)
+    >>> sorted(objective(batch).terms)[:4]
+    ['kl_z_t', 'kl_z_tx', 'kl_z_x', 'permutation_z_tx_z_t']
     """
 
     current_weights: Tensor

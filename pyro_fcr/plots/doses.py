@@ -115,7 +115,7 @@ def _only_treatment(curve: pd.DataFrame) -> str:
     treatments = levels_of(curve["treatment"])
     if len(treatments) != 1:
         raise ValueError(
-            f"curve has {len(treatments)} treatments, {listed(treatments)}, wanted one: choose it, "
+            f"curve has {len(treatments)} treatments, {listed(treatments)}; choose one, "
             "as in curve[curve['treatment'] == ...]"
         )
     return str(treatments[0])

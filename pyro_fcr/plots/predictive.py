@@ -84,7 +84,7 @@ def ppc(
     'predicted fraction of zeros'
     """
     if statistic not in _STATISTICS:
-        raise ValueError(f"statistic is {statistic!r}, wanted one of {', '.join(_STATISTICS)}")
+        raise ValueError(f"Unknown statistic {statistic!r}; expected {', '.join(_STATISTICS)}.")
     counts, drawn = _checked(observed, draws, axes="n_cells, n_genes")
     label, function = _STATISTICS[statistic]
     real, predicted = function(counts), np.stack([function(draw) for draw in drawn])
@@ -106,11 +106,11 @@ def _checked(observed: Any, draws: npt.ArrayLike, *, axes: str) -> tuple[Any, An
     drawn = np.asarray(draws)
     if counts.ndim != len(axes.split()) or drawn.shape[1:] != counts.shape:
         raise ValueError(
-            f"observed has shape {counts.shape} and draws {drawn.shape}, wanted ({axes}) and "
+            f"observed has shape {counts.shape} and draws {drawn.shape}; expected ({axes}) and "
             f"(n_draws, {axes})"
         )
     if len(drawn) < 2:
-        raise ValueError(f"draws has {len(drawn)} draw, wanted 2 or more for an interval")
+        raise ValueError(f"draws has {len(drawn)} draw; an interval needs 2 or more.")
     return counts, drawn
 
 
@@ -121,7 +121,7 @@ def _central(draws: FloatArray, level: float) -> FloatArray:
 
 
 def _compare(ax: Axes, values: FloatArray, *, log: bool) -> None:
-    """Give both axes one scale, and the diagonal."""
+    """Set one scale for both axes and draw the diagonal."""
     high = float(values.max(initial=0.0)) or 1.0
     limits = (-0.02 * high, 1.04 * high)
     if log and (positive := values[values > 0]).size:

@@ -66,6 +66,12 @@ class TrainingPlan:
         Epochs between checkpoints, if a path for them is given.
     progress
         Whether to show a progress bar; None shows it in terminals and notebooks.
+
+    Examples
+    --------
+    >>> plan = TrainingPlan(max_epochs=50, lr_schedule="constant")
+    >>> plan.epochs(10_000), TrainingPlan().epochs(10_000)
+    (50, 205)
     """
 
     max_epochs: int | None = None
