@@ -1,6 +1,6 @@
 """Every private name of torch that this package uses, and what for; a test tries each.
 
-Torch may change them without notice, so that a new version of torch is looked at here first.
+Torch may change them without notice: with a new version of torch, look here first.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
 # Batches are nested dictionaries of tensors.
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = [
     "SAME_NOISE",
@@ -30,20 +30,19 @@ __all__ = [
     "make_fx",
     "skip_where",
     "tree_leaves",
-    "tree_map",
     "tree_map_only",
     "validates_by_default",
 ]
 
 SAME_NOISE: dict[str, Any] = {"fallback_random": True}
-"""Option of the compiler (``torch._inductor.config``): noise as eager mode draws it."""
+"""Option of the compiler (``torch._inductor.config``) for the noise that eager mode draws."""
 
 
 def validates_by_default() -> bool:
-    """Tell whether new distributions check their arguments; torch can only set that."""
+    """Return whether new distributions check their arguments; torch offers only the setter."""
     return Distribution._validate_args
 
 
 def skip_where(optimizer: Any, found_inf: Tensor) -> None:
-    """Have a fused optimizer skip its step where a tensor is 1: the hooks of ``GradScaler``."""
+    """Have a fused optimizer skip its step where a tensor is 1, by the hooks of ``GradScaler``."""
     optimizer.grad_scale, optimizer.found_inf = None, found_inf

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -21,15 +20,12 @@ from pyro_fcr import discovery, evaluation, queries
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import (
     Cells,
+    OwnCells,
     Registry,
     Schema,
-    SchemaError,
     Split,
-    changed_cells,
-    changed_labels,
     read_cells,
     register,
-    snapshot,
     split_cells,
 )
 from pyro_fcr.graph import Claim, Graph, check_programs, claims, describe_programs, read_graph
@@ -60,7 +56,7 @@ class FCR:
     model, guide
         Pyro programs of your own in place of the shipped ones, both or none.
     seed
-        Of the initial parameters.
+        Seed of the initial parameters.
 
     Attributes
     ----------
@@ -114,7 +110,9 @@ class FCR:
         given = read_cells(adata)
         registry, cells = register(given, schema)
         self._set_up(registry, architecture, (model, guide), seed)
-        self._own(given, cells)
+        self._own_cells: OwnCells | None = OwnCells(
+            given, registry, cells=cells, obsm=self._latents_among(given)
+        )
 
     def _set_up(
         self,
@@ -130,9 +128,6 @@ class FCR:
         if model is None or guide is None:
             self.architecture = (architecture or Architecture()).resolve(registry)
             model, guide = build_programs(registry, self.architecture, seed=seed)
-        self._own_adata: AnnData | None = None
-        self._own_cells: Cells | None = None
-        self._live: weakref.ref[AnnData] | None = None
         self._take_programs(model, guide)
 
     def _take_programs(self, model: nn.Module, guide: nn.Module) -> None:
@@ -143,19 +138,13 @@ class FCR:
         self._graph: Graph | None = None
         self._initial: dict[str, Any] | None = None
 
-    def _own(self, adata: AnnData, cells: Cells | None = None) -> None:
-        """Copy what is needed of cells; of ``obsm``, true latents under the model's names."""
-        known = [name for name in adata.obsm if hasattr(self.model, name)]
-        self._own_cells, matrix = cells, None if cells is None else cells.expression
-        self._own_adata = snapshot(adata, self.registry.schema, matrix=matrix, obsm=known)
-        self._live = weakref.ref(adata)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_live": None}  # a weak reference cannot be pickled
+    def _latents_among(self, adata: AnnData) -> list[str]:
+        """Return names in ``obsm`` that are the model's: the true latents of simulated cells."""
+        return [name for name in adata.obsm if hasattr(self.model, name)]
 
     def __repr__(self) -> str:
         registry = self.registry
-        size = "" if self._own_adata is None else f"{self._own_adata.n_obs} cells, "
+        size = "" if self._own_cells is None else f"{len(self.obs_names)} cells, "
         return (
             f"FCR: {size}{len(registry.genes)} genes, {len(registry.conditions)} conditions of "
             f"{len(registry.treatments)} treatments, {self._fitted}"
@@ -193,7 +182,7 @@ class FCR:
         return self._graph
 
     def claims(self) -> tuple[Claim, ...]:
-        """Give the independences that the graph claims: ``str(claim)``, ``claim.words``."""
+        """Return the independences that the graph claims: ``str(claim)``, ``claim.words``."""
         return claims(self.graph)
 
     def inspect(self) -> pd.DataFrame:
@@ -270,7 +259,8 @@ class FCR:
             ``split`` is given with ``warm_start``, which keeps the split of the last fit.
         """
         plan = replace(plan or TrainingPlan(), **changes)
-        obs, cells = self.source(None).obs, self._cells(None)
+        own = self._own()
+        cells = own.cells
         checked = check_programs(self.model, self.guide, self._example())
         start = self._start(warm_start=warm_start, resume=resume)
         if warm_start and self.history is not None:
@@ -278,9 +268,9 @@ class FCR:
                 raise ValueError("warm_start keeps the split of the last fit: leave out split=.")
             split = self.split_of()
         self.split = split or split_cells(
-            obs, self.registry.schema, heldout_fraction=heldout_fraction, seed=plan.seed
+            own.adata.obs, self.registry.schema, heldout_fraction=heldout_fraction, seed=plan.seed
         )
-        self._say_changed_since(obs)
+        own.warn_if_changed()
         report_conditions(self.registry, checked)
         objective = self._objective(weights, enforced, extra, plan.seed)
         self.history = fit(
@@ -315,17 +305,6 @@ class FCR:
             len(self.history),
         )
         return "anew from initial parameters"
-
-    def _say_changed_since(self, obs: pd.DataFrame) -> None:
-        live = None if self._live is None else self._live()
-        changed = live is not None and changed_labels(obs, live.obs, self.registry.schema)
-        if changed:
-            logger.warning(
-                "adata has changed since the model was made with it (cells: %s). The fit uses the "
-                "%d cells as they were then; make a new FCR to use them as they are now.",
-                changed,
-                len(obs),
-            )
 
     def _objective(
         self,
@@ -362,14 +341,14 @@ class FCR:
         return evaluation.evaluate(self, adata, **settings)
 
     def elbo(self, adata: Source = None, *, seed: int = 0) -> float:
-        """Give the evidence lower bound of cells, nats per cell (higher is better).
+        """Return the evidence lower bound of cells, nats per cell (higher is better).
 
         Parameters
         ----------
         adata
-            The cells; None takes the held-out cells of the last fit, or all of training.
+            The cells; None takes the held-out cells of the last fit, or all of the model's own.
         seed
-            Of the draws of the latents.
+            Seed of the draws of the latents.
         """
         batches = self._batches(self._cells(adata))
         if adata is None and self.split is not None and len(self.split.heldout):
@@ -441,8 +420,10 @@ class FCR:
         self.model.eval()
         self.guide.eval()
         self.history, self._named_split = saved.history, saved.split
+        self._own_cells = None
         if adata is not None:
-            self._own(read_cells(adata))
+            given = read_cells(adata)
+            self._own_cells = OwnCells(given, self.registry, obsm=self._latents_among(given))
         return self
 
     def split_of(self, adata: Source = None) -> Split:
@@ -464,7 +445,7 @@ class FCR:
             The model was never fitted or saved by an earlier version, or no training cell is among
             the cells.
         """
-        if self.split is not None and (adata is None or adata is self._own_adata):
+        if self.split is not None and self._is_own(adata):
             return self.split
         names, named = self.source(adata).obs_names, self._split_by_name()
         if named is None:
@@ -493,41 +474,21 @@ class FCR:
         ValueError
             The model was loaded without data.
         """
-        if adata is not None:
-            return read_cells(adata)
-        if self._own_adata is None:
-            raise ValueError("The model was loaded without data: pass adata= here or to load().")
-        return self._own_adata
+        return self._own().adata if adata is None else read_cells(adata)
 
-    def _cells(self, adata: Source) -> Cells:
-        if adata is not None and adata is not self._own_adata:
-            return self._given_cells(read_cells(adata))
+    def _own(self) -> OwnCells:
         if self._own_cells is None:
-            self._own_cells = self.registry.encode(self.source(None))
+            raise ValueError("The model was loaded without data: pass adata= here or to load().")
         return self._own_cells
 
-    def _unlabelled_cells(self, adata: Source) -> Cells:
-        return self.registry.encode_expression(self.source(adata))
+    def _is_own(self, adata: Source) -> bool:
+        return adata is None or (self._own_cells is not None and adata is self._own_cells.adata)
 
-    def _given_cells(self, adata: AnnData) -> Cells:
-        """Encode cells as they are, and say where the model knows them otherwise."""
-        try:
-            cells = self.registry.encode(adata)
-        except SchemaError as error:
-            if self._own_adata is None or not len(self.obs_names.intersection(adata.obs_names)):
-                raise
-            raise SchemaError(
-                f"{error}. The model keeps a copy of its own cells: leave out adata to ask about "
-                "them as they were when it was made"
-            ) from None
-        changed = {} if self._own_cells is None else changed_cells(self._own_cells, cells)
-        for what, names in changed.items():
-            logger.warning(
-                "%d of %d cells are known to the model with other values of %s, first %r. They are "
-                "taken as they are now; adata=None takes them as they were when it was made.",
-                *(len(names), len(cells), what, str(names[0])),
-            )
-        return cells
+    def _cells(self, adata: Source) -> Cells:
+        if self._is_own(adata):
+            return self._own().cells
+        encode = self.registry.encode if self._own_cells is None else self._own_cells.encode_others
+        return encode(self.source(adata))
 
     def chunks(
         self, adata: Source = None, *, labelled: bool = True
@@ -542,8 +503,9 @@ class FCR:
             Whether treatment and covariates of the cells are known.
         """
         start = 0
-        read = self._cells if labelled else self._unlabelled_cells
-        for batch in self._batches(read(adata)).in_order():
+        unlabelled = self.registry.encode_expression
+        cells = self._cells(adata) if labelled else unlabelled(self.source(adata))
+        for batch in self._batches(cells).in_order():
             yield batch, slice(start, start + len(batch))
             start += len(batch)
 
@@ -551,7 +513,8 @@ class FCR:
         return Batches(cells, np.arange(len(cells)), batch_size=_CHUNK, device=self.device)
 
     def _example(self) -> Batch:
-        levels = None if self._own_cells is None else self._own_cells.n_levels
+        own = self._own_cells
+        levels = own.cells.n_levels if own is not None and own.is_encoded else None
         return example_batch(self.registry, n_levels=levels).to(self.device)
 
 

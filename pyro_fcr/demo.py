@@ -1,7 +1,5 @@
 """The main job from end to end on bundled real cells: train, look, predict, judge, report."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time
@@ -36,7 +34,7 @@ def run_demo(
     ----------
     out
         Folder for ``metrics.json``, ``report.html``, ``cells.h5ad`` (latents and UMAPs),
-        ``predicted.h5ad`` (the held-out pair as predicted) and ``model/``. Made where missing.
+        ``predicted.h5ad`` (the held-out pair as predicted) and ``model/``; made where missing.
     max_epochs
         Passes over the training cells.
     seed
@@ -55,7 +53,7 @@ def run_demo(
     """
     out = Path(out)
     if (out / "model").exists():
-        raise FileExistsError(f"{out / 'model'} is there already. Give another folder.")
+        raise FileExistsError(f"{out / 'model'} is there already. Choose another folder.")
     start = time.perf_counter()
     adata = hold_out(datasets.gbm_panobinostat())
     logger.info("Cells: %d x %d genes; (%s, %s) is held out.", *adata.shape, PATIENT, TREATMENT)
@@ -110,7 +108,7 @@ def summary(found: Evaluation, *, seconds: float) -> dict[str, Any]:
         "cells == 'held out' and encoding == 'labelled' and metric == 'nmi'"
     )
     scores = found.responses.query("scale == 'mean_log1p'")
-    picked = {
+    return {
         **found.facts,
         "seconds": round(seconds, 1),
         "nmi": _nested(clusters, "block", "label"),
@@ -118,7 +116,6 @@ def summary(found: Evaluation, *, seconds: float) -> dict[str, Any]:
         "response": _nested(scores, "method", "metric"),
         "coverage": found.coverage.to_dict("records"),
     }
-    return nan_to_null(picked)
 
 
 def _nested(table: pd.DataFrame, outer: str, inner: str) -> dict[str, dict[str, float]]:
@@ -133,7 +130,7 @@ def _write(out: Path, cells: dict[str, AnnData], metrics: dict[str, Any]) -> Non
         with atomic_write(out / f"{name}.h5ad") as path:
             adata.write_h5ad(path, compression="gzip")
     with atomic_write(out / "metrics.json") as path:
-        path.write_text(json.dumps(metrics, indent=2) + "\n")
+        path.write_text(json.dumps(nan_to_null(metrics), indent=2) + "\n")
 
 
 _SUMMARY = [

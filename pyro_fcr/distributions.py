@@ -4,8 +4,6 @@ Counts are parametrised by the logarithm of the mean and of the dispersion ``the
 variance = mean + mean**2 / theta.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Gamma, constraints
 
 from pyro_fcr._torch import get_proxy_mode
-from pyro_fcr.counts import TAIL_BOUND, TAIL_COUNTS, CountSummary, Tails
+from pyro_fcr.batch import TAIL_BOUND, TAIL_COUNTS, CountSummary, Tails
 
 _SHIFT = 8  # Stirling's series with two terms is exact in float32 from here on
 _FAR = 0.01

@@ -1,7 +1,5 @@
 """The amortised guide of FCR. It mirrors the model: same sites, same order."""
 
-from __future__ import annotations
-
 import pyro
 from torch import nn
 
@@ -17,6 +15,15 @@ class Guide(nn.Module):
         Module that turns expression and library size into the input of the encoders.
     z_x, z_tx, z_t
         Encoders: modules that take features and parents and return a distribution.
+
+    Examples
+    --------
+    >>> from pyro_fcr import Architecture, Batch
+    >>> model, guide = Architecture(n_tx=2).build({"y": 5, "x": 3, "t": 1}, target_sum=1e4)
+    >>> values = {"y": torch.ones(3, 5), "library": torch.full((3, 1), 5.0)}
+    >>> batch = Batch({**values, "x": torch.eye(3), "t": torch.zeros(3, 1)}, {}, {}, n_total=3)
+    >>> pyro.poutine.trace(guide).get_trace(batch).nodes["z_tx"]["value"].shape
+    torch.Size([3, 2])
     """
 
     def __init__(

@@ -5,8 +5,6 @@ z_x  what the context is     z_t  what the treatment does everywhere
 z_tx  what the treatment does in this context only          y  expression
 """
 
-from __future__ import annotations
-
 import pyro
 from torch import Tensor, nn
 
@@ -31,8 +29,12 @@ class Model(nn.Module):
 
     Examples
     --------
-    ``pyro.poutine.do(model, {"t": other_t})(batch)`` intervenes, ``pyro.render_model(model,
-    (batch,))`` draws the graph.
+    >>> from pyro_fcr import Architecture, Batch
+    >>> model, guide = Architecture(n_tx=2).build({"y": 5, "x": 3, "t": 1}, target_sum=1e4)
+    >>> values = {"x": torch.eye(3), "t": torch.zeros(3, 1), "library": torch.full((3, 1), 100.0)}
+    >>> batch = Batch(values, codes={}, n_levels={}, n_total=3)
+    >>> model(batch).shape, pyro.poutine.do(model, {"t": torch.ones(3, 1)})(batch).shape
+    (torch.Size([3, 5]), torch.Size([3, 5]))
     """
 
     def __init__(self, *, z_x: nn.Module, z_tx: nn.Module, z_t: nn.Module, y: nn.Module) -> None:

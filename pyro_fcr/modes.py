@@ -1,7 +1,5 @@
 """Context managers that leave random state, gradients and modules' modes as they were."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal

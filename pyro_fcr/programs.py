@@ -1,7 +1,5 @@
 """The shipped programs for a data set, and what a data set can and cannot identify of programs."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 
@@ -32,8 +30,8 @@ def build_programs(
     sites = tuple(registry.schema.sites)
     if sites != ("x",):
         raise ValueError(
-            f"The schema has the covariate sites {', '.join(sites)}; the shipped programs know x "
-            "alone. Pass programs of your own as model= and guide=, or covariate_keys as a list."
+            f"The schema has the covariate sites {', '.join(sites)}; the shipped programs know "
+            "only x. Pass programs of your own as model= and guide=, or covariate_keys as a list."
         )
     scale = DECODERS[str(architecture.likelihood)].expression
     if scale != registry.schema.expression:
@@ -57,7 +55,7 @@ def example_batch(registry: Registry, *, n_levels: dict[str, int] | None = None)
     registry
         The encoding of the data.
     n_levels
-        Distinct values of each exogenous site, where the penalties are to be built.
+        Number of distinct values of each exogenous site, which the penalties need.
     """
     n_cells, widths = 4, registry.widths
     values = {name: torch.zeros(n_cells, width) for name, width in widths.items()}
@@ -69,12 +67,12 @@ def example_batch(registry: Registry, *, n_levels: dict[str, int] | None = None)
 
 
 def report_conditions(registry: Registry, checked: Checked) -> None:
-    """Hold the number of conditions against what identifies interaction blocks.
+    """Compare the number of conditions with what identifies interaction blocks.
 
     A block with several exogenous causes is identified component by component if their joint
     values have at least ``2 n + 1`` distinct conditions for ``n`` dimensions (Mao et al. 2024,
-    after the theory of nonlinear ICA with an auxiliary variable). The count is logged, and warned
-    of where it is too small.
+    after the theory of nonlinear ICA with an auxiliary variable). The count is logged, with a
+    warning if it is too small.
     """
     n_found, graph = registry.n_prior_conditions, checked.graph
     for site in graph.latents:

@@ -9,7 +9,7 @@ from pyro_fcr.data import register, split_cells
 from pyro_fcr.nn import InteractionPrior, LinearPrior
 from pyro_fcr.objective import Objective
 from pyro_fcr.training import Batches, Trainer, TrainingPlan, alignment, fit
-from pyro_fcr.training.flow import Flow
+from pyro_fcr.training.alignment import Flow
 
 CPU = torch.device("cpu")
 

@@ -127,7 +127,7 @@ def test_a_counterfactual_cannot_be_a_reconstruction(fitted, adata):
     for held in ("z_t", "z_tx"):
         with pytest.raises(QueryError, match=f"hold: {held} is caused by t, .*can be held: z_x"):
             fitted.counterfactual(some, treatment="drug1", hold=["z_x", held])
-    with pytest.raises(QueryError, match="'z_q' is no latent"):
+    with pytest.raises(QueryError, match="unknown latent 'z_q'"):
         fitted.counterfactual(some, treatment="drug1", hold=["z_q"])
 
 

@@ -30,11 +30,11 @@ FLOORS = [
     {"simulation"},
     {"data"},
     {"batch", "modes", "files", "values"},
-    {"counts", "_torch"},
+    {"_torch"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_ANNDATA = {
-    "counts", "batch", "modes", "distributions", "nn", "graph", "model", "guide", "objective",
+    "batch", "modes", "distributions", "nn", "graph", "model", "guide", "objective",
     "draws",
 }  # fmt: skip
 

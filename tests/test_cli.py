@@ -112,9 +112,12 @@ def test_predict_holds_what_it_is_told_to(folder, tmp_path):
         (["--treatment", "drug1", "--quantiles", "0.5"], "--quantiles is for --output summary"),
         (
             ["--treatment", "drug1", "--output", "summary", "--quantiles", "0.5;1"],
-            "'0.5;1' is no list of numbers",
+            "'0.5;1' is not a list of numbers",
         ),
-        (["--treatment", "drug1", "--output", "all"], "output is 'all'"),
+        (
+            ["--treatment", "drug1", "--output", "all"],
+            "Unknown --output 'all'; expected draws, mean or summary.",
+        ),
     ],
 )
 def test_predict_says_what_is_wrong_without_a_traceback(folder, arguments, message):
@@ -174,11 +177,15 @@ def test_effects_of_refits_have_intervals_of_parameters(folder, doses, tmp_path)
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("none.csv", ["--gene", "gen3"], "Unknown --gene 'gen3'. Did you mean 'gene3'?"),
+        (
+            "none.csv",
+            ["--gene", "gen3"],
+            "Unknown gene 'gen3'. Did you mean 'gene3'?",
+        ),
         ("none.csv", ["--treatment", "drug7"], "'drug7'"),
         ("none.csv", ["--level", "90"], "level is 90"),
         ("none.h5ad", ["--gene", "gene3"], "--gene is for a .csv"),
-        ("none.txt", [], "ends in '.txt', wanted .csv or .h5ad"),
+        ("none.txt", [], "ends in '.txt'; expected .csv or .h5ad"),
     ],
 )
 def test_effects_say_what_is_wrong(folder, name, arguments, message):
@@ -187,7 +194,7 @@ def test_effects_say_what_is_wrong(folder, name, arguments, message):
 
 def test_a_place_that_cannot_be_written_is_refused_before_work(folder, tmp_path):
     message = fail("effects", tmp_path, out=folder / "cells.h5ad" / "effects.csv")
-    assert "no folder that you can write to" in message
+    assert "not a folder that you can write to" in message
     (tmp_path / "mine.csv").mkdir()
     result = run("effects", tmp_path, "--out", tmp_path / "mine.csv", "--overwrite")
     assert "is a folder, which is not replaced" in result.output
@@ -217,7 +224,7 @@ def test_interactions_write_pairs_and_genes_and_show_the_top(interactions):
     ("arguments", "message"),
     [
         (SCHEMA[:2] + SCHEMA[4:], "name them with --control"),
-        ([*SCHEMA, "--level", 10], "--level is 10"),
+        ([*SCHEMA, "--level", 10], "level is 10"),
         ([*SCHEMA, "--device", "tpu"], "Unknown --device 'tpu'; expected auto, cpu or cuda."),
         ([*SCHEMA, "--likelihood", "normal"], "likelihood 'normal' is for expression='log1p'"),
         ([*SCHEMA, "--replicate-key", "donor"], "'donor'"),
@@ -276,7 +283,7 @@ def test_dose_response_follows_doses_in_contexts(doses, curve, tmp_path):
     [
         (["--treatment", "drug1", "--covariate", "line=line9"], "'line9'"),
         (["--treatment", "drug1", "--covariate", "lines=line1"], "'line' not given"),
-        (["--treatment", "drug1", "--gene", "gene99"], "Unknown --gene 'gene99'."),
+        (["--treatment", "drug1", "--gene", "gene99"], "Unknown gene 'gene99'."),
         (["--treatment", "control"], "is the control, which has no dose"),
         (["--treatment", "drug1", "--dose", "-1"], "-1.0 is not a number from 0 up"),
     ],
@@ -353,7 +360,7 @@ def test_plot_draws_latents_and_makes_the_umap(folder, tmp_path):
     ("arguments", "message"),
     [
         (["pie", "effects.csv"], "Unknown kind of figure 'pie'; expected loss, latents"),
-        (["loss", "effects.csv", "effects.csv"], "2 files are given, wanted one"),
+        (["loss", "effects.csv", "effects.csv"], "2 files are given; expected one"),
         (["loss", "effects.csv"], "no train/<term>"),
         (["loss", "nothing"], "nothing"),
         (["latents", "cells.h5ad", "--color", "drug"], "add them with `latents`"),
@@ -374,7 +381,7 @@ def test_plot_says_what_is_wrong(folder, effects_csv, tmp_path, arguments, messa
 
 def test_plot_refuses_other_formats(folder, tmp_path):
     message = fail("plot", "loss", folder / "model", out=tmp_path / "loss.gif")
-    assert "wanted .png or .svg or .pdf" in message
+    assert "expected .png or .svg or .pdf" in message
 
 
 def test_bad_files_are_named(folder):
@@ -427,4 +434,4 @@ def test_demo_writes_everything_it_promises(tmp_path):
     assert 'id="nmi"' not in report
     again = run("demo", "--out", out)
     assert again.exit_code == 1
-    assert "is there already" in again.output
+    assert "exists already" in again.output

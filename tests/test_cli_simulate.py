@@ -112,4 +112,4 @@ def test_simulate_needs_the_context_of_real_cells(controls, tmp_path, arguments,
 
 
 def test_simulate_writes_h5ad_alone(tmp_path):
-    assert "wanted .h5ad" in fail("simulate", "--out", tmp_path / "cells.csv", *SMALL)
+    assert "expected .h5ad" in fail("simulate", "--out", tmp_path / "cells.csv", *SMALL)

@@ -12,12 +12,11 @@ from scipy.special import gammaln
 from torch import nn
 
 from pyro_fcr import Architecture
-from pyro_fcr.batch import Batch
-from pyro_fcr.counts import TAIL_BOUND, TAIL_COUNTS
+from pyro_fcr.batch import TAIL_BOUND, TAIL_COUNTS, Batch
 from pyro_fcr.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 from pyro_fcr.graph.runs import Run
 from pyro_fcr.objective.terms import Reconstruction
-from pyro_fcr.training.summaries import Summaries
+from pyro_fcr.training.batches import Summaries
 
 N_GENES = 7
 

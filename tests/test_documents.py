@@ -143,6 +143,14 @@ def test_stored_notebooks_are_small_and_clean(path):
             assert not re.search(r"Warning:|/(root|home|work|Users)/", text), text
 
 
+def test_the_top_level_has_few_names_each_with_an_example():
+    assert len(pyro_fcr.__all__) <= 26
+    offered = {name: getattr(pyro_fcr, name) for name in pyro_fcr.__all__}
+    for name, thing in offered.items():
+        if callable(thing):  # neither a module nor a constant; the examples run above
+            assert ">>> " in thing.__doc__, name
+
+
 @pytest.mark.parametrize("package", ["pyro_fcr", "pyro_fcr.metrics"])
 def test_every_public_name_is_documented(package):
     package = importlib.import_module(package)

@@ -12,7 +12,7 @@ from pyro_fcr.data import register
 from pyro_fcr.discovery.effects import effects
 from pyro_fcr.distributions import Exogenous
 from pyro_fcr.draws import new_cells
-from pyro_fcr.draws.paths import path_responses
+from pyro_fcr.draws.responder import path_responses
 from pyro_fcr.nn import NegativeBinomialDecoder
 
 SMALL = Architecture(n_x=3, n_t=3, n_tx=3, n_hidden=32)
@@ -172,7 +172,7 @@ def test_the_table_and_the_adata_say_the_same(fitted, tmp_path):
     assert adata[where, "gene3"].X.item() == row.loc["gene3", "estimate"]
     assert adata[where, "gene7"].layers["upper"].item() == row.loc["gene7", "upper"]
     assert adata.uns["uncertainty"] == "cells"
-    with pytest.raises(KeyError, match="'geneX' is no gene of the model"):
+    with pytest.raises(KeyError, match="'geneX' is not a gene of the model"):
         found.to_frame(["gene1", "geneX"])
 
 
@@ -196,7 +196,7 @@ def test_pairs_never_seen_are_marked_and_doses_are_arms():
 def test_questions_without_an_answer(fitted):
     with pytest.raises(SchemaError, match=r"drug9.*drug1"):
         effects(fitted, treatments=["drug9"])
-    with pytest.raises(QueryError, match="level is 90, wanted a number between 0 and 1"):
+    with pytest.raises(QueryError, match="level is 90; expected a number between 0 and 1"):
         effects(fitted, level=90)
     adata = simulate(300, n_genes=10)
     adata = adata[adata.obs["drug"] != "control"].copy()
@@ -220,7 +220,7 @@ def test_enrichment_ranks_treatments_by_what_they_spare(fitted):
     assert not np.allclose(one_gene["here"], table["here"])
     with pytest.raises(QueryError, match="context 'lineX': the effects are of line0, line1, line2"):
         found.enrichment("lineX")
-    with pytest.raises(KeyError, match="'geneX' is no gene"):
+    with pytest.raises(KeyError, match="'geneX' is not a gene"):
         found.enrichment("line1", genes=["geneX"])
 
 

@@ -21,8 +21,7 @@ from pyro_fcr import FCR, Schema
 from pyro_fcr.data import Split, register
 from pyro_fcr.data.pairs import Pair
 from pyro_fcr.evaluation import blocks, evaluate
-from pyro_fcr.evaluation.blocks import rank
-from pyro_fcr.evaluation.encoded import Encoded
+from pyro_fcr.evaluation.blocks import Encoded, rank
 from pyro_fcr.evaluation.judging import _Predictor, judged_scenarios
 from pyro_fcr.graph import Claim
 from pyro_fcr.metrics import baselines
@@ -297,7 +296,7 @@ def test_predictions_follow_the_doses_of_the_judged_cells():
 
 
 def test_leaks_are_found_before_anything_is_measured(unseen, monkeypatch):
-    monkeypatch.delattr("pyro_fcr.evaluation.measure.encode")
+    monkeypatch.delattr("pyro_fcr.evaluation.blocks.encode")
     cells = unseen.source(None).copy()
     rows = np.flatnonzero(cells.obs["split"] == "test")[:2], unseen.split.train[:2]
     matrix = cells.X.copy()

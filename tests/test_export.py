@@ -339,10 +339,13 @@ def assert_same(loaded, data):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"genes": ["gene1", "TP53"]}, r"genes: 1 of 2 .* 'TP53'; it knows gene0"),
-        ({"n_draws": 0}, "n_draws is 0, wanted 1 or more"),
-        ({"predictions": {"drug": "drug1"}}, "'drug' is no part of a target; these are: treatment"),
-        ({"predictions": {"treatment": "drug1", "seed": 3}}, "'seed' is no part of a target"),
+        ({"genes": ["gene1", "TP53"]}, r"'TP53'\. The model's genes are gene0"),
+        ({"n_draws": 0}, "n_draws is 0; expected 1 or more"),
+        (
+            {"predictions": {"drug": "drug1"}},
+            "'drug' is not a part of a target; these are: treatment",
+        ),
+        ({"predictions": {"treatment": "drug1", "seed": 3}}, "'seed' is not a part of a target"),
         ({"predictions": {}}, "no target: give treatment="),
         ({"predictions": {"treatment": "drug1", "hold": ["z_t"]}}, "z_t is caused by t"),
     ],

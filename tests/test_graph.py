@@ -144,7 +144,7 @@ def test_wrong_size_family_and_plate_are_named(programs, batch):
     model, guide = programs
     with pytest.raises(ProgramError, match=r"z_x: event_shape is \(2,\).*\(3,\)"):
         check_programs(model, make_programs(batch, n_x=3)[1], batch)
-    with pytest.raises(ProgramError, match=r"z_x: is in the plates cells .* rows"):
+    with pytest.raises(ProgramError, match=r"z_x: its plates are cells .* rows"):
         check_programs(model, _OtherPlate(guide), batch)
     guide.z_tx = _Poisson()
     with pytest.raises(ProgramError, match="z_tx: the guide's Poisson has no reparametrised draws"):
@@ -208,7 +208,7 @@ class _NoPlate(nn.Module):
 
 def test_a_forgotten_plate_or_event_dimension_is_named(programs, batch):
     model, guide = programs
-    with pytest.raises(ProgramError, match=r"z_x: is in the plates none .* cells"):
+    with pytest.raises(ProgramError, match=r"z_x: its plates are none .* cells"):
         check_programs(_NoPlate(model), guide, batch)
 
     class Flat(nn.Module):

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from pyro_fcr.metrics.arrays import joint_codes, remove_condition_means
-from pyro_fcr.metrics.dci import dci
 from pyro_fcr.metrics.dimensions import prior_rank
 from pyro_fcr.metrics.identifiability import (
     _label_only,
@@ -14,6 +13,7 @@ from pyro_fcr.metrics.identifiability import (
     label_only_estimate,
 )
 from pyro_fcr.metrics.recovery import block_r2, leakage, mcc, rotation_floor, weak_mcc
+from pyro_fcr.metrics.regression import dci
 
 DIMS = {"z_x": 2, "z_tx": 4, "z_t": 2}
 N, N_X, N_T = 5_000, 4, 3
@@ -304,7 +304,7 @@ class TestPriorRank:
         ("mean", "scale", "message"),
         [
             (np.zeros((3, 2)), np.ones((3, 1)), r"mean is \(3, 2\) and scale \(3, 1\)"),
-            (np.zeros((3, 1)), np.zeros((3, 1)), r"positive in every condition, the least is 0"),
+            (np.zeros((3, 1)), np.zeros((3, 1)), r"positive everywhere; the smallest is 0"),
             (np.zeros((1, 1)), np.ones((1, 1)), r"got one condition"),
             (np.full((3, 1), np.nan), np.ones((3, 1)), r"mean is not finite"),
         ],
@@ -322,13 +322,13 @@ GOOD = np.zeros((N, 2))
     ("call", "message"),
     [
         (lambda z: mcc(z["z_x"], z["z_x"][:-1]), r"one row per cell, got .*5000.*4999"),
-        (lambda z: mcc(z["z_x"], BAD), r"estimate is not finite in 1 cells, the first is row 3"),
+        (lambda z: mcc(z["z_x"], BAD), r"estimate is not finite in 1 cells; the first is row 3"),
         (lambda z: mcc(z["z_x"], z["z_x"][:, 0]), r"cells x dimensions and not empty, got \(5000,"),
         (lambda z: mcc(z["z_x"], GOOD, method="kendall"), r"method is 'kendall'"),
         (lambda z: mcc(z["z_x"], GOOD, condition=np.zeros(N)), r"one level for all cells"),
         (
             lambda z: weak_mcc(z["z_x"], GOOD, condition=X[:9]),
-            r"wanted one label for each of 5000 cells",
+            r"expected \(5000,\), one label per cell",
         ),
         (lambda z: weak_mcc(z["z_x"][:2], GOOD[:2]), r"got 2 cells"),
         (lambda z: block_r2({}, z), r"truth has no blocks"),
@@ -338,12 +338,12 @@ GOOD = np.zeros((N, 2))
         (lambda z: block_r2(z, z, condition=np.arange(N)), r"0 cells lie in conditions of at leas"),
         (lambda z: leakage(pd.DataFrame([[1.0]], index=["a"], columns=["a"])), r"two or more"),
         (lambda z: leakage(pd.DataFrame(np.eye(2))[[0]]), r"two or more blocks both ways"),
-        (lambda z: dci({"z": GOOD}, {"z": GOOD}), r"two or more on a side"),
-        (lambda z: identifiability_table(z, {"z_x": GOOD}, x=X, t=T), r"wanted the same names"),
+        (lambda z: dci({"z": GOOD}, {"z": GOOD}), r"two or more blocks on a side"),
+        (lambda z: identifiability_table(z, {"z_x": GOOD}, x=X, t=T), r"expected the same names"),
         (lambda z: identifiability_table(z, z, x=X * 0, t=T * 0), r"one level for all cells"),
-        (lambda z: identifiability_table(z, z, x=X[:-1], t=T), r"wanted one label for each of"),
+        (lambda z: identifiability_table(z, z, x=X[:-1], t=T), r"one label per cell"),
         (lambda z: identifiability_table(z, z, x=np.where(X, X, np.nan), t=T), r"missing in"),
-        (lambda z: agreement_between_seeds([z]), r"got 1 fits, wanted two or more"),
+        (lambda z: agreement_between_seeds([z]), r"got 1 fits; expected two or more"),
         (lambda z: agreement_between_seeds([z, {"z_x": GOOD}]), r"the same blocks"),
     ],
 )

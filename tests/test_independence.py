@@ -326,7 +326,7 @@ def test_the_smallest_p_value_counts_arrangements_that_look_alike(pool, label, t
 def test_too_few_replicates_are_refused_with_the_smallest_p_value():
     replicate = np.repeat(np.arange(6), 20)
     z, x = np.random.default_rng(0).normal(size=(120, 2)), np.zeros(120)
-    with pytest.raises(ValueError, match=r"too few replicates.*0\.1, wanted 0\.05"):
+    with pytest.raises(ValueError, match=r"too few replicates.*0\.1, expected 0\.05"):
         independence_test(z, replicate % 2, x, replicate=replicate)
     eight = np.repeat(np.arange(8), 15)
     found = independence_test(z, eight % 2, x, replicate=eight)
@@ -463,7 +463,11 @@ def test_the_hsic_table_sets_labels_beside_random_numbers():
 
 @pytest.mark.parametrize(
     ("other", "message"),
-    [(np.zeros(60), "other is the same"), (Z[:9], "9 cells, z has 60"), (T[:9], "other: shape")],
+    [
+        (np.zeros(60), "other is the same"),
+        (Z[:9], "'z': 60, 'other': 9"),
+        (T[:9], "one row per cell"),
+    ],
 )
 def test_hsic_refuses_what_it_cannot_measure(other, message):
     with pytest.raises(ValueError, match=message):

@@ -187,16 +187,16 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(planted, tmp_path):
     single = planted[planted.obs["context"] == "line1"].copy()
     with pytest.raises(QueryError, match="No treatment was seen in two contexts"):
         halved(single)
-    with pytest.raises(QueryError, match="level is 10, wanted a number between 0 and 1"):
+    with pytest.raises(QueryError, match="level is 10; expected a number between 0 and 1"):
         rank_interactions(halved(planted), level=10)
     planted = planted.copy()
     planted.obs["donor"] = np.where(np.arange(planted.n_obs) % 2, "d1", "d2")
     fcr = FCR(planted, SCHEMA, architecture=SMALL)
-    with pytest.raises(SchemaError, match=r"has 1 and 1 cells \(replicates.*wanted two in each"):
+    with pytest.raises(SchemaError, match=r"has 1 and 1 cells \(replicates.*expected two in each"):
         cross_fit(fcr, replicate_key="donor", max_epochs=1)
     with pytest.raises(SchemaError, match="'donors' is not a column of adata.obs"):
         cross_fit(fcr, replicate_key="donors", max_epochs=1)
-    with pytest.raises(ValueError, match="n_refits is 1, wanted 2 or more"):
+    with pytest.raises(ValueError, match="n_refits is 1; expected 2 or more"):
         bootstrap(fcr, 1)
     loaded = FCR.load(fcr.save(tmp_path / "model"))
     with pytest.raises(ValueError, match="loaded without data: pass adata="):

@@ -126,7 +126,7 @@ def test_a_constant_change_has_no_correlation_but_a_direction():
 
 @pytest.mark.parametrize("change", [[np.nan, 1.0, 2.0], np.zeros((2, 2)), 0.0])
 def test_what_is_no_change_of_every_gene_is_no_prediction(change):
-    with pytest.raises(ValueError, match="no vector of finite numbers"):
+    with pytest.raises(ValueError, match="must be a vector of finite numbers"):
         Prediction({"mean_log1p": np.array(change)})
 
 

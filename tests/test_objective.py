@@ -11,8 +11,7 @@ from torch import nn
 
 from pyro_fcr.graph.contract import check_programs
 from pyro_fcr.graph.runs import Run
-from pyro_fcr.objective import Objective
-from pyro_fcr.objective.schedules import Ramp
+from pyro_fcr.objective import Objective, Ramp
 from pyro_fcr.objective.svi import FCRLoss
 from pyro_fcr.objective.terms import KL, Extra
 

@@ -1,5 +1,6 @@
 """The command line's options are the fields of the dataclasses, and speak in their words."""
 
+import inspect
 import io
 import json
 import re
@@ -12,8 +13,16 @@ from cli_helpers import run, succeed
 from conftest import simulate
 from docstring_parser import parse
 
-from pyro_fcr import FCR, Architecture, Schema, TrainingPlan, __version__
-from pyro_fcr.cli import commands
+from pyro_fcr import (
+    FCR,
+    Architecture,
+    Schema,
+    TrainingPlan,
+    __version__,
+    effects,
+    rank_interactions,
+)
+from pyro_fcr.cli import commands, discover, predict
 from pyro_fcr.simulation import FCRDesign
 
 SCHEMA = ["--treatment-key", "drug", "--control", "control", "--covariate-key", "line"]
@@ -196,3 +205,17 @@ def test_help_reads_neither_torch_nor_anndata(arguments):
     read = set(python("-c", code, *arguments).stdout.split())
     assert "cyclopts" in read
     assert read & {"torch", "pyro", "anndata", "pandas", "numpy", "scanpy"} == set()
+
+
+@pytest.mark.parametrize(
+    ("command", "question"),
+    [(predict.predict, FCR.predict), (predict.predict, FCR.counterfactual),
+     (predict.dose_response, FCR.dose_response), (discover.effects, effects),
+     (discover.interactions, rank_interactions)],
+)  # fmt: skip
+def test_an_option_has_the_default_of_the_question_s_parameter(command, question):
+    options, words = (inspect.signature(each).parameters for each in (command, question))
+    shared = [n for n in words if n in options and words[n].default is not inspect.Parameter.empty]
+    assert len(shared) >= 2
+    for name in shared:
+        assert options[name].default == words[name].default, name

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import torch
+from cli_helpers import succeed
 from conftest import SCHEMA, simulate
 
 from pyro_fcr import FCR
@@ -249,6 +250,14 @@ def test_the_matrix_is_read_once_and_checked_once(adata, monkeypatch):
     assert seen == {"read_matrix": 1, "check_values": 1, "check_cells_expressed": 1}
     seen.clear()
     register(adata, SCHEMA)
+    assert seen == {"read_matrix": 1, "check_values": 1, "check_cells_expressed": 1}
+
+
+def test_the_command_fit_reads_the_matrix_once_and_checks_it_once(adata, tmp_path, monkeypatch):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    seen = counted(monkeypatch)
+    succeed("fit", tmp_path / "cells.h5ad", "--treatment-key", "drug", "--control", "control",
+            "--covariate-key", "line", "--out", tmp_path / "model", "--max-epochs", 1)  # fmt: skip
     assert seen == {"read_matrix": 1, "check_values": 1, "check_cells_expressed": 1}
 
 

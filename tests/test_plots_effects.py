@@ -80,7 +80,7 @@ def test_scatter_draws_intervals_of_named_genes_only():
 
 
 def test_scatter_refuses_intervals_of_another_shape():
-    with pytest.raises(ValueError, match=r"\(40, 2\), wanted \(2, 40\)"):
+    with pytest.raises(ValueError, match=r"\(40, 2\); expected \(2, 40\)"):
         plots.response_scatter(
             np.zeros(40), np.ones(40), gene_names=GENES, intervals=np.zeros((40, 2))
         )
@@ -146,9 +146,9 @@ def test_dose_refuses_what_it_cannot_place():
     curve = make_curve()
     with pytest.raises(ValueError, match=r"curve has no column 'lower', found .*'estimate'"):
         plots.dose_response(curve.drop(columns="lower"), genes=["MYC"])
-    with pytest.raises(ValueError, match=r"no gene 'myc' in curve.*Did you mean 'MYC'"):
+    with pytest.raises(ValueError, match=r"Unknown gene 'myc'; curve.*Did you mean 'MYC'"):
         plots.dose_response(curve, genes=["myc"])
-    with pytest.raises(ValueError, match="no gene is chosen"):
+    with pytest.raises(ValueError, match="No gene is chosen"):
         plots.dose_response(curve, genes=[])
     both = pd.concat([curve, curve.assign(treatment="other")])
     with pytest.raises(ValueError, match="2 treatments, 'drug', 'other'"):
@@ -310,11 +310,11 @@ def test_paths_share_their_scale_and_leave_out_absent_blocks():
 
 def test_paths_refuse_what_is_not_there():
     effects = make_effects()
-    with pytest.raises(ValueError, match="no treatment 'drag' in effects.*Did you mean 'drug'"):
+    with pytest.raises(ValueError, match="Unknown treatment 'drag'; effects.*Did you mean 'drug'"):
         plots.effect_paths(effects, genes=["ISG15"], treatment="drag")
-    with pytest.raises(ValueError, match="no gene 'ACTB' in effects of drug"):
+    with pytest.raises(ValueError, match="Unknown gene 'ACTB'; effects of drug"):
         plots.effect_paths(effects, genes=["ACTB"], treatment="drug")
-    with pytest.raises(ValueError, match="no context 'NK cell' in effects of drug"):
+    with pytest.raises(ValueError, match="Unknown context 'NK cell'; effects of drug"):
         plots.effect_paths(effects, genes=["ISG15"], treatment="drug", contexts=["NK cell"])
     with pytest.raises(ValueError, match="no column 'effect'"):
         plots.effect_paths(effects.drop(columns="effect"), genes=["ISG15"], treatment="drug")
@@ -394,13 +394,15 @@ def test_ppc_of_one_gene_gathers_rare_large_counts():
 
 def test_ppc_refuses_shapes_that_do_not_fit(counts):
     observed, draws = counts
-    with pytest.raises(ValueError, match=r"\(60, 39\) and draws \(25, 60, 40\), wanted \(n_cells"):
+    with pytest.raises(
+        ValueError, match=r"\(60, 39\) and draws \(25, 60, 40\); expected \(n_cells"
+    ):
         plots.ppc(observed[:, :39], draws)
-    with pytest.raises(ValueError, match="1 draw, wanted 2"):
+    with pytest.raises(ValueError, match="1 draw; an interval needs 2"):
         plots.ppc(observed, draws[:1])
-    with pytest.raises(ValueError, match="'median', wanted one of mean"):
+    with pytest.raises(ValueError, match="Unknown statistic 'median'; expected mean"):
         plots.ppc(observed, draws, statistic="median")
-    with pytest.raises(ValueError, match=r"wanted \(n_cells\) and \(n_draws, n_cells\)"):
+    with pytest.raises(ValueError, match=r"expected \(n_cells\) and \(n_draws, n_cells\)"):
         plots.ppc_counts(observed, draws)
 
 

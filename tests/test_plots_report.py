@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from pyro_fcr import plots
 from pyro_fcr.metrics.baselines import BASELINES
 from pyro_fcr.metrics.scores import SCORES, change_scores
-from pyro_fcr.report import Page, figures, sections, styled
+from pyro_fcr.report import Page, figures
+from pyro_fcr.report.page import _best, facts, fixed
 
 GRAPH = '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 GENES = [f"GENE{i}" for i in range(40)]
@@ -282,8 +283,8 @@ def test_report_escapes_text(page):
 
 
 def test_report_holds_facts_tables_and_notes(page):
-    facts = texts(page, r"<dd>(.*?)</dd>")
-    assert [" ".join(f) for f in facts] == ["12,345", "40", "4", "30", "2 min 23 s", "−505.2"]
+    found = texts(page, r"<dd>(.*?)</dd>")
+    assert [" ".join(f) for f in found] == ["12,345", "40", "4", "30", "2 min 23 s", "−505.2"]
     assert [text for _, text in rows(page, "clusters")] == [
         ["0.91", "0.02", "0.63"],
         ["0.03", "0.84", "–"],
@@ -349,13 +350,13 @@ def test_best_is_smallest_for_errors_and_marks_ties():
         "cosine_logfc": [none, none, none, 1.0],
     }
     ceiling = np.array([False, False, False, True])
-    best = {n: sections._best(pd.Series(v, name=n), ceiling).tolist() for n, v in values.items()}
+    best = {n: _best(pd.Series(v, name=n), ceiling).tolist() for n, v in values.items()}
     assert {name: [text == "best" for text in column] for name, column in best.items()} == {
         "pearson_delta_de100": [True, False, False, False],
         "mse_delta": [True, True, False, False],
         "cosine_logfc": [False, False, False, False],
     }
-    assert styled.fixed(3)(-0.9) == "−0.900"
+    assert fixed(3)(-0.9) == "−0.900"
 
 
 @pytest.mark.parametrize(
@@ -363,7 +364,7 @@ def test_best_is_smallest_for_errors_and_marks_ties():
     [(4.26, "4.3 s"), (42, "42 s"), (143.2, "2 min 23 s"), (7325, "2 h 2 min"), (None, "–")],
 )
 def test_durations_read_well(seconds, text):
-    assert dict(sections.facts({"seconds": seconds}))["fitting time"] == text
+    assert dict(facts({"seconds": seconds}))["fitting time"] == text
 
 
 def test_report_rows_are_blocks_in_the_order_of_the_model(cells):

@@ -20,11 +20,12 @@ from pyro_fcr.metrics.baselines import (
     context_mean_shift,
     ridge,
 )
-from pyro_fcr.metrics.predictions import Prediction, predicted_cells
 from pyro_fcr.metrics.profiles import (
+    Prediction,
     bootstrap_weights,
     half_weights,
     log_values,
+    predicted_cells,
     profile,
     t_statistics,
 )
@@ -485,15 +486,15 @@ def test_leaks_and_predictions_that_do_not_fit_are_refused(interacting):
 
     with pytest.raises(ValueError, match="'ridge' has the name of a baseline"):
         table({"ridge": {pair: good}})
-    with pytest.raises(ValueError, match="'m' predicts no 'a' in u"):
+    with pytest.raises(ValueError, match="'m' has no prediction of 'a' in u"):
         table({"m": {Pair("a", ("v",)): good}})
     with pytest.raises(
         ValueError, match=r"'m' predicts \[19\] genes of 'a' in u, but adata has 20"
     ):
         table({"m": {pair: Prediction({"mean_log1p": np.zeros(19)})}})
-    with pytest.raises(ValueError, match="no vector of finite numbers"):
+    with pytest.raises(ValueError, match="must be a vector of finite numbers"):
         Prediction({"mean_log1p": np.array([np.nan])})
-    with pytest.raises(ValueError, match="wanted some of"):
+    with pytest.raises(ValueError, match="expected some of"):
         Prediction({"log2": np.zeros(3)})
     with pytest.raises(ValueError, match="levels: 1"):
         table({}, level=1)

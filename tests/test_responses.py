@@ -19,9 +19,8 @@ from pyro_fcr.data import register
 from pyro_fcr.distributions import NegativeBinomial
 from pyro_fcr.draws import responder
 from pyro_fcr.draws.sinks import Moments, Quantiles
-from pyro_fcr.queries import blockwise
-from pyro_fcr.queries.answers import Output
-from pyro_fcr.queries.support import support
+from pyro_fcr.queries import Output, support
+from pyro_fcr.queries import ask as module
 
 SMALL = Architecture(n_x=3, n_t=2, n_tx=2, n_hidden=16)
 N_GENES = 12
@@ -273,7 +272,7 @@ def test_a_stored_answer_is_the_one_in_memory(fcr, tmp_path, name, form, small_b
 
 @pytest.mark.parametrize("name", ["answer.h5ad", "answer.zarr"])
 def test_an_answer_that_fails_leaves_nothing(fcr, tmp_path, name, small_blocks, monkeypatch):
-    parts, read_part = [], blockwise.read_part
+    parts, read_part = [], module.read_part
 
     def fail(*args, **kwargs):
         parts.append(1)
@@ -281,7 +280,7 @@ def test_an_answer_that_fails_leaves_nothing(fcr, tmp_path, name, small_blocks, 
             raise KeyboardInterrupt
         return read_part(*args, **kwargs)
 
-    monkeypatch.setattr(blockwise, "read_part", fail)
+    monkeypatch.setattr(module, "read_part", fail)
     with pytest.raises(KeyboardInterrupt):
         fcr.counterfactual(treatment="drug1", output=Output("mean", store=tmp_path / name))
     assert list(tmp_path.iterdir()) == []
@@ -289,8 +288,8 @@ def test_an_answer_that_fails_leaves_nothing(fcr, tmp_path, name, small_blocks, 
 
 def test_outputs_that_there_are_not_are_refused(fcr, tmp_path):
     for output, message in [
-        ("median", "output is 'median', wanted 'draws', 'mean' or 'summary'"),
-        (lambda: Output("mean", uncertainty="counts"), "'counts', wanted 'latent' or 'observation"),
+        ("median", "Unknown form 'median'; expected draws, mean or summary."),
+        (lambda: Output("mean", uncertainty="counts"), "'counts'; expected latent or observation"),
         (lambda: Output("summary", quantiles=(5,)), "quantiles: 5 is not between 0 and 1"),
         (lambda: Output(store="a.csv"), r"'a\.csv' must end in \.h5ad or \.zarr"),
     ]:
@@ -337,7 +336,7 @@ def test_library_sizes_are_the_cells_own_or_set(fcr):
             fcr.posterior_predictive(**ask),
         ):
             np.testing.assert_allclose(answer.X.sum(axis=1), expected, rtol=1e-4)
-    with pytest.raises(QueryError, match=r"shape \(3,\), wanted a number or one for each of 400"):
+    with pytest.raises(QueryError, match=r"shape \(3,\); expected a number or one for each of 400"):
         fcr.counterfactual(treatment="drug1", library=[1, 2, 3])
     with pytest.raises(QueryError, match="must be positive"):
         fcr.counterfactual(treatment="drug1", library=0)
@@ -490,8 +489,8 @@ def test_curves_without_a_range_say_what_is_missing(fcr, with_doses):
         (with_doses, "control", {}, "'control' is the control"),
         (with_doses, "drug1+drug2", {}, "combination; give doses="),
         (with_doses, "drug1", {"doses": [-1.0]}, r"doses: -1\.0 is not a number from 0 up"),
-        (with_doses, "drug1", {"doses": [0.0]}, "there is none above 0"),
-        (with_doses, "drug1", {"genes": ["gene99"]}, "1 of 1 are not in the model, first 'gene99'"),
+        (with_doses, "drug1", {"doses": [0.0]}, "none of them is above 0"),
+        (with_doses, "drug1", {"genes": ["gene99"]}, "Unknown gene 'gene99'."),
         (with_doses, "drug1", {"level": 95}, "level is 95"),
         (with_doses, "drug1", {"n_draws": 0}, "n_draws is 0"),
     ]:

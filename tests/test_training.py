@@ -13,8 +13,7 @@ from conftest import SCHEMA, make_programs, simulate
 from operations import Operations
 
 from pyro_fcr.data import register, split_cells
-from pyro_fcr.objective import Objective
-from pyro_fcr.objective.schedules import Ramp
+from pyro_fcr.objective import Objective, Ramp
 from pyro_fcr.training import (
     CheckpointError,
     NonFiniteError,

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from cyclopts import App, Parameter
 
 from pyro_fcr import __version__
-from pyro_fcr.cli import discover, draw, evaluate, predict, simulate, train
-from pyro_fcr.cli.options import option_name
-from pyro_fcr.cli.shell import plain_messages, read_options
+from pyro_fcr.cli import discover, draw, predict, simulate, train
+from pyro_fcr.cli.shell import option_name, plain_messages, read_options
 
 commands = App(
     name="pyro-fcr",
@@ -24,7 +23,7 @@ for _command in (
     train.demo,
     train.fit,
     train.inspect,
-    evaluate.evaluate,
+    train.evaluate,
     predict.latents,
     predict.predict,
     predict.dose_response,
@@ -47,6 +46,3 @@ def app(arguments: Sequence[str] | None = None) -> None:
     with plain_messages():
         run = read_options(commands, arguments)
         run()
-
-
-__all__ = ["app", "commands"]

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyro_fcr.cli.options import (
-    ArchitectureOptions,
-    CellsPath,
-    Genes,
-    Out,
-    Overwrite,
-    PlanOptions,
-    SchemaOptions,
-    Seed,
-)
-from pyro_fcr.cli.shell import check_file, check_genes, write_adata, write_table
+import pyro_fcr
+from pyro_fcr.cli import shell
+from pyro_fcr.files import atomic_write
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
-    from pyro_fcr.api import FCR
     from pyro_fcr.discovery import Interactions
 
 _N_TOP = 10
@@ -31,13 +21,13 @@ def effects(
     models: list[Path],
     /,
     *,
-    out: Out,
+    out: shell.Out,
     treatment: list[str] | None = None,
-    gene: Genes = None,
+    gene: shell.Genes = None,
     level: float = 0.9,
     n_cells: int = 500,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    seed: shell.Seed = 0,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Write the effect of treatments on genes in every context, whole and by latent block.
 
@@ -57,52 +47,32 @@ def effects(
     n_cells
         Cells to draw per context.
     """
-    from pyro_fcr import discovery
-    from pyro_fcr.api import FCR
+    from pyro_fcr.queries.targets import find_genes
 
-    check_file(out, [".csv", ".h5ad"], overwrite=overwrite)
+    shell.check_file(out, ".csv", ".h5ad", overwrite=overwrite)
     if gene and out.suffix != ".csv":
         raise ValueError("--gene is for a .csv; an .h5ad has all genes.")
-    fits = [FCR.load(model) for model in models]
-    _check_alike(models, fits)
-    check_genes(gene, fits[0].registry)
-    found = discovery.effects(
-        fits[0] if len(fits) == 1 else fits,
-        treatments=treatment or None,
-        n_cells=n_cells,
-        level=level,
-        seed=seed,
-    )
+    fits = [pyro_fcr.FCR.load(model) for model in models]
+    find_genes(fits[0].registry, gene)  # before long work
+    found = pyro_fcr.effects(fits, treatments=treatment, n_cells=n_cells, level=level, seed=seed)
     if out.suffix == ".csv":
-        write_table(found.to_frame(gene or None), out)
+        shell.write_table(found.to_frame(gene), out)
     else:
-        write_adata(found.to_adata(), out, rows="effects")
-
-
-def _check_alike(models: Sequence[Path], fits: Sequence[FCR]) -> None:
-    def asked(fit: FCR) -> tuple[object, ...]:
-        conditions = fit.registry.conditions
-        return fit.registry.genes, {(c.treatment, c.dose, str(c.covariates)) for c in conditions}
-
-    for model, fit in zip(models[1:], fits[1:], strict=True):
-        if asked(fit) != asked(fits[0]):
-            raise ValueError(
-                f"{model} has other genes or conditions than {models[0]}. Give refits of one model."
-            )
+        shell.write_adata(found.to_adata(), out, rows="effects")
 
 
 def interactions(
-    cells: CellsPath,
+    cells: shell.CellsPath,
     /,
     *,
-    out: Out,
-    schema: SchemaOptions,
-    architecture: ArchitectureOptions = Architecture(),
-    plan: PlanOptions = TrainingPlan(),
+    out: shell.Out,
+    schema: shell.SchemaOptions,
+    architecture: shell.ArchitectureOptions = Architecture(),
+    plan: shell.PlanOptions = TrainingPlan(),
     replicate_key: str | None = None,
     level: float = 0.1,
     min_counts: float = 10.0,
-    overwrite: Overwrite = False,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Rank pairs of treatment and context by interaction, with error control.
 
@@ -114,35 +84,28 @@ def interactions(
         Folder for pairs.csv and genes.csv.
     replicate_key
         Column of obs with the replicate (donor, library, plate). Give it where there are any: cells
-        of one replicate are no independent evidence.
+        of one replicate are not independent evidence.
     level
         False discovery rate to control.
     min_counts
         Fewest counts of a gene in one half of a pair's cells.
     """
-    from pyro_fcr.api import FCR
-    from pyro_fcr.discovery import cross_fit, rank_interactions
+    from pyro_fcr.queries.targets import check_level
 
     for name in ("pairs.csv", "genes.csv"):
-        check_file(out / name, [".csv"], overwrite=overwrite)
+        shell.check_file(out / name, ".csv", overwrite=overwrite)
     if schema.control is None:
         raise ValueError("Interactions need untreated cells: name them with --control.")
-    if not 0 < level < 1:
-        raise ValueError(f"--level is {level}; expected a number between 0 and 1, such as 0.1.")
-    cross = cross_fit(
-        FCR(cells, schema, architecture=architecture, seed=plan.seed),
-        replicate_key=replicate_key,
-        seed=plan.seed,
-        plan=plan,
-        progress=plan.progress,
+    check_level(level)  # before long work
+    fcr = pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed)
+    cross = pyro_fcr.cross_fit(
+        fcr, replicate_key=replicate_key, seed=plan.seed, plan=plan, progress=plan.progress
     )
-    found = rank_interactions(cross, level=level, min_counts=min_counts, seed=plan.seed)
+    found = pyro_fcr.rank_interactions(cross, level=level, min_counts=min_counts, seed=plan.seed)
     _write(found, out)
 
 
 def _write(found: Interactions, out: Path) -> None:
-    from pyro_fcr.files import atomic_write
-
     # Both are written before either takes its place.
     with atomic_write(out / "pairs.csv") as pairs, atomic_write(out / "genes.csv") as genes:
         found.pairs.to_csv(pairs, index=False)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from pyro_fcr.cli.options import Out, Overwrite
-from pyro_fcr.cli.shell import check_file
+import pyro_fcr
+from pyro_fcr.cli import shell
+from pyro_fcr.data.errors import did_you_mean, listed
+from pyro_fcr.files import atomic_write
 from pyro_fcr.values import unknown
 
 if TYPE_CHECKING:
@@ -58,22 +60,18 @@ class _Chosen:
         Raises
         ------
         ValueError
-            There are none; lists the levels.
+            No row has such a level; lists the levels.
         """
-        from pyro_fcr.data.errors import did_you_mean, listed
-
         for key in keys:
-            wanted = getattr(self, key)
-            if wanted is None or wanted == []:
-                continue
-            if key not in table:
+            chosen = getattr(self, key) or []
+            levels = [chosen] if isinstance(chosen, str) else chosen
+            if levels and key not in table:
                 raise ValueError(f"--{key}: the table has no column {key}.")
-            known = list(dict.fromkeys(table[key].astype(str)))
-            wanted = [wanted] if isinstance(wanted, str) else wanted
-            if missing := [level for level in wanted if level not in known]:
+            known = list(table[key].astype(str).unique()) if levels else []
+            if missing := [level for level in levels if level not in known]:
                 hint = did_you_mean(missing[0], known)
                 raise ValueError(f"--{key} {missing[0]!r} is not among {listed(known)}.{hint}")
-            table = table[table[key].isin(wanted)]
+            table = table[table[key].isin(levels)] if levels else table
         return table
 
     def genes(self, table: pd.DataFrame) -> list[str]:
@@ -82,7 +80,7 @@ class _Chosen:
         Raises
         ------
         ValueError
-            None is chosen of a table with many.
+            The table has many, and none were chosen.
         """
         genes = self.gene or list(table["gene"].unique())
         if len(genes) > _MOST_GENES:
@@ -95,9 +93,9 @@ def plot(
     files: list[Path],
     /,
     *,
-    out: Out,
+    out: shell.Out,
     chosen: Annotated[_Chosen, Parameter(name="*")] = _Chosen(),
-    overwrite: Overwrite = False,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Draw what other commands wrote: training, latents, effects, interactions, dose-response.
 
@@ -111,9 +109,7 @@ def plot(
     out
         .png, .svg or .pdf to write.
     """
-    from pyro_fcr.files import atomic_write
-
-    check_file(out, [".png", ".svg", ".pdf"], overwrite=overwrite)
+    shell.check_file(out, ".png", ".svg", ".pdf", overwrite=overwrite)
     if kind not in _KINDS:
         raise ValueError(unknown("kind of figure", kind, _KINDS))
     figure = _KINDS[kind](files, chosen).get_figure(root=True)
@@ -123,34 +119,28 @@ def plot(
 
 
 def _loss(files: Sequence[Path], chosen: _Chosen) -> Axes:
-    from pyro_fcr import plots
-
     path = _only(files)
-    return plots.loss_by_term(_table([path / "history.csv" if path.is_dir() else path]))[0]
+    return pyro_fcr.plots.loss_by_term(_table([path / "history.csv" if path.is_dir() else path]))[0]
 
 
 def _latents(files: Sequence[Path], chosen: _Chosen) -> Axes:
     from matplotlib.figure import Figure
 
-    from pyro_fcr import plots
-    from pyro_fcr.data import read_cells
-    from pyro_fcr.data.errors import listed
-
-    adata = read_cells(_only(files))
+    adata = pyro_fcr.data.read_cells(_only(files))
     if chosen.color is None:
         raise ValueError(f"--color: name a column of obs, of {listed(adata.obs.columns)}.")
-    n_legend = 1 + (len(plots.category_colors(adata, chosen.color)) - 1) // 18
+    n_legend = 1 + (len(pyro_fcr.plots.category_colors(adata, chosen.color)) - 1) // 18
     blocks = _with_umaps(adata, chosen)
     figure = Figure(figsize=(3.9 * len(blocks) + 1.4 * n_legend, 4.0), layout="constrained")
     for ax, block in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks, strict=True):
-        plots.latent_umap(adata, block, color=chosen.color, ax=ax, legend=block == blocks[-1])
+        pyro_fcr.plots.latent_umap(
+            adata, block, color=chosen.color, ax=ax, legend=block == blocks[-1]
+        )
     return ax
 
 
 def _with_umaps(adata: AnnData, chosen: _Chosen) -> list[str]:
     """Return the blocks to draw, and add the UMAPs that they lack."""
-    from pyro_fcr.metrics import umap
-
     names = [key.removeprefix("X_fcr_") for key in adata.obsm if key.startswith("X_fcr_")]
     known = [name for name in names if not name.endswith("_umap")]
     if not known:
@@ -160,43 +150,36 @@ def _with_umaps(adata: AnnData, chosen: _Chosen) -> list[str]:
         raise ValueError(unknown("--block", sorted(wrong)[0], known))
     for block in blocks:
         if f"{block}_umap" not in names:
-            adata.obsm[f"X_fcr_{block}_umap"] = umap(adata.obsm[f"X_fcr_{block}"], seed=chosen.seed)
+            latent = adata.obsm[f"X_fcr_{block}"]
+            adata.obsm[f"X_fcr_{block}_umap"] = pyro_fcr.metrics.umap(latent, seed=chosen.seed)
     return blocks
 
 
 def _effects(files: Sequence[Path], chosen: _Chosen) -> Axes:
-    from pyro_fcr import plots
-
     table = chosen.rows(_table(files, *_EFFECTS), "effect", "treatment", "dose", "gene")
     rows = "treatment" if chosen.treatment is None else "gene"
     if rows == "gene":
         chosen.genes(table)
-    return plots.effect_heatmap(table, rows=rows)
+    return pyro_fcr.plots.effect_heatmap(table, rows=rows)
 
 
 def _paths(files: Sequence[Path], chosen: _Chosen) -> Axes:
-    from pyro_fcr import plots
-
     table = chosen.rows(_table(files, *_EFFECTS), "treatment", "dose", "gene")
     found = list(table["treatment"].unique())
     if len(found) != 1:
         raise ValueError(f"The table has {len(found)} treatments: choose one with --treatment.")
-    return plots.effect_paths(table, genes=chosen.genes(table), treatment=found[0])[0]
+    return pyro_fcr.plots.effect_paths(table, genes=chosen.genes(table), treatment=found[0])[0]
 
 
 def _interactions(files: Sequence[Path], chosen: _Chosen) -> Axes:
-    from pyro_fcr import plots
-
-    return plots.interaction_ranking(chosen.rows(_table(files), "treatment", "dose"))
+    return pyro_fcr.plots.interaction_ranking(chosen.rows(_table(files), "treatment", "dose"))
 
 
 def _dose_response(files: Sequence[Path], chosen: _Chosen) -> Axes:
-    from pyro_fcr import plots
-
     table = _table(files, "treatment", "gene", "dose").astype({"dose": float})
     table = chosen.rows(table, "treatment", "gene")
     genes, ylabel = chosen.genes(table), "log change against dose 0"
-    return plots.dose_response(table, genes=genes, ylabel=ylabel)[0]
+    return pyro_fcr.plots.dose_response(table, genes=genes, ylabel=ylabel)[0]
 
 
 _KINDS: dict[str, Callable[[Sequence[Path], _Chosen], Axes]] = {
@@ -211,7 +194,7 @@ _KINDS: dict[str, Callable[[Sequence[Path], _Chosen], Axes]] = {
 
 def _only(files: Sequence[Path]) -> Path:
     if len(files) != 1:
-        raise ValueError(f"{len(files)} files are given, wanted one for this figure.")
+        raise ValueError(f"{len(files)} files are given; expected one for this figure.")
     return files[0]
 
 
@@ -225,8 +208,6 @@ def _table(files: Sequence[Path], *columns: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from pyro_fcr.data.errors import listed
-
     labels = dict.fromkeys(["gene", "treatment", "context", "dose", "effect"], str)
     # A treatment or gene may be called NA or None.
     settings: dict[str, Any] = {"dtype": labels, "keep_default_na": False, "na_values": [""]}
@@ -234,5 +215,5 @@ def _table(files: Sequence[Path], *columns: str) -> pd.DataFrame:
     for path, table in zip(files, tables, strict=True):
         if missing := [column for column in columns if column not in table]:
             found = listed(table.columns, limit=20)
-            raise ValueError(f"{path} has no column {listed(missing)}, found {found}.")
+            raise ValueError(f"{path} has no column {listed(missing)}; its columns are {found}.")
     return pd.concat(tables, ignore_index=True)

@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from pyro_fcr.cli.options import CellsPath, Genes, ModelPath, Out, Overwrite, Seed
-from pyro_fcr.cli.shell import (
-    check_file,
-    check_genes,
-    levels,
-    say_written,
-    write_adata,
-    write_table,
-)
-
-if TYPE_CHECKING:
-    from pyro_fcr.queries import Output
+import pyro_fcr
+from pyro_fcr.cli import shell
 
 
 def latents(
-    model: ModelPath, cells: CellsPath, /, *, out: Out, overwrite: Overwrite = False
+    model: shell.ModelPath,
+    cells: shell.CellsPath,
+    /,
+    *,
+    out: shell.Out,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Write the cells with each block's posterior mean in obsm (X_fcr_z_x, ...) as h5ad."""
-    from pyro_fcr.api import FCR
-    from pyro_fcr.data import read_cells
-
-    check_file(out, [".h5ad"], overwrite=overwrite)
-    adata = read_cells(cells)
-    FCR.load(model).add_latents_to(adata)
-    write_adata(adata, out)
+    shell.check_file(out, ".h5ad", overwrite=overwrite)
+    adata = pyro_fcr.data.read_cells(cells)
+    pyro_fcr.FCR.load(model).add_latents_to(adata)
+    shell.write_adata(adata, out)
 
 
 def predict(
-    model: ModelPath,
+    model: shell.ModelPath,
     /,
     *,
-    out: Out,
+    out: shell.Out,
     treatment: str | None = None,
     dose: str | None = None,
     covariate: list[str] | None = None,
@@ -45,11 +37,11 @@ def predict(
     n_cells: int = 500,
     n_draws: int = 1,
     library: float | None = None,
-    output: str = "draws",
-    uncertainty: str | None = None,
+    output: Literal["draws", "mean", "summary"] = "draws",
+    uncertainty: Literal["latent", "observation"] | None = None,
     quantiles: str | None = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    seed: shell.Seed = 0,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Predict cells under a treatment, dose or context and write them as h5ad or zarr.
 
@@ -67,8 +59,8 @@ def predict(
         Source cells: what would *they* express (counterfactual)? Without: new cells of the
         condition, which then needs --treatment and every --covariate.
     hold
-        With --cells: a latent that they keep, such as z_x; repeatable. Those that the target is no
-        cause of if left out.
+        With --cells: a latent that they keep, such as z_x; repeatable. If left out, those that the
+        target does not cause.
     n_cells
         New cells to draw (without --cells).
     n_draws
@@ -84,47 +76,30 @@ def predict(
     quantiles
         Quantiles of a summary; 0.05,0.5,0.95 if left out.
     """
-    from pyro_fcr.api import FCR
-
-    _check_answer(out, overwrite=overwrite)
+    shell.check_file(out, ".h5ad", ".zarr", overwrite=overwrite)
     if cells is None and hold:
         raise ValueError("--hold is for --cells; new cells have no latents to keep.")
     if cells is None and treatment is None:
         raise ValueError("Give --treatment, or --cells whose response to predict.")
-    shared: dict[str, Any] = {
+    if quantiles is not None and output != "summary":
+        raise ValueError(f"--quantiles is for --output summary, not for {output!r}.")
+    chosen = pyro_fcr.Output.quantiles if quantiles is None else _numbers(quantiles)
+    store = out if out.suffix == ".zarr" else None
+    asked: dict[str, Any] = {
         "treatment": treatment,
         "dose": dose,
-        "covariates": levels(covariate or []),
+        "covariates": shell.levels(covariate),
         "n_draws": n_draws,
         "library": library,
-        "output": _output(output, uncertainty, quantiles, out),
+        "output": pyro_fcr.Output(output, uncertainty, chosen, store),
         "seed": seed,
     }
-    fitted = FCR.load(model)
+    fitted = pyro_fcr.FCR.load(model)
     if cells is None:
-        adata = fitted.predict(**shared, n_cells=n_cells)
+        adata = fitted.predict(**asked, n_cells=n_cells)
     else:
-        adata = fitted.counterfactual(cells, **shared, hold=hold or None)
-    say_written(adata, out) if out.suffix == ".zarr" else write_adata(adata, out)
-
-
-def _check_answer(out: Path, *, overwrite: bool) -> None:
-    if out.suffix == ".zarr" and out.exists():
-        raise FileExistsError(
-            f"{out} is there already, and stores are not replaced. Remove it or give another --out."
-        )
-    check_file(out, [".h5ad", ".zarr"], overwrite=overwrite)
-
-
-def _output(form: str, uncertainty: str | None, quantiles: str | None, out: Path) -> Output:
-    from pyro_fcr.queries import Output
-
-    choices: dict[str, Any] = {"form": form, "uncertainty": uncertainty}
-    if quantiles is not None:
-        if form != "summary":
-            raise ValueError(f"--quantiles is for --output summary, not for {form!r}.")
-        choices["quantiles"] = _numbers(quantiles)
-    return Output(**choices, store=out if out.suffix == ".zarr" else None)
+        adata = fitted.counterfactual(cells, **asked, hold=hold)
+    shell.write_adata(adata, out)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -132,23 +107,23 @@ def _numbers(text: str) -> tuple[float, ...]:
         return tuple(float(number) for number in text.split(","))
     except ValueError as error:
         raise ValueError(
-            f"--quantiles {text!r} is no list of numbers; expected 0.05,0.5,0.95 or the like."
+            f"--quantiles {text!r} is not a list of numbers; expected 0.05,0.5,0.95 or the like."
         ) from error
 
 
 def dose_response(
-    model: ModelPath,
+    model: shell.ModelPath,
     /,
     *,
-    out: Out,
+    out: shell.Out,
     treatment: str,
     covariate: list[str] | None = None,
     dose: list[float] | None = None,
-    gene: Genes = None,
+    gene: shell.Genes = None,
     n_draws: int = 200,
     level: float = 0.9,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    seed: shell.Seed = 0,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Follow genes over the doses of a treatment and write the curves as csv.
 
@@ -169,20 +144,9 @@ def dose_response(
     level
         Share of the cells within the bands.
     """
-    from pyro_fcr.api import FCR
-    from pyro_fcr.queries import dose_response as curves
-
-    check_file(out, [".csv"], overwrite=overwrite)
-    context, fitted = levels(covariate or []), FCR.load(model)
-    check_genes(gene, fitted.registry)
-    table = curves(
-        fitted,
-        treatment,
-        cells=context or None,
-        doses=dose or None,
-        genes=gene or None,
-        n_draws=n_draws,
-        level=level,
-        seed=seed,
+    shell.check_file(out, ".csv", overwrite=overwrite)
+    context, fitted = shell.levels(covariate) or None, pyro_fcr.FCR.load(model)
+    table = fitted.dose_response(
+        treatment, cells=context, doses=dose, genes=gene, n_draws=n_draws, level=level, seed=seed
     )
-    write_table(table, out)
+    shell.write_table(table, out)

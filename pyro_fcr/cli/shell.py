@@ -1,4 +1,7 @@
-"""What commands read and write, and how they speak."""
+"""What commands have in common: options, what they read and write, and how they speak.
+
+Names, defaults and help of the options of a dataclass stand in the dataclass and its docstring.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,45 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from cyclopts import App, CoercionError, CycloptsError
+from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, default_name_transform
 
+from pyro_fcr.data.schema import Schema
+from pyro_fcr.files import atomic_write
+from pyro_fcr.nn.architecture import Architecture
+from pyro_fcr.training.plan import TrainingPlan
 from pyro_fcr.values import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from pyro_fcr.data import Registry
+SchemaOptions = Annotated[Schema, Parameter(name="*", group=Group("Schema", sort_key=1))]
+ArchitectureOptions = Annotated[
+    Architecture, Parameter(name="*", group=Group("Architecture", sort_key=2))
+]
+PlanOptions = Annotated[TrainingPlan, Parameter(name="*", group=Group("Training", sort_key=3))]
+
+CellsPath = Annotated[Path, Parameter(help="h5ad file or zarr store.")]
+ModelPath = Annotated[Path, Parameter(help="Folder that `fit` wrote.")]
+Out = Annotated[Path, Parameter(help="Where to write.")]
+Overwrite = Annotated[
+    bool, Parameter(help="Replace what stands at --out.", negative=(), show_default=False)
+]
+Seed = Annotated[int, Parameter(help="Seed of everything random.")]
+Genes = Annotated[
+    list[str] | None, Parameter("--gene", help="A gene; repeatable, all if left out.")
+]
+
+
+def option_name(field: str) -> str:
+    """Return the option of a field; one that is repeated is singular, as in ``--covariate-key``."""
+    return re.sub(r"(?<=covariate-)(key|site)s$", r"\1", default_name_transform(field))
 
 
 @contextmanager
@@ -49,9 +76,9 @@ def read_options(app: App, arguments: Sequence[str] | None) -> Callable[[], Any]
     Raises
     ------
     ValueError
-        An option has a value that it cannot have; in the words of the dataclass that it is of.
+        An option has a value that it cannot have; in the words of its dataclass.
     cyclopts.CycloptsError
-        There is no such command or option, or one is missing.
+        A command or option is unknown, or an option is missing.
     """
     try:
         command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
@@ -64,13 +91,10 @@ def read_options(app: App, arguments: Sequence[str] | None) -> Callable[[], Any]
         _, apps, _ = app.parse_commands(arguments)
         options = apps[-1].assemble_argument_collection(default_parameter=app.default_parameter)
         names = {option.field_info.name: option.name for option in options}
-        words = re.sub(r"^(Unknown )?(\w+)", lambda m: _with_option(m, names), str(error))
+        start = re.compile(r"^(Unknown )?(\w+)")
+        words = start.sub(lambda m: (m[1] or "") + names.get(m[2], m[2]), str(error))
         raise ValueError(words) from error
     return partial(command, *bound.args, **bound.kwargs)
-
-
-def _with_option(start: re.Match[str], names: Mapping[str, str]) -> str:
-    return (start[1] or "") + names.get(start[2], start[2])
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
@@ -79,75 +103,52 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     Raises
     ------
     OSError
-        Says which.
+        The message says which of the two.
     """
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} is there already. Pass --overwrite or another --out.")
     parent = next(each for each in out.absolute().parents if each.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OSError(f"{out} cannot be written: {parent} is no folder that you can write to.")
+        raise OSError(f"{out} cannot be written: {parent} is not a folder that you can write to.")
 
 
-def check_file(out: Path, suffixes: Iterable[str], *, overwrite: bool) -> None:
+def check_file(out: Path, *suffixes: str, overwrite: bool) -> None:
     """Refuse a file of a kind that is not written, or a place as :func:`check_free` does.
 
     Raises
     ------
     ValueError
-        The suffix is none of ``suffixes``.
+        The name does not end in one of ``suffixes``.
     OSError
         The place is taken.
     """
-    wanted = tuple(suffixes)
-    if out.suffix not in wanted:
-        raise ValueError(f"--out {out} ends in {out.suffix!r}, wanted {' or '.join(wanted)}.")
+    if out.suffix not in suffixes:
+        expected = " or ".join(suffixes)
+        raise ValueError(f"--out {out} ends in {out.suffix!r}; expected {expected}.")
     if out.is_dir():
-        raise FileExistsError(f"{out} is a folder, which is not replaced. Give another --out.")
+        raise FileExistsError(
+            f"{out} is a folder, which is not replaced. Remove it or give another --out."
+        )
     check_free(out, overwrite=overwrite)
 
 
-def check_genes(genes: Iterable[str] | None, registry: Registry) -> None:
-    """Refuse genes that a model does not have.
-
-    Raises
-    ------
-    ValueError
-        Names the first one, and the nearest that there is.
-    """
-    from pyro_fcr.data.errors import did_you_mean
-
-    for gene in genes or ():
-        if gene not in registry.genes:
-            hint = did_you_mean(gene, registry.genes)
-            raise ValueError(f"Unknown --gene {gene!r}.{hint}")
-
-
 def write_adata(adata: AnnData, out: Path, *, rows: str = "cells") -> None:
-    """Write an h5ad, and say so."""
-    from pyro_fcr.files import atomic_write
-
-    with atomic_write(out) as path:
-        adata.write_h5ad(path, compression="gzip")
-    say_written(adata, out, rows=rows)
-
-
-def say_written(adata: AnnData, out: Path, *, rows: str = "cells") -> None:
-    """Say what stands where."""
+    """Write an h5ad, and say so; a zarr store is there already, written part by part."""
+    if out.suffix != ".zarr":
+        with atomic_write(out) as path:
+            adata.write_h5ad(path, compression="gzip")
     print(f"{adata.n_obs} {rows} x {adata.n_vars} genes in {out}")
 
 
 def write_table(table: pd.DataFrame, out: Path) -> None:
     """Write a csv, and say so."""
-    from pyro_fcr.files import atomic_write
-
     with atomic_write(out) as path:
         table.to_csv(path, index=False)
     print(f"{len(table)} rows in {out}")
 
 
-def levels(pairs: Iterable[str]) -> dict[str, str]:
+def levels(pairs: Sequence[str] | None) -> dict[str, str]:
     """Read ``key=level``."""
-    pairs = list(pairs)
-    if wrong := [pair for pair in pairs if "=" not in pair]:
+    if wrong := [pair for pair in pairs or () if "=" not in pair]:
         raise ValueError(f"--covariate {wrong[0]!r} is not of the form key=level.")
-    return dict(pair.split("=", 1) for pair in pairs)
+    return dict(pair.split("=", 1) for pair in pairs or ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from math import isfinite
 from pathlib import Path
@@ -11,14 +11,14 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from pyro_fcr.cli.options import Out, Overwrite, Seed, option_name
-from pyro_fcr.cli.shell import check_file, write_adata
+import pyro_fcr
+from pyro_fcr.cli import shell
 from pyro_fcr.simulation.fcr_design import FCRDesign, RandomInteractions
 
 
 def _option(field: str) -> str:
     """Return the option of a field of FCRDesign: ``n_genes`` is ``--genes``, ``n_tx`` stays."""
-    return option_name(re.sub(r"^n_(?=\w{3})", "", field))
+    return shell.option_name(re.sub(r"^n_(?=\w{3})", "", field))
 
 
 _DesignOptions = Annotated[
@@ -34,7 +34,7 @@ _DesignOptions = Annotated[
 
 def simulate(
     *,
-    out: Out,
+    out: shell.Out,
     design: _DesignOptions = FCRDesign(),
     leak: list[str] | None = None,
     interaction: list[str] | None = None,
@@ -43,8 +43,8 @@ def simulate(
     interaction_effect: float = RandomInteractions.effect,
     from_controls: Path | None = None,
     context_key: str | None = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    seed: shell.Seed = 0,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Simulate cells of known truth: latents, leaks and interactions, in obsm and uns.
 
@@ -65,10 +65,7 @@ def simulate(
     context_key
         With --from-controls: column of obs with the context.
     """
-    from pyro_fcr import simulation
-    from pyro_fcr.data import read_cells
-
-    check_file(out, (".h5ad",), overwrite=overwrite)
+    shell.check_file(out, ".h5ad", overwrite=overwrite)
     drawn = None
     if interacting_pairs is not None:
         drawn = RandomInteractions(
@@ -77,23 +74,24 @@ def simulate(
     planted = _planted(interaction or (), drawn)
     if from_controls is not None:
         key = _check_controls(design, leak, context_key)
-        effects = simulation.EffectDesign(n_treatments=design.n_treatments, **planted)
-        cells = read_cells(from_controls)
-        adata = simulation.simulate_from_controls(cells, effects, context_key=key, seed=seed)
+        effects = pyro_fcr.simulation.EffectDesign(n_treatments=design.n_treatments, **planted)
+        cells = pyro_fcr.data.read_cells(from_controls)
+        simulate_from_controls = pyro_fcr.simulation.simulate_from_controls
+        adata = simulate_from_controls(cells, effects, context_key=key, seed=seed)
     elif context_key is not None:
         raise ValueError("--context-key goes with --from-controls.")
     else:
         design = replace(design, leaks=_leaks(leak or ()), **planted)
-        adata = simulation.simulate(design, seed=seed)
-    write_adata(adata, out)
+        adata = pyro_fcr.simulation.simulate(design, seed=seed)
+    shell.write_adata(adata, out)
 
 
 def _planted(chosen: Sequence[str], drawn: RandomInteractions | None) -> dict[str, Any]:
-    """Return the interactions of a design, nothing if there was nothing said of them."""
-    if chosen and drawn:
-        raise ValueError("--interaction and --interacting-pairs: pass one of the two.")
+    """Return the interactions of a design, nothing if the options do not mention any."""
     if not chosen:
         return {} if drawn is None else {"interactions": drawn}
+    if drawn:
+        raise ValueError("--interaction and --interacting-pairs: pass one of the two.")
     found: dict[tuple[str, str], dict[str, float]] = {}
     for text in chosen:
         (treatment, context, gene), change = _read(text, "interaction", "drug1|line2|gene3=1.2")
@@ -101,22 +99,19 @@ def _planted(chosen: Sequence[str], drawn: RandomInteractions | None) -> dict[st
     return {"interactions": found}
 
 
-def _leaks(texts: Sequence[str]) -> Mapping[tuple[str, str], float]:
-    found = {}
-    for text in texts:
-        (block, cause), share = _read(text, "leak", "z_x|t=0.3")
-        found[block, cause] = share
-    return found
+def _leaks(texts: Sequence[str]) -> dict[tuple[str, str], float]:
+    found = (_read(text, "leak", "z_x|t=0.3") for text in texts)
+    return {(block, cause): share for (block, cause), share in found}
 
 
 def _check_controls(design: FCRDesign, leak: Sequence[str] | None, context_key: str | None) -> str:
-    """Refuse options that say nothing to real cells."""
+    """Refuse options that do not apply to real cells, and return the column of the context."""
     plain = FCRDesign(n_treatments=design.n_treatments)
     given = [f.name for f in fields(design) if getattr(design, f.name) != getattr(plain, f.name)]
     if given or leak:
         raise ValueError(
-            f"--{_option(given[0]) if given else 'leak'} is of cells drawn from the graph, not of "
-            "those in --from-controls: leave it out."
+            f"--{_option(given[0]) if given else 'leak'} is for cells drawn from the graph, not "
+            "for those in --from-controls: leave it out."
         )
     if context_key is None:
         raise ValueError("--from-controls needs --context-key, the column of obs with the context.")
@@ -124,7 +119,7 @@ def _check_controls(design: FCRDesign, leak: Sequence[str] | None, context_key: 
 
 
 def _read(text: str, option: str, example: str) -> tuple[list[str], float]:
-    """Read names, set apart by |, and a number; as many as in the example."""
+    """Read names, separated by |, and a number; as many names as in the example."""
     left, equals, right = text.rpartition("=")
     names = [name.strip() for name in left.split("|")]
     try:

@@ -1,4 +1,4 @@
-"""Models: the demo, training, and a look at what was trained."""
+"""Models: the demo, training, a look at what was trained, and how good it is."""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyro_fcr.cli.options import (
-    ArchitectureOptions,
-    CellsPath,
-    Out,
-    Overwrite,
-    PlanOptions,
-    SchemaOptions,
-    Seed,
-)
-from pyro_fcr.cli.shell import check_free
+import pyro_fcr
+from pyro_fcr.cli import shell
+from pyro_fcr.files import atomic_write
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
-    from pyro_fcr.api import FCR
     from pyro_fcr.data import Registry
+
+_JSON, _PAGE = "evaluation.json", "evaluation.html"
 
 
 def demo(
-    *, out: Out = Path("demo"), max_epochs: int | None = 150, seed: Seed = TrainingPlan.seed
+    *,
+    out: shell.Out = Path("demo"),
+    max_epochs: int | None = 150,
+    seed: shell.Seed = TrainingPlan.seed,
 ) -> None:
     """Run the main job on bundled real cells; write report, metrics, latents, model.
 
@@ -34,26 +31,26 @@ def demo(
     max_epochs
         Passes over the training cells.
     """
+    import pandas as pd
+
     from pyro_fcr.demo import run_demo
 
     metrics = run_demo(out, max_epochs=max_epochs, seed=seed)
     print(f"Predicted and real response of the held-out pair {metrics['heldout_pair']}:")
-    for name, scores in metrics["response"].items():
-        values = "  ".join(f"{key} {value:6.3f}" for key, value in scores.items())
-        print(f"  {name:21s} {values}")
+    print(pd.DataFrame(metrics["response"]).T.to_string(float_format="{:.3f}".format, na_rep="-"))
 
 
 def fit(
-    cells: CellsPath,
+    cells: shell.CellsPath,
     /,
     *,
-    out: Out,
-    schema: SchemaOptions,
-    architecture: ArchitectureOptions = Architecture(),
-    plan: PlanOptions = TrainingPlan(),
+    out: shell.Out,
+    schema: shell.SchemaOptions,
+    architecture: shell.ArchitectureOptions = Architecture(),
+    plan: shell.PlanOptions = TrainingPlan(),
     checkpoint: Path | None = None,
     resume: Path | None = None,
-    overwrite: Overwrite = False,
+    overwrite: shell.Overwrite = False,
 ) -> None:
     """Train a model on cells and save it.
 
@@ -64,18 +61,16 @@ def fit(
     resume
         Checkpoint to go on from.
     """
-    from pyro_fcr.api import FCR
-
-    check_free(out, overwrite=overwrite)
+    shell.check_free(out, overwrite=overwrite)
     if out.exists() and not (out / "model.json").is_file():
         raise FileExistsError(f"{out} holds no model, so it is not replaced.")
-    model = FCR(cells, schema, architecture=architecture, seed=plan.seed)
+    model = pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed)
     history = model.fit(plan, checkpoint=checkpoint, resume=resume)
     model.save(out, overwrite=overwrite)
     print(f"{len(history)} epochs ({history.attrs['stopped']}); model in {out}")
 
 
-def inspect(path: Path, /, *, schema: SchemaOptions | None = None) -> None:
+def inspect(path: Path, /, *, schema: shell.SchemaOptions | None = None) -> None:
     """Show the conditions, graph and claims of a saved model, or check cells before training.
 
     Parameters
@@ -83,20 +78,55 @@ def inspect(path: Path, /, *, schema: SchemaOptions | None = None) -> None:
     path
         A saved model, or cells with a schema.
     """
-    from pyro_fcr.api import FCR
-    from pyro_fcr.data import register
-
     if (path / "model.json").is_file():
-        model = FCR.load(path)
+        model = pyro_fcr.FCR.load(path)
         _show_registry(model.registry)
         _show_programs(model)
     elif schema is not None:
-        _show_registry(register(path, schema)[0])
+        _show_registry(pyro_fcr.data.register(path, schema)[0])
     else:
         raise ValueError(
-            f"{path} is no saved model. To check cells, say what their columns mean: "
+            f"{path} is not a saved model. To check cells, say what their columns mean: "
             "--treatment-key and --covariate-key."
         )
+
+
+def evaluate(
+    model: shell.ModelPath,
+    cells: shell.CellsPath,
+    /,
+    *,
+    out: shell.Out,
+    replicate_key: str | None = None,
+    seed: shell.Seed = 0,
+    overwrite: shell.Overwrite = False,
+) -> None:
+    """Measure a model: responses against baselines, clusters, independences, identifiability.
+
+    Give the cells of the fit under their names, those that its --split-key left out among them:
+    conditions that the fit lacked altogether are predicted and judged. Nothing is fitted again.
+
+    Parameters
+    ----------
+    out
+        Folder for evaluation.json, evaluation.html and a csv per table.
+    replicate_key
+        Column of obs with the replicate (donor, library, plate), which tests of independence then
+        respect.
+    """
+    from pyro_fcr.evaluation.result import TABLES
+
+    for name in (_JSON, _PAGE, *(f"{table}.csv" for table in TABLES)):
+        shell.check_file(out / name, ".json", ".html", ".csv", overwrite=overwrite)
+    fitted = pyro_fcr.FCR.load(model, adata=cells)
+    found = fitted.evaluate(replicate_key=replicate_key, seed=seed)
+    for name, table in found.tables.items():
+        with atomic_write(out / f"{name}.csv") as path:
+            table.to_csv(path, index=False)
+    found.to_json(out / _JSON)
+    found.to_html(out / _PAGE, title=f"Evaluation of {model.resolve().name}")
+    print(found)
+    print(f"{_PAGE}, {_JSON} and {len(found.tables)} tables in {out}")
 
 
 def _show_registry(registry: Registry) -> None:
@@ -113,7 +143,7 @@ def _show_registry(registry: Registry) -> None:
     )
 
 
-def _show_programs(model: FCR) -> None:
+def _show_programs(model: pyro_fcr.FCR) -> None:
     print(model.inspect().to_string())
     print("independences that training enforces")
     for claim in model.claims():

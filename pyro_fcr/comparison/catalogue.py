@@ -18,8 +18,7 @@ from pyro_fcr.data import Registry, Schema, register
 from pyro_fcr.graph.runs import Run
 from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
-from pyro_fcr.objective.schedules import Weight
-from pyro_fcr.objective.terms import Discriminator, Term
+from pyro_fcr.objective import Discriminator, Term, Weight
 from pyro_fcr.programs import build_programs
 from pyro_fcr.values import unknown
 

@@ -10,8 +10,7 @@ from anndata import AnnData
 
 from pyro_fcr.data import Registry, Schema, Split, read_cells, register, split_cells
 from pyro_fcr.modes import seeded
-from pyro_fcr.queries import Query
-from pyro_fcr.queries.blockwise import condition_marks
+from pyro_fcr.queries import Query, condition_marks
 
 _TREATMENT = "treatment"
 

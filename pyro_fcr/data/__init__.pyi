@@ -4,7 +4,7 @@ from .cells import Cells
 from .design import Condition
 from .errors import SchemaError
 from .io import read_cells
-from .ownership import changed_cells, changed_labels, snapshot
+from .ownership import OwnCells
 from .registration import register
 from .registry import Registry
 from .schema import Schema
@@ -13,15 +13,13 @@ from .splits import Split, split_cells
 __all__ = [
     "Cells",
     "Condition",
+    "OwnCells",
     "Registry",
     "Schema",
     "SchemaError",
     "Split",
-    "changed_cells",
-    "changed_labels",
     "datasets",
     "read_cells",
     "register",
-    "snapshot",
     "split_cells",
 ]

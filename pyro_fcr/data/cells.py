@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_fcr.batch import Batch
-from pyro_fcr.counts import CountSummary
+from pyro_fcr.batch import Batch, CountSummary
 from pyro_fcr.data.io import Matrix
 
 Summarise = Callable[[npt.NDArray[np.int64], Matrix], CountSummary]

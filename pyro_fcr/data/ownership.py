@@ -1,8 +1,12 @@
-"""What a fitted model keeps of the cells it was made with, and how other cells differ from them."""
+"""The cells that a model was made with: its own copy, and how others differ from it."""
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,79 +14,133 @@ import pandas as pd
 from anndata import AnnData
 
 from pyro_fcr.data.cells import Cells
-from pyro_fcr.data.io import Matrix, read_matrix
-from pyro_fcr.data.schema import Schema
+from pyro_fcr.data.errors import SchemaError
+from pyro_fcr.data.io import read_matrix
+from pyro_fcr.data.registry import Registry
+
+logger = logging.getLogger(__name__)
 
 
-def snapshot(
-    adata: AnnData, schema: Schema, *, matrix: Matrix | None = None, obsm: Iterable[str] = ()
-) -> AnnData:
-    """Copy what a model needs of cells, so that edits of `adata` no longer reach it.
+class OwnCells:
+    """What a model keeps of cells, so that edits of their AnnData no longer reach it.
 
     Parameters
+    ----------
+    given
+        The cells.
+    registry
+        Their encoding.
+    cells
+        Encoded already, if they are; None encodes them when they are first asked for.
+    obsm
+        Names of arrays in ``given.obsm`` to keep.
+
+    Attributes
     ----------
     adata
-        The cells.
-    schema
-        Names the layer.
-    matrix
-        Their expression where it has been read already; None reads it.
-    obsm
-        Names of arrays in `adata.obsm` to keep.
-
-    Returns
-    -------
-    AnnData
-        With all of `.obs`, the names of the genes, and the expression as `.X` and in the layer
-        that the schema names.
+        All of ``obs``, the names of the genes, and the expression as ``X`` and in the layer that
+        the schema names.
     """
-    expression = read_matrix(adata, schema) if matrix is None else matrix
-    return AnnData(
-        expression,
-        obs=adata.obs.copy(),
-        var=pd.DataFrame(index=adata.var_names.copy()),
-        layers={} if schema.layer is None else {schema.layer: expression},
-        obsm={name: np.array(adata.obsm[name]) for name in obsm},
-    )
+
+    def __init__(
+        self,
+        given: AnnData,
+        registry: Registry,
+        *,
+        cells: Cells | None = None,
+        obsm: Iterable[str] = (),
+    ) -> None:
+        self.registry, layer = registry, registry.schema.layer
+        matrix = read_matrix(given, registry.schema) if cells is None else cells.expression
+        self.adata = AnnData(
+            matrix,
+            obs=given.obs.copy(),
+            var=pd.DataFrame(index=given.var_names.copy()),
+            layers={} if layer is None else {layer: matrix},
+            obsm={name: np.array(given.obsm[name]) for name in obsm},
+        )
+        if cells is not None:
+            self.cells = cells
+        self._given: weakref.ref[AnnData] | None = weakref.ref(given)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_given": None}  # a weak reference cannot be pickled
+
+    @cached_property
+    def cells(self) -> Cells:
+        """The cells as tensors."""
+        return self.registry.encode(self.adata)
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the tensors are made; cells left out of a fit may have labels of no encoding."""
+        return "cells" in self.__dict__
+
+    @property
+    def obs_names(self) -> pd.Index:
+        """Names of the cells."""
+        return self.adata.obs_names
+
+    def warn_if_changed(self) -> None:
+        """Say in the log if the AnnData that the model was made with has other cells or labels."""
+        given = None if self._given is None else self._given()
+        changed = given is not None and self._changed_labels(given.obs)
+        if changed:
+            logger.warning(
+                "adata has changed since the model was made with it (cells: %s). The fit uses the "
+                "%d cells as they were then; make a new FCR to use them as they are now.",
+                changed,
+                self.adata.n_obs,
+            )
+
+    def _changed_labels(self, obs: pd.DataFrame) -> str:
+        was = self.adata.obs
+        gone, new = was.index.difference(obs.index), obs.index.difference(was.index)
+        said = [f"{len(n)} {word}" for n, word in ((gone, "gone"), (new, "new")) if len(n)]
+        both = was.index.intersection(obs.index)
+        for key in self.registry.schema.columns:
+            if key not in obs:
+                said.append(f"column {key!r} gone")
+            elif n := int((was.loc[both, key].astype(str) != obs.loc[both, key].astype(str)).sum()):
+                said.append(f"{n} with another {key!r}")
+        return ", ".join(said)
+
+    def encode_others(self, adata: AnnData) -> Cells:
+        """Encode cells as they are; say in the log which of them are known with other values.
+
+        Raises
+        ------
+        SchemaError
+            The cells are not what the schema says.
+        """
+        try:
+            others = self.registry.encode(adata)
+        except SchemaError as error:
+            if not len(self.obs_names.intersection(adata.obs_names)):
+                raise
+            raise SchemaError(
+                f"{error}. The model keeps a copy of its own cells: leave out adata to ask about "
+                "them as they were when it was made"
+            ) from None
+        changed = _changed(self.cells, others) if self.is_encoded else {}
+        for what, names in changed.items():
+            logger.warning(
+                "%d of %d cells are known to the model with other values of %s, first %r. They are "
+                "taken as they are now; adata=None takes them as they were when it was made.",
+                *(len(names), len(others), what, str(names[0])),
+            )
+        return others
 
 
-def changed_labels(obs: pd.DataFrame, since: pd.DataFrame, schema: Schema) -> str:
-    """Say how annotation differs from what it was; nothing if it does not.
-
-    Parameters
-    ----------
-    obs, since
-        `adata.obs` as it was, and as it is now; cells are matched by name.
-    schema
-        Names the columns to compare.
-    """
-    gone, new = obs.index.difference(since.index), since.index.difference(obs.index)
-    said = [f"{len(names)} {word}" for names, word in ((gone, "gone"), (new, "new")) if len(names)]
-    both = obs.index.intersection(since.index)
-    for key in schema.columns:
-        if key not in since:
-            said.append(f"column {key!r} gone")
-        elif n := int((obs.loc[both, key].astype(str) != since.loc[both, key].astype(str)).sum()):
-            said.append(f"{n} with another {key!r}")
-    return ", ".join(said)
-
-
-def changed_cells(own: Cells, given: Cells) -> dict[str, npt.NDArray[np.str_]]:
-    """Find cells that have the name of one of `own`, but other values.
-
-    Returns
-    -------
-    dict
-        Names of the cells by what differs: `"expression"`, or a site such as `"t"`.
-    """
-    at = pd.Index(own.obs_names).get_indexer(given.obs_names)
+def _changed(own: Cells, others: Cells) -> dict[str, npt.NDArray[np.str_]]:
+    """Return names of cells that both have, by what differs: expression, or a site such as t."""
+    at = pd.Index(own.obs_names).get_indexer(others.obs_names)
     rows = np.flatnonzero(at >= 0)
     at = at[rows]
-    differs = {"expression": ~np.isclose(_digest(own)[at], _digest(given)[rows], rtol=1e-5)}
-    for name in given.levels:
-        sites = own.site(name)[at], given.site(name)[rows]
-        differs[name] = (sites[0] != sites[1]).any(dim=1).numpy()
-    return {name: given.obs_names[rows[cells]] for name, cells in differs.items() if cells.any()}
+    differs = {"expression": ~np.isclose(_digest(own)[at], _digest(others)[rows], rtol=1e-5)}
+    for name in others.levels:
+        differs[name] = (own.site(name)[at] != others.site(name)[rows]).any(dim=1).numpy()
+    return {name: others.obs_names[rows[cells]] for name, cells in differs.items() if cells.any()}
 
 
 def _digest(cells: Cells) -> npt.NDArray[np.float64]:

@@ -6,8 +6,6 @@ however deep the libraries and however strong the gene. (On the mean of log1p va
 shared responses look like interactions.) For log1p data it is the plain mean.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse, stats
 
-from pyro_fcr.metrics.arrays import FloatArray
+from pyro_fcr.metrics.arrays import Codes, FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,16 +48,16 @@ class ConditionCells:
 
     expression: sparse.csr_matrix | npt.NDArray[Any]
     library: FloatArray
-    condition: npt.NDArray[np.int64]
+    condition: Codes
     n_conditions: int
-    replicate: npt.NDArray[np.int64] | None = None
+    replicate: Codes | None = None
     log: bool = True
 
     @cached_property
     def _y(self) -> sparse.csr_matrix:
         return sparse.csr_matrix(self.expression, dtype=np.float64)
 
-    def _sum(self, values: Any, groups: npt.NDArray[np.int64], n_groups: int) -> FloatArray:
+    def _sum(self, values: Any, groups: Codes, n_groups: int) -> FloatArray:
         shape = (n_groups, len(groups))
         ones = np.ones(len(groups))
         total = sparse.csr_matrix((ones, (groups, np.arange(len(groups)))), shape=shape) @ values
@@ -91,14 +89,11 @@ class ConditionCells:
         return 1.0 / (self.sizes * self._level if self.log else self.sizes)
 
     def effect_variance(self, treated: int, untreated: int) -> FloatArray:
-        """Give the sampling variance of the difference of two conditions' means, ``(n_genes,)``."""
-        if self.replicate is not None:
-            treated_part, untreated_part = (
-                self._by_replicate(treated),
-                self._by_replicate(untreated),
-            )
-            return self._correction * ((treated_part - untreated_part) ** 2).sum(axis=0)
-        return self._variance[treated] + self._variance[untreated]
+        """Return the sampling variance of a difference of conditions' means, ``(n_genes,)``."""
+        if self.replicate is None:
+            return self._variance[treated] + self._variance[untreated]
+        difference = self._by_replicate(treated) - self._by_replicate(untreated)
+        return self._correction * (difference**2).sum(axis=0)
 
     @cached_property
     def _variance(self) -> FloatArray:
@@ -118,7 +113,7 @@ class ConditionCells:
         return (self._sum(self._y[rows], groups, n) - expected) * self._slope[condition]
 
     @property
-    def _replicates(self) -> npt.NDArray[np.int64]:
+    def _replicates(self) -> Codes:
         return np.arange(len(self.condition)) if self.replicate is None else self.replicate
 
     @property
@@ -128,7 +123,7 @@ class ConditionCells:
 
     @cached_property
     def degrees_of_freedom(self) -> float:
-        """Of the errors: fewest replicates of a condition, less one; infinite for cells."""
+        """Fewest replicates of a condition, less one; infinite for errors between cells."""
         if self.replicate is None:
             return np.inf
         pairs = np.unique(np.column_stack([self.condition, self.replicate]), axis=0)
@@ -144,17 +139,15 @@ class ConditionCells:
             return ratio
         return np.sign(ratio) * stats.norm.isf(np.maximum(stats.t.sf(np.abs(ratio), df), 1e-300))
 
-    def project(
-        self, weights: FloatArray, conditions: npt.NDArray[np.int64]
-    ) -> tuple[FloatArray, FloatArray]:
+    def project(self, weights: FloatArray, conditions: Codes) -> tuple[FloatArray, FloatArray]:
         """Read all genes of some conditions along one direction.
 
         Parameters
         ----------
         weights
-            Of the genes, ``(n_genes,)``.
+            Weights of the genes, ``(n_genes,)``.
         conditions
-            Which ones.
+            Numbers of the conditions, ``(n,)``.
 
         Returns
         -------
@@ -165,15 +158,14 @@ class ConditionCells:
         for column, condition in enumerate(conditions):
             rows = np.flatnonzero(self.condition == condition)
             loading = weights * self._slope[condition]
-            score = self._y[rows] @ loading - self.library[rows] * (
-                self._level[condition] @ loading
-            )
+            expected = self.library[rows] * (self._level[condition] @ loading)
+            score = self._y[rows] @ loading - expected
             np.add.at(parts[:, column], self._replicates[rows], score)
         return self.mean[conditions] @ weights, self._correction * parts.T @ parts
 
 
 def deviation(effects: FloatArray) -> FloatArray:
-    """Give each context's effect less the median over contexts, ``(n_contexts, ...)``.
+    """Return each context's effect less the median over contexts, ``(n_contexts, ...)``.
 
     The median, not the mean: where a treatment acts differently in one context only, the mean moves
     as well and every other context would seem to differ too.
@@ -188,7 +180,7 @@ def shrink(
 
     Adaptive shrinkage (Stephens 2017, Biostatistics 18:275) around a prediction: the truth is taken
     as ``b * expected`` plus a deviation from a mixture of centred normals. The slope b (between 0
-    for a model that is no help and 1) and the mixture are fitted to all genes.
+    for a model that does not help and 1) and the mixture are fitted to all genes.
 
     Parameters
     ----------

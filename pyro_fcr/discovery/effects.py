@@ -1,13 +1,10 @@
 """What treatments do to genes: whole effects, their parts by latent block, and interactions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from anndata import AnnData
@@ -16,9 +13,12 @@ from torch import Tensor
 
 from pyro_fcr.data import Registry
 from pyro_fcr.discovery.contrasts import deviation
-from pyro_fcr.draws import QueryError, new_cells
-from pyro_fcr.draws.paths import REFERENCE, TOTAL, path_responses
+from pyro_fcr.draws import QueryError
+from pyro_fcr.draws.responder import REFERENCE, TOTAL, path_responses
+from pyro_fcr.metrics.arrays import Codes, FloatArray
 from pyro_fcr.queries import Fitted
+from pyro_fcr.queries.fitted import context_cells
+from pyro_fcr.queries.targets import check_level
 
 INTERACTION = "interaction"
 
@@ -68,14 +68,14 @@ class Effects:
 
     rows: pd.DataFrame
     genes: tuple[str, ...]
-    estimate: npt.NDArray[np.float64]
-    sd: npt.NDArray[np.float64]
-    lower: npt.NDArray[np.float64]
-    upper: npt.NDArray[np.float64]
+    estimate: FloatArray
+    sd: FloatArray
+    lower: FloatArray
+    upper: FloatArray
     uncertainty: str
 
     def to_frame(self, genes: Sequence[str] | None = None) -> pd.DataFrame:
-        """Give a tidy table, one row per row and gene.
+        """Return a tidy table, one row per row and gene.
 
         Parameters
         ----------
@@ -84,33 +84,31 @@ class Effects:
         """
         names = list(self.genes if genes is None else genes)
         columns = self.columns(names)
-        index = np.repeat(np.arange(len(self.rows)), len(names))
         values = {k: getattr(self, k)[:, columns].ravel() for k in _VALUES}
-        table = self.rows.iloc[index].assign(gene=np.tile(names, len(self.rows)), **values)
+        table = self.rows.loc[self.rows.index.repeat(len(names))]
+        table = table.assign(gene=np.tile(names, len(self.rows)), **values)
         return table.assign(uncertainty=self.uncertainty).reset_index(drop=True)
 
-    def columns(self, genes: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Give the columns of some genes.
+    def columns(self, genes: Sequence[str]) -> Codes:
+        """Return the columns of some genes.
 
         Raises
         ------
         KeyError
-            Names the gene that there is not.
+            A gene is unknown; names it.
         """
         columns = pd.Index(self.genes).get_indexer(list(genes))
         if (columns < 0).any():
-            raise KeyError(f"{genes[int(np.argmin(columns))]!r} is no gene of the model.")
+            raise KeyError(f"{genes[int(np.argmin(columns))]!r} is not a gene of the model.")
         return columns
 
     def to_adata(self) -> AnnData:
-        """Give an AnnData: estimates in X, the others in layers, what a row is in obs."""
+        """Return an AnnData: estimates in X, the others in layers, what a row is in obs."""
         obs = self.rows.set_axis(pd.Index(np.arange(len(self.rows)).astype(str)), axis=0)
         layers = {k: getattr(self, k) for k in _VALUES[1:]}
-        adata = AnnData(
-            self.estimate, obs=obs, layers=layers, uns={"uncertainty": self.uncertainty}
-        )
-        adata.var_names = list(self.genes)
-        return adata
+        uns = {"uncertainty": self.uncertainty}
+        var = pd.DataFrame(index=list(self.genes))
+        return AnnData(self.estimate, obs=obs, var=var, layers=layers, uns=uns)
 
     def enrichment(self, context: str, *, genes: Sequence[str] | None = None) -> pd.DataFrame:
         """Find the treatments that hit one context and spare the others.
@@ -132,7 +130,7 @@ class Effects:
         Raises
         ------
         pyro_fcr.QueryError
-            There is no such context, or no other one.
+            The context is unknown, or there is no other one.
         """
         known = list(dict.fromkeys(self.rows["context"]))
         if context not in known or len(known) < 2:
@@ -161,7 +159,7 @@ def effects(
     level: float = 0.9,
     seed: int = 0,
 ) -> Effects:
-    """Give the effect of every treatment in every context, whole and by latent block.
+    """Return the effect of every treatment in every context, whole and by latent block.
 
     Cells of a context are drawn from the model untreated and treated, from the same noise. The
     whole effect is ``"total"``; the part through a block, named like it (``"z_t"``, ``"z_tx"``), is
@@ -179,14 +177,15 @@ def effects(
     n_cells
         Cells drawn for each context.
     level
-        Of the intervals.
+        Level of the intervals.
     seed
-        Of the draws.
+        Seed of the draws.
 
     Raises
     ------
     pyro_fcr.QueryError
-        The data have no untreated cells, or the level is not between 0 and 1.
+        The data have no untreated cells, the level is not between 0 and 1, or the fits are not
+        refits of one model.
     pyro_fcr.SchemaError
         A treatment was never seen; lists the known ones.
 
@@ -207,24 +206,36 @@ def effects(
     registry = members[0].registry
     if registry.schema.control is None:
         raise QueryError("Effects are against untreated cells, but the schema names no control.")
-    if not 0 < level < 1:
-        raise QueryError(f"level is {level}, wanted a number between 0 and 1, such as 0.9.")
+    check_level(level)
+    _check_alike(members)
     arms = arms_of(registry, treatments)
-    rows, found = _rows(registry, arms, members[0]), []
-    for member in members:
-        found.append(_of_member(member, arms, n_cells=n_cells, level=level, seed=seed))
-    values = found[0] if len(members) == 1 else _over_refits(np.stack([f[0] for f in found]), level)
+    found = [
+        np.concatenate([_of_arm(fcr, arm, n_cells, level=level, seed=seed) for arm in arms], axis=1)
+        for fcr in members
+    ]
     kind = "cells" if len(members) == 1 else "parameters"
-    return Effects(
-        rows, registry.genes, **dict(zip(_VALUES, values, strict=True)), uncertainty=kind
-    )
+    values = found[0] if kind == "cells" else _over_refits(np.stack([f[0] for f in found]), level)
+    named = dict(zip(_VALUES, values, strict=True))
+    return Effects(_rows(members[0], arms), registry.genes, **named, uncertainty=kind)
+
+
+def _check_alike(members: Sequence[Fitted]) -> None:
+    def asked(fcr: Fitted) -> tuple[object, ...]:
+        conditions = fcr.registry.conditions
+        return fcr.registry.genes, {(c.treatment, c.dose, str(c.covariates)) for c in conditions}
+
+    for number, fcr in enumerate(members):
+        if asked(fcr) != asked(members[0]):
+            raise QueryError(
+                f"Fit {number + 1} of {len(members)} has other genes or conditions than the first. "
+                "Give refits of one model."
+            )
 
 
 def arms_of(registry: Registry, treatments: Iterable[str] | None = None) -> list[Arm]:
-    """Give the treatments with their doses: all of training, or those of some labels."""
-    control = registry.schema.control
-    trained = [Arm(c.treatment, c.dose) for c in registry.conditions if c.treatment != control]
-    trained = list(dict.fromkeys(trained))
+    """Return the treatments with their doses: all of training, or those of some labels."""
+    treated = (c for c in registry.conditions if c.treatment != registry.schema.control)
+    trained = list(dict.fromkeys(Arm(c.treatment, c.dose) for c in treated))
     if treatments is None:
         return trained
     labels = [registry.canonical(label) for label in treatments]
@@ -233,99 +244,72 @@ def arms_of(registry: Registry, treatments: Iterable[str] | None = None) -> list
 
 
 def contexts_of(registry: Registry) -> list[dict[str, str]]:
-    """Give the contexts of training: a level for every covariate."""
+    """Return the contexts of training: a level for every covariate."""
     found = {tuple(c.covariates.items()) for c in registry.conditions}
     return [dict(context) for context in sorted(found)]
 
 
-def context_name(context: Mapping[str, str]) -> str:
-    """Join the levels of a context."""
-    return ", ".join(context.values())
-
-
 def total_effects(
     fcr: Fitted, arm: Arm, contexts: Sequence[Mapping[str, str]], *, n_cells: int, seed: int
-) -> npt.NDArray[np.float64]:
-    """Give the whole effect of an arm in some contexts, ``(n_contexts, n_genes)``."""
-    worlds = (_paths(fcr, arm, context, n_cells=n_cells, seed=seed) for context in contexts)
+) -> FloatArray:
+    """Return the whole effect of an arm in some contexts, ``(n_contexts, n_genes)``."""
+    worlds = (_paths(fcr, arm, context, n_cells, seed=seed) for context in contexts)
     return np.stack([_log_means(fcr, w[TOTAL]) - _log_means(fcr, w[REFERENCE]) for w in worlds])
 
 
 def _paths(
-    fcr: Fitted, arm: Arm, context: Mapping[str, str], *, n_cells: int, seed: int
+    fcr: Fitted, arm: Arm, context: Mapping[str, str], n_cells: int, *, seed: int
 ) -> dict[str, Tensor]:
-    treated = torch.from_numpy(fcr.registry.encode_treatment(arm.treatment, arm.dose or None))
-    t = treated.to(fcr.device).expand(n_cells, -1)
-    library = torch.full((n_cells, 1), fcr.registry.target_sum or 1.0, device=fcr.device)
-    levels = fcr.registry.encode_covariates(context)
-    sites = {k: torch.from_numpy(v).to(fcr.device).expand(n_cells, -1) for k, v in levels.items()}
-    cells = new_cells({**sites, "t": t}, library, n_genes=len(fcr.registry.genes))
+    t = fcr.registry.encode_treatment(arm.treatment, arm.dose or None)
+    cells = context_cells(fcr, context, n_cells, t=t)
+    untreated, treated = {"t": torch.zeros_like(cells["t"])}, {"t": cells["t"]}
     return path_responses(
-        fcr.model,
-        fcr.guide,
-        cells,
-        fcr.graph,
-        reference={"t": torch.zeros_like(t)},
-        target={"t": t},
-        seed=seed,
+        fcr.model, fcr.guide, cells, fcr.graph, reference=untreated, target=treated, seed=seed
     )
 
 
-def _log_means(fcr: Fitted, expected: Tensor) -> npt.NDArray[np.float64]:
+def _log_means(fcr: Fitted, expected: Tensor) -> FloatArray:
     mean = expected.double().mean(dim=0)
     return (mean.log() if fcr.registry.schema.expression == "counts" else mean).cpu().numpy()
 
 
-def _of_member(
-    fcr: Fitted, arms: Sequence[Arm], *, n_cells: int, level: float, seed: int
-) -> list[npt.NDArray[np.float64]]:
-    """Estimate, sd, lower and upper over the cells of one model, ``(n_rows, n_genes)`` each."""
-    parts = [_of_arm(fcr, arm, n_cells=n_cells, level=level, seed=seed) for arm in arms]
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
-
-
-def _of_arm(
-    fcr: Fitted, arm: Arm, *, n_cells: int, level: float, seed: int
-) -> list[npt.NDArray[np.float64]]:
-    tail = (1 - level) / 2
-    points, spreads = [], []
+def _of_arm(fcr: Fitted, arm: Arm, n_cells: int, *, level: float, seed: int) -> FloatArray:
+    """Return estimate, sd, lower and upper over cells, ``(4, n_rows, n_genes)``."""
+    found = []
     for context in contexts_of(fcr.registry):
-        paths = _paths(fcr, arm, context, n_cells=n_cells, seed=seed)
+        paths = _paths(fcr, arm, context, n_cells, seed=seed)
         before = paths.pop(REFERENCE)
-        points.append([_log_means(fcr, p) - _log_means(fcr, before) for p in paths.values()])
-        spreads.append([_over_cells(fcr, p, before, tail) for p in paths.values()])
-    point, spread = np.array(points), np.array(spreads)  # contexts, paths, (sd lower upper), genes
-    interaction = deviation(point[:, :1])
-    shift = (point[:, 0] - interaction[:, 0])[:, None]
-    moved = spread[:, :1] - np.stack([np.zeros_like(shift), shift, shift], axis=2)
-    point = np.concatenate([point, interaction], axis=1)
-    spread = np.concatenate([spread, moved], axis=1)
-    n_genes = point.shape[-1]
-    return [v.reshape(-1, n_genes) for v in (point, *np.moveaxis(spread, 2, 0))]
+        found.append([_over_cells(fcr, after, before, level) for after in paths.values()])
+    values = np.array(found)  # contexts, paths, values, genes
+    whole = values[:, :1]
+    median = whole[:, :, :1] - deviation(whole[:, :, :1])
+    interaction = whole - median * np.array([1, 0, 1, 1])[:, None]  # the sd stays
+    values = np.concatenate([values, interaction], axis=1)
+    return np.moveaxis(values, 2, 0).reshape(len(_VALUES), -1, values.shape[-1])
 
 
-def _over_cells(
-    fcr: Fitted, expected: Tensor, before: Tensor, tail: float
-) -> npt.NDArray[np.float64]:
-    counts = fcr.registry.schema.expression == "counts"
-    change = expected.log() - before.log() if counts else expected - before
+def _over_cells(fcr: Fitted, after: Tensor, before: Tensor, level: float) -> FloatArray:
+    counts, tail = fcr.registry.schema.expression == "counts", (1 - level) / 2
+    change = after.log() - before.log() if counts else after - before
     ends = torch.quantile(change, change.new_tensor([tail, 1 - tail]), dim=0)
-    return torch.cat([change.std(dim=0)[None], ends]).double().cpu().numpy()
+    spread = torch.cat([change.std(dim=0)[None], ends]).double().cpu().numpy()
+    return np.vstack([_log_means(fcr, after) - _log_means(fcr, before), spread])
 
 
-def _over_refits(estimates: npt.NDArray[np.float64], level: float) -> list[npt.NDArray[np.float64]]:
+def _over_refits(estimates: FloatArray, level: float) -> FloatArray:
     mean, sd = estimates.mean(axis=0), estimates.std(axis=0, ddof=1)
     width = stats.t.ppf((1 + level) / 2, len(estimates) - 1) * sd
-    return [mean, sd, mean - width, mean + width]
+    return np.stack([mean, sd, mean - width, mean + width])
 
 
-def _rows(registry: Registry, arms: Sequence[Arm], fcr: Fitted) -> pd.DataFrame:
-    paths = _paths(fcr, arms[0], contexts_of(registry)[0], n_cells=2, seed=0)
+def _rows(fcr: Fitted, arms: Sequence[Arm]) -> pd.DataFrame:
+    contexts = contexts_of(fcr.registry)
+    paths = _paths(fcr, arms[0], contexts[0], 2, seed=0)
     kinds = [name for name in paths if name != REFERENCE] + [INTERACTION]
     rows = []
     for arm in arms:
-        for context in contexts_of(registry):
-            seen = not registry.is_extrapolated(arm.treatment, context, dose=arm.dose or None)
-            named = {**arm.columns, **context, "context": context_name(context)}
-            rows += [{**named, "effect": kind, "extrapolated": not seen} for kind in kinds]
+        for context in contexts:
+            unseen = fcr.registry.is_extrapolated(arm.treatment, context, dose=arm.dose or None)
+            named = {**arm.columns, **context, "context": ", ".join(context.values())}
+            rows += [{**named, "effect": kind, "extrapolated": unseen} for kind in kinds]
     return pd.DataFrame(rows)

@@ -6,8 +6,6 @@ cells of the other half are then read along that direction. It knows nothing of 
 of the reading is that of the cells, whatever the model is: a bad model costs power, not control.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,15 +15,15 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from pyro_fcr.data import Cells
 from pyro_fcr.data.design import read_design
 from pyro_fcr.data.treatments import canonical_label
 from pyro_fcr.discovery.contrasts import ConditionCells, deviation, shrink
-from pyro_fcr.discovery.effects import Arm, context_name, total_effects
+from pyro_fcr.discovery.effects import Arm, total_effects
 from pyro_fcr.discovery.refits import CrossFit
 from pyro_fcr.draws import QueryError
+from pyro_fcr.metrics.arrays import Codes, FloatArray
+from pyro_fcr.queries.targets import check_level
 
-FloatArray = npt.NDArray[np.float64]
 _MIN_CELLS = 4  # of a condition in each half, below which its error cannot be told
 
 
@@ -55,7 +53,7 @@ class Interactions:
     level: float
 
     def drivers(self, treatment: str, context: str) -> pd.DataFrame:
-        """Give the genes of one pair, the smallest ``qvalue`` and largest estimate first."""
+        """Return the genes of one pair, the smallest ``qvalue`` and largest estimate first."""
         table = self.genes
         rows = table[(table["treatment"] == treatment) & (table["context"] == context)]
         order = np.lexsort((-rows["estimate"].abs(), rows["pvalue"], rows["qvalue"]))
@@ -84,7 +82,7 @@ def rank_interactions(
     n_cells
         Cells drawn from the fits for each condition.
     seed
-        Of these draws.
+        Seed of these draws.
 
     Returns
     -------
@@ -109,9 +107,20 @@ def rank_interactions(
     the p-value of a pair combines that of the direction with that of its genes (Cauchy combination,
     Liu and Xie 2020, JASA 115:393). Genes are tested within the pairs found, with the level
     corrected for the choice (Benjamini and Bogomolov 2014, JRSS B 76:297).
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[::5, :40].copy()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(adata, schema)
+    >>> found = rank_interactions(pyro_fcr.cross_fit(fcr, max_epochs=1), n_cells=50)
+    >>> found.pairs.shape[0], {"z", "pvalue", "qvalue"} <= set(found.pairs)
+    (5, True)
     """
-    if not 0 < level < 1:
-        raise QueryError(f"level is {level}, wanted a number between 0 and 1, such as 0.1.")
+    check_level(level)
     halves = _Halves(cross)
     found = [
         _examine(effect, row, min_counts=min_counts)
@@ -147,31 +156,30 @@ class _Halves:
         self.members, self.schema = cross.members, cross.members[0].registry.schema
         adata = cross.members[0].source(None)
         self.design = read_design(adata.obs, self.schema)
-        self.names = [
-            dict(zip(self.schema.covariate_keys, levels, strict=True))
-            for levels in self.design.contexts
-        ]
+        keys = self.schema.covariate_keys
+        self.names = [dict(zip(keys, levels, strict=True)) for levels in self.design.contexts]
         cells = cross.members[0].registry.encode(adata)
-        self.cells = [self._half(cross, cells, k) for k in (0, 1)]
+        library = cells.library.numpy().astype(np.float64).ravel()
+        self.cells = []
+        for rows in (np.flatnonzero(cross.half == k) for k in (0, 1)):
+            given = None if cross.replicate is None else cross.replicate[rows]
+            half = ConditionCells(
+                cells.expression[rows],
+                library[rows],
+                self.design.conditions[rows],
+                len(self.design.treatments) * len(self.names),
+                None if given is None else np.unique(given, return_inverse=True)[1],
+                log=self.schema.expression == "counts",
+            )
+            self.cells.append(half)
 
-    def _half(self, cross: CrossFit, cells: Cells, k: int) -> ConditionCells:
-        rows, replicate = np.flatnonzero(cross.half == k), cross.replicate
-        return ConditionCells(
-            cells.expression[rows],
-            cells.library.numpy().astype(np.float64).ravel()[rows],
-            self.design.conditions[rows],
-            len(self.design.treatments) * len(self.names),
-            None if replicate is None else np.unique(replicate[rows], return_inverse=True)[1],
-            log=self.schema.expression == "counts",
-        )
-
-    def treatments(self, *, n_cells: int, seed: int) -> list[_Treatment]:
-        """Give the treatments that can be compared between contexts.
+    def treatments(self, *, n_cells: int, seed: int) -> "list[_Treatment]":
+        """Return the treatments that can be compared between contexts.
 
         Raises
         ------
         QueryError
-            There is none.
+            No treatment can.
         """
         n = (len(self.design.treatments), len(self.names))
         sizes = [np.bincount(c.condition, minlength=n[0] * n[1]).reshape(n) for c in self.cells]
@@ -198,7 +206,7 @@ class _Treatment:
 
     halves: _Halves
     t: int
-    contexts: npt.NDArray[np.int64]
+    contexts: Codes
     n_cells: int
     seed: int
 
@@ -208,7 +216,7 @@ class _Treatment:
         return Arm(canonical_label(treatment.agents, self.halves.schema), treatment.doses)
 
     @property
-    def ends(self) -> npt.NDArray[np.int64]:
+    def ends(self) -> Codes:
         """Conditions with and without the treatment, ``(2, n_contexts)``."""
         n = len(self.halves.names)
         return np.array([self.t * n + self.contexts, self.contexts])
@@ -221,10 +229,8 @@ class _Treatment:
     @cached_property
     def variance(self) -> list[FloatArray]:
         """Sampling variance of these."""
-        return [
-            np.array([cells.effect_variance(*ends) for ends in self.ends.T])
-            for cells in self.halves.cells
-        ]
+        halves, ends = self.halves.cells, self.ends.T
+        return [np.array([cells.effect_variance(*each) for each in ends]) for cells in halves]
 
     @cached_property
     def expected(self) -> list[FloatArray]:
@@ -238,20 +244,12 @@ class _Treatment:
     @cached_property
     def _oddity(self) -> list[FloatArray]:
         """How far each context's effect is from the median, as each half tells."""
-        return [
-            np.array(
-                [
-                    (shrink(*each)[0] ** 2 / each[1]).sum()
-                    for each in zip(
-                        deviation(self.observed[k]),
-                        self.variance[k],
-                        deviation(self.expected[k]),
-                        strict=True,
-                    )
-                ]
-            )
-            for k in (0, 1)
-        ]
+        found = []
+        for k in (0, 1):
+            observed, expected = deviation(self.observed[k]), deviation(self.expected[k])
+            rows = zip(observed, self.variance[k], expected, strict=True)
+            found.append(np.array([(shrink(*row)[0] ** 2 / row[1]).sum() for row in rows]))
+        return found
 
     def contrast(self, row: int, half: int) -> FloatArray:
         """Weights of the contexts in a pair's contrast for one half, chosen on the other."""
@@ -263,7 +261,7 @@ class _Treatment:
         return weights
 
     def seen(self, weights: FloatArray, half: int, *, fit: int) -> tuple[FloatArray, ...]:
-        """Give a contrast as a half's cells show it, its variance, and as a fit expects it."""
+        """Return a contrast as a half's cells show it, its variance, and as a fit expects it."""
         variance = weights**2 @ self.variance[half]
         return weights @ self.observed[half], variance, weights @ self.expected[fit]
 
@@ -279,7 +277,7 @@ def _examine(
     table = _test_genes(effect, row, genes)
     z = float(np.mean([_read_half(effect, row, half, genes) for half in (0, 1)]))
     context = halves.names[x]
-    names = {**effect.arm.columns, **context, "context": context_name(context)}
+    names = {**effect.arm.columns, **context, "context": ", ".join(context.values())}
     parts = {"pvalue_direction": float(stats.norm.sf(z)), "pvalue_genes": _simes(table["pvalue"])}
     pair = {
         **names,

@@ -5,8 +5,6 @@ spread between refits does, but not of a bias that all fits share; cells that a 
 can test what it claims.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -74,12 +72,12 @@ def cross_fit(
     replicate_key
         Column of obs with the replicate (donor, library, plate) of each cell. Replicates then stay
         whole, half of them in each half, and claims are judged by the spread between them. Give it
-        where there are any: cells of one replicate are no independent evidence. Without it each
+        where there are any: cells of one replicate are not independent evidence. Without it each
         condition's cells are halved at random.
     programs
         Function that makes a fresh model and guide, for programs of your own.
     seed
-        Of the halves and the fits.
+        Seed of the halves and the fits.
     **settings
         As in :meth:`pyro_fcr.FCR.fit`, e.g. ``max_epochs=150``.
 
@@ -89,6 +87,18 @@ def cross_fit(
         There are no untreated cells, or no treatment was seen in two contexts beside them.
     pyro_fcr.SchemaError
         A condition has fewer than two cells, or replicates, in a half.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[::5, :40].copy()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(adata, schema)
+    >>> cross = cross_fit(fcr, max_epochs=1)
+    >>> [int((cross.half == k).sum()) for k in (0, 1)]
+    [500, 500]
     """
     adata = fcr.source(None)
     _check_comparable(fcr.registry)
@@ -113,10 +123,10 @@ def bootstrap(
     """Fit the model again on cells drawn with replacement, condition by condition.
 
     The spread between the fits is that of the parameters: what other cells of the same conditions,
-    other initial values and other batches would have given. It is no confidence interval: what all
-    fits get wrong alike, it does not show, and a weak interaction is shrunk to nothing by all of
-    them (measured in ``tests/benchmarks/interval_coverage.py``: of planted interactions, intervals
-    of the total effect at 90 % held 5 %, of other effects 76 %). For claims see
+    other initial values and other batches would have given. It is not a confidence interval: it
+    does not show what all fits get wrong alike, and all of them shrink a weak interaction to
+    nothing (measured in ``tests/benchmarks/interval_coverage.py``: of planted interactions,
+    intervals of the total effect at 90 % held 5 %, of other effects 76 %). For claims see
     :func:`pyro_fcr.rank_interactions`.
 
     Parameters
@@ -124,7 +134,7 @@ def bootstrap(
     fcr
         The model, with its data; it need not be fitted and is not changed.
     n_refits
-        How many fits, at least 2.
+        Number of fits, at least 2.
     programs, seed, **settings
         As in :func:`cross_fit`.
 
@@ -132,9 +142,21 @@ def bootstrap(
     ------
     ValueError
         ``n_refits`` is below 2.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[::5, :40].copy()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(adata, schema)
+    >>> refits = bootstrap(fcr, 2, max_epochs=1)
+    >>> pyro_fcr.effects(refits, n_cells=20).uncertainty
+    'parameters'
     """
     if n_refits < 2:
-        raise ValueError(f"n_refits is {n_refits}, wanted 2 or more: one fit has no spread.")
+        raise ValueError(f"n_refits is {n_refits}; expected 2 or more: one fit has no spread.")
     schema, obs = fcr.registry.schema, fcr.source(None).obs
     condition = read_design(obs, schema).conditions
     refits = []
@@ -213,7 +235,7 @@ def _check_halves(half: Codes, condition: Codes, unit: Codes, names: pd.Index) -
             cell = names[np.flatnonzero(cells)[0]]
             raise SchemaError(
                 f"The condition of cell {cell!r} has {n[0]} and {n[1]} cells (replicates, with "
-                "replicate_key) in the two halves, wanted two in each. Drop the condition, or "
+                "replicate_key) in the two halves; expected two in each. Drop the condition, or "
                 "leave out replicate_key: cells then count as independent."
             )
 

@@ -3,38 +3,6 @@
 Batches go in, tensors and arrays come out; nothing here knows AnnData or training.
 """
 
-from pyro_fcr.draws.labels import LabelDistribution, label_blind_means, prior_moments
-from pyro_fcr.draws.responder import (
-    QueryError,
-    Responder,
-    abduct,
-    block_seed,
-    block_size,
-    blocks_of,
-    check_held,
-    held_by_default,
-    new_cells,
-    outcome,
-    posterior_means,
-    posterior_moments,
-    respond,
-)
+import lazy_loader
 
-__all__ = [
-    "LabelDistribution",
-    "QueryError",
-    "Responder",
-    "abduct",
-    "block_seed",
-    "block_size",
-    "blocks_of",
-    "check_held",
-    "held_by_default",
-    "label_blind_means",
-    "new_cells",
-    "outcome",
-    "posterior_means",
-    "posterior_moments",
-    "prior_moments",
-    "respond",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,8 +4,6 @@ Nothing here knows AnnData or training; batches go in, draws go to sinks, arrays
 outlives its draw.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,21 +19,36 @@ from pyro_fcr.graph import Graph, read_graph
 from pyro_fcr.graph.runs import drawn_sites
 from pyro_fcr.modes import looking, outside_param_store
 
+REFERENCE, TOTAL, DIRECT = "reference", "total", "direct"
 _VALUES_PER_BLOCK = 2**19
 
 
 class QueryError(ValueError):
-    """A question that the model cannot answer as it is asked; the message says why."""
+    """A question that the model cannot answer as it is asked; the message says why.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(pyro_fcr.datasets.gbm_panobinostat(), schema)
+    >>> try:
+    ...     fcr.counterfactual()
+    ... except pyro_fcr.QueryError as error:
+    ...     print(error)
+    The query has no target: give treatment=, dose= or covariates=.
+    """
 
 
 def held_by_default(graph: Graph, intervened: Iterable[str]) -> tuple[str, ...]:
-    """Give the latents that no intervened site is a cause of: what a cell keeps."""
+    """Return the latents that no intervened site is a cause of: what a cell keeps."""
     changed = set(intervened)
     return tuple(z for z in graph.blocks if not changed & graph.ancestors(z))
 
 
 def check_held(graph: Graph, held: Iterable[str], intervened: Iterable[str]) -> None:
-    """Refuse to hold what is no latent or what the intervention acts through.
+    """Refuse to hold what is not a latent or what the intervention acts through.
 
     Raises
     ------
@@ -45,61 +58,16 @@ def check_held(graph: Graph, held: Iterable[str], intervened: Iterable[str]) -> 
     allowed = held_by_default(graph, intervened)
     for site in held:
         if site not in graph.blocks:
-            raise QueryError(f"hold: {site!r} is no latent; these are: {', '.join(graph.blocks)}.")
+            raise QueryError(
+                f"hold: unknown latent {site!r}. The model's latents are {', '.join(graph.blocks)}."
+            )
         if site not in allowed:
             causes = ", ".join(sorted(graph.ancestors(site) & set(intervened)))
             raise QueryError(
-                f"hold: {site} is caused by {causes}, which the query changes: holding it would "
+                f"hold: {site} is caused by {causes}, which the query changes. Holding it would "
                 "return a part of the cells as they are. What can be held: "
                 f"{', '.join(allowed) or 'nothing'}."
             )
-
-
-def posterior_means(
-    model: nn.Module, guide: nn.Module, batches: Iterable[Batch], *, blocks: Iterable[str]
-) -> dict[str, np.ndarray]:
-    """Give the guide's mean of some blocks for cells, ``{block: (n_cells, n_latent)}``.
-
-    Parameters
-    ----------
-    model, guide
-        The two programs.
-    batches
-        The cells, in order.
-    blocks
-        Latents.
-    """
-    moments = _posterior(model, guide, batches, blocks=blocks, moments=("mean",))
-    return {block: mean for block, (mean,) in moments.items()}
-
-
-def posterior_moments(
-    model: nn.Module, guide: nn.Module, batches: Iterable[Batch], *, blocks: Iterable[str]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Give the guide's means and variances of one pass; see :func:`posterior_means`."""
-    moments = _posterior(model, guide, batches, blocks=blocks, moments=("mean", "variance"))
-    means, variances = ({block: each[i] for block, each in moments.items()} for i in (0, 1))
-    return means, variances
-
-
-def _posterior(
-    model: nn.Module,
-    guide: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    blocks: Iterable[str],
-    moments: Sequence[str],
-) -> dict[str, tuple[np.ndarray, ...]]:
-    found: dict[str, list[list[np.ndarray]]] = {block: [] for block in blocks}
-    with looking(model, guide):
-        for batch in batches:
-            nodes = _drawn_by(guide, batch)
-            for block, parts in found.items():
-                parts.append([getattr(nodes[block]["fn"], m).cpu().numpy() for m in moments])
-    return {
-        block: tuple(np.concatenate(each) for each in zip(*parts, strict=True))
-        for block, parts in found.items()
-    }
 
 
 def respond(
@@ -122,7 +90,7 @@ def respond(
         Values to set exogenous sites to, ``(n_cells, n_features)``.
     hold
         Latents drawn from the guide given the cells' expression; the others are drawn from their
-        conditional priors under ``do``. What all cells have in common is to be among them.
+        conditional priors under ``do``. Latents that all cells share must be among them.
 
     Returns
     -------
@@ -143,13 +111,14 @@ def abduct(guide: nn.Module, batch: Batch, sites: tuple[str, ...]) -> dict[str, 
     batch
         The cells.
     sites
-        Latents.
+        Names of latents.
 
     Returns
     -------
-    A draw of each, ``{site: (n_cells, n_latent)}``; of what all cells share, its own shape.
+    A draw of each, ``{site: (n_cells, n_latent)}``; a latent that all cells share keeps its own
+    shape.
     """
-    nodes = _drawn_by(guide, batch) if sites else {}
+    nodes = drawn_by(guide, batch) if sites else {}
     return {site: nodes[site]["value"] for site in sites}
 
 
@@ -161,7 +130,7 @@ def outcome(
     do: Mapping[str, Tensor],
     draw: bool = True,
 ) -> Any:
-    """Run the model once on cells without expression and give its site y.
+    """Run the model once on cells without expression and return its site y.
 
     Parameters
     ----------
@@ -174,20 +143,79 @@ def outcome(
     do
         Values to set exogenous sites to, ``(n_cells, n_features)``.
     draw
-        Whether to draw expression; otherwise its expectation stands in its place.
+        Whether to draw expression; otherwise its expectation takes its place.
 
     Returns
     -------
     The site: ``["fn"]`` is the distribution, ``["value"]`` the draw, ``(n_cells, n_genes)``.
     """
-    program: Any = poutine.do(poutine.condition(model, dict(held)), dict(do))
+    program = _world(model, held=held, do=do)
     if not draw:
         program = _Expect()(program)
     return poutine.trace(program).get_trace(cells).nodes["y"]
 
 
+def path_responses(
+    model: nn.Module,
+    guide: nn.Module,
+    batch: Batch,
+    graph: Graph,
+    *,
+    reference: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Predict the same cells in two worlds, and with one block at a time from the other world.
+
+    Both worlds are drawn from the same noise, so that what the intervention does not reach is equal
+    in both: the difference is the response, not sampling noise.
+
+    Parameters
+    ----------
+    model, guide
+        The two programs. Latents of cells are drawn from the model; only latents that all cells
+        share are taken from the guide.
+    batch
+        The cells; library sizes and exogenous sites are read.
+    graph
+        The graph of the model.
+    reference, target
+        Values that the exogenous sites are set to in the two worlds, ``(n_cells, n_features)``.
+    seed
+        Seed of the draws; the global random state is left alone.
+
+    Returns
+    -------
+    Expected expression ``(n_cells, n_genes)`` by world or path: ``"reference"``, ``"total"`` (all
+    of the target world), the name of each block that the intervention reaches (this block alone
+    from the target world), and ``"direct"`` where the outcome itself has an intervened parent.
+    """
+    cells, device = batch.without("y"), batch["library"].device
+    with looking(model, guide, seed=seed, device=device):
+        shared = abduct(guide, batch, tuple(graph.shared))
+
+    def draw(do: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with looking(model, seed=seed, device=device):
+            trace = poutine.trace(_world(model, held=shared, do=do)).get_trace(cells)
+        drawn = {name: node["value"] for name, node in drawn_sites(trace).items() if name != "y"}
+        return {**shared, **drawn}
+
+    def expect(latents: Mapping[str, Tensor], do: Mapping[str, Tensor]) -> Tensor:
+        with looking(model, seed=seed, device=device):
+            return outcome(model, cells, held=latents, do=do, draw=False)["fn"].mean
+
+    before, after = draw(reference), draw(target)
+    found = {REFERENCE: expect(before, reference), TOTAL: expect(after, target)}
+    for block in graph.blocks:
+        if block not in held_by_default(graph, target):
+            found[block] = expect({**before, block: after[block]}, reference)
+    if any(set(graph.parents[y]) & set(target) for y in graph.outcomes):
+        found[DIRECT] = expect(before, target)
+    return found
+
+
 class Responder:
-    """Draws what cells would express and hands each draw to sinks.
+    """Draw what cells would express, and hand each draw to sinks.
 
     Parameters
     ----------
@@ -232,8 +260,8 @@ class Responder:
         batch
             The cells. Their expression is read only if something is held.
         expected, drawn
-            Take the expected expression given the drawn latents, and the drawn expression,
-            ``(n_cells, n_genes)`` a draw. Without the latter no expression is drawn.
+            Sinks of the expected expression given the drawn latents, and of the drawn expression,
+            ``(n_cells, n_genes)`` a draw. Without ``drawn`` no expression is drawn.
         do
             Values to set exogenous sites to, ``(n_cells, n_features)``.
         library
@@ -241,7 +269,7 @@ class Responder:
         n_draws
             Draws per cell.
         seed
-            Of the draws; the global random state is left alone.
+            Seed of the draws; the global random state is left alone.
         """
         cells = batch.without("y")
         if library is not None:
@@ -265,7 +293,7 @@ class Responder:
             latents = set(graph.latents)
             self._apart = not any(graph.ancestors(site) & latents for site in self.hold)
         if self._apart:
-            known = _drawn_by(self.guide, batch)
+            known = drawn_by(self.guide, batch)
             return lambda: {site: known[site]["fn"].sample() for site in self.hold}
         return lambda: abduct(self.guide, batch, self.hold)
 
@@ -288,7 +316,7 @@ def new_cells(sites: Mapping[str, Tensor], library: Tensor, *, n_genes: int) -> 
 
 
 def block_size(n_genes: int) -> int:
-    """Give how many cells are drawn from one seed, a power of two.
+    """Return how many cells are drawn from one seed, a power of two.
 
     It depends on the number of genes alone, so that draws do not change with the memory that an
     answer may take.
@@ -298,7 +326,7 @@ def block_size(n_genes: int) -> int:
 
 
 def block_seed(seed: int, number: int) -> int:
-    """Give the seed of a block of cells: another one for each, and for each seed."""
+    """Return the seed of a block of cells, which differs between blocks and between seeds."""
     return int(np.random.SeedSequence((seed % 2**64, number)).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -310,13 +338,18 @@ def blocks_of(batch: Batch, size: int) -> Iterator[tuple[Batch, slice]]:
 
 
 class _Expect(Messenger):
-    """Gives the outcome its expectation, where its noise would be drawn for nothing."""
+    """Set the outcome to its expectation where drawing its noise would be wasted."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == "y" and not msg["is_observed"]:
             msg["value"], msg["done"] = msg["fn"].mean, True
 
 
-def _drawn_by(guide: nn.Module, batch: Batch) -> dict[str, Any]:
+def _world(model: nn.Module, *, held: Mapping[str, Tensor], do: Mapping[str, Tensor]) -> Any:
+    return poutine.do(poutine.condition(model, dict(held)), dict(do))
+
+
+def drawn_by(guide: nn.Module, batch: Batch) -> dict[str, Any]:
+    """Run the guide and return the latents that it drew, by name."""
     with outside_param_store():
         return drawn_sites(poutine.trace(guide).get_trace(batch))

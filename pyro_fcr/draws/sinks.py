@@ -13,7 +13,7 @@ _AT_ONCE = 2**18  # values that are sorted together; bounds the memory of sortin
 
 
 class Sink(ABC):
-    """Takes draws of the same cells, one after the other, and gives a summary of them."""
+    """Take draws of the same cells, one after the other, and summarise them."""
 
     @abstractmethod
     def update(self, values: Tensor) -> None:
@@ -21,15 +21,15 @@ class Sink(ABC):
 
     @abstractmethod
     def result(self) -> dict[str, Tensor]:
-        """Give the summary of the draws so far by name, ``(n_cells, n_features)`` mostly."""
+        """Return the summary of the draws so far by name, ``(n_cells, n_features)`` mostly."""
 
     @abstractmethod
     def bytes_per_value(self, n_draws: int) -> int:
-        """Give the memory that a cell and feature takes, result included."""
+        """Return the bytes that a cell and feature takes, result included."""
 
 
 class Moments(Sink):
-    """Mean and standard deviation (of the draws at hand: divided by their number).
+    """Mean and standard deviation; the variance is divided by the number of draws.
 
     Sums of differences from the first draw, in float64, so that nothing cancels.
 
@@ -57,25 +57,25 @@ class Moments(Sink):
         self._squares += step.square_()
 
     def result(self) -> dict[str, Tensor]:
-        """Give ``mean`` and ``sd``, ``(n_cells, n_features)`` each."""
+        """Return ``mean`` and ``sd``, ``(n_cells, n_features)`` each."""
         step = self._sum / self.n_draws
         variance = (self._squares / self.n_draws).sub_(step.square()).clamp_(min=0.0)
         dtype = self._first.dtype
         return {"mean": (step + self._first).to(dtype), "sd": variance.sqrt_().to(dtype)}
 
     def bytes_per_value(self, n_draws: int) -> int:
-        """Give the memory that a cell and feature takes: two sums, the first draw, the result."""
+        """Return the bytes that a cell and feature takes: two sums, the first draw, the result."""
         return 4 * 8 + 3 * 4
 
 
 class Quantiles(Sink):
     """Quantiles, exact up to ``size`` draws, of bounded rank error beyond.
 
-    A row of compactors (Karnin, Lang and Liberty 2016, arXiv 1603.05346, here of equal size and
-    without coin flips): a full buffer is sorted and every other value, odd and even ones in turn,
-    goes to the next buffer, where each stands for twice as many draws. With n draws there are
-    about log2(n / size) buffers, and each but the last puts a rank off by n / (2 size) at most,
-    mostly by far less.
+    The sketch is a row of compactors (Karnin, Lang and Liberty 2016, arXiv 1603.05346, here of
+    equal size and without coin flips): a full buffer is sorted, and every other value, odd and even
+    ones in turn, goes to the next buffer, where each stands for twice as many draws. With n draws
+    there are about log2(n / size) buffers. Each but the last puts a rank off by n / (2 size) at
+    most, usually by far less.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class Quantiles(Sink):
         self._levels[0].push(values.reshape(1, -1))
 
     def result(self) -> dict[str, Tensor]:
-        """Give ``q05`` and the like, ``(n_cells, n_features)`` each."""
+        """Return ``q05`` and the like, ``(n_cells, n_features)`` each."""
         filled = [(2**i, buffer) for i, buffer in enumerate(self._levels) if buffer.n]
         n_columns = self._shape.numel()
         # Levels of weight 1 alone need no weights, and so no slow sort that keeps track of them.
@@ -119,12 +119,12 @@ class Quantiles(Sink):
         return {name: row.reshape(self._shape) for name, row in zip(names, rows, strict=True)}
 
     def bytes_per_value(self, n_draws: int) -> int:
-        """Give the memory that a cell and feature takes: its buffers and the result."""
+        """Return the bytes that a cell and feature takes: its buffers and the result."""
         n_levels = 1 + ceil(log2(max(1.0, n_draws / self.size)))
         return 4 * (self.size * n_levels + 2 * len(self.probabilities))
 
     def _room(self, level: int, like: Tensor) -> None:
-        """Make room in a level, by moving on the half of it that stands for all."""
+        """Make room in a level by passing on the half of it that stands for all."""
         if level == len(self._levels):
             self._levels.append(_Buffer(like.new_empty(self.size, like.numel())))
         buffer = self._levels[level]
@@ -140,7 +140,7 @@ def quantile_name(probability: float) -> str:
 
 
 class EveryDraw(Sink):
-    """Every draw. Its memory grows with them, as the answer does.
+    """Every draw; the memory grows with their number, as the answer does.
 
     Examples
     --------
@@ -159,21 +159,21 @@ class EveryDraw(Sink):
         self._kept.append(values.clone())
 
     def result(self) -> dict[str, Tensor]:
-        """Give ``draws``, ``(n_cells, n_draws, n_features)``."""
+        """Return ``draws``, ``(n_cells, n_draws, n_features)``."""
         return {"draws": torch.stack(self._kept, dim=1)}
 
     def bytes_per_value(self, n_draws: int) -> int:
-        """Give the memory that a cell and feature takes: the draws, and once more to join them."""
+        """Return the bytes that a cell and feature takes: twice its draws, to join them."""
         return 2 * 4 * n_draws
 
 
 class Rows(Sink):
-    """Hands the draws of some of the cells on.
+    """Pass on the draws of some of the cells.
 
     Parameters
     ----------
     sink
-        What takes them.
+        The sink that takes them.
     rows
         Which cells.
 
@@ -193,16 +193,16 @@ class Rows(Sink):
         self.sink.update(values[self.rows])
 
     def result(self) -> dict[str, Tensor]:
-        """Give the summary of the cells in question."""
+        """Return the summary of these cells."""
         return self.sink.result()
 
     def bytes_per_value(self, n_draws: int) -> int:
-        """Give the memory that the sink takes."""
+        """Return the bytes that the sink takes."""
         return self.sink.bytes_per_value(n_draws)
 
 
 class _Buffer:
-    """The values of one weight, ``(size, n_columns)`` of which the first ``n`` rows are filled."""
+    """Values of one weight, ``(size, n_columns)``, of which the first ``n`` rows are filled."""
 
     def __init__(self, rows: Tensor) -> None:
         self.rows, self.n, self._odd = rows, 0, False
@@ -246,7 +246,7 @@ def _exact(values: list[tuple[int, Tensor]], probabilities: Sequence[float]) -> 
 
 
 def _weighted(values: list[tuple[int, Tensor]], probabilities: Sequence[float]) -> Tensor:
-    """Take quantiles as if each value stood there as often as it weighs."""
+    """Take quantiles as if each value were repeated as often as its weight says."""
     rows, order = torch.cat([v for _, v in values], dim=-1).sort(dim=-1)
     weight = torch.cat([rows.new_full(v.shape[-1:], w, dtype=torch.int64) for w, v in values])
     until = weight[order].cumsum(dim=-1)
@@ -259,7 +259,7 @@ def _weighted(values: list[tuple[int, Tensor]], probabilities: Sequence[float]) 
 
 
 def _positions(n: int, probabilities: Sequence[float]) -> Iterator[tuple[int, int, float]]:
-    """Give for each quantile of n sorted values the two neighbours and the way between them."""
+    """Yield, for each quantile of n sorted values, its two neighbours and the way between them."""
     for probability in probabilities:
         position = probability * (n - 1)
         low = int(position)

@@ -5,8 +5,9 @@ Nothing here knows AnnData or training; batches go in, tensors come out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class Draws:
     Parameters
     ----------
     latents
-        By name, ``(n_draws, n_cells, *)``; what all cells share ``(n_draws, *)``.
+        Latents by name, ``(n_draws, n_cells, *)``; those that all cells share, ``(n_draws, *)``.
     y
         Drawn expression of the kept genes, ``(n_draws, n_cells, n_kept)``.
     log_likelihood
@@ -41,30 +42,27 @@ class Draws:
 
     @classmethod
     def stack(cls, draws: Sequence[Draws]) -> Draws:
-        """Put single draws of the same cells one upon the other."""
-        scores = [d.log_likelihood for d in draws if d.log_likelihood is not None]
-        return cls(
-            {site: torch.stack([d.latents[site] for d in draws]) for site in draws[0].latents},
-            torch.stack([d.y for d in draws]),
-            torch.stack(scores) if scores else None,
-        )
+        """Stack single draws of the same cells."""
+        return cls._merged(draws, torch.stack)
 
     @classmethod
-    def join(cls, chunks: Sequence[Draws], shared: Iterable[str]) -> Draws:
-        """Put draws of different cells side by side; shared latents are those of the first."""
-        first, scores = (
-            chunks[0],
-            [c.log_likelihood for c in chunks if c.log_likelihood is not None],
-        )
+    def join(cls, chunks: Sequence[Draws], shared: Collection[str]) -> Draws:
+        """Concatenate draws of different cells; shared latents are those of the first."""
+        return cls._merged(chunks, partial(torch.cat, dim=1), shared)
+
+    @classmethod
+    def _merged(
+        cls, parts: Sequence[Draws], merge: Callable[..., Tensor], shared: Collection[str] = ()
+    ) -> Draws:
         latents = {
-            site: value if site in shared else torch.cat([c.latents[site] for c in chunks], dim=1)
-            for site, value in first.latents.items()
+            site: value if site in shared else merge([part.latents[site] for part in parts])
+            for site, value in parts[0].latents.items()
         }
-        y = torch.cat([c.y for c in chunks], dim=1)
-        return cls(latents, y, torch.cat(scores, dim=1) if scores else None)
+        scores = [part.log_likelihood for part in parts if part.log_likelihood is not None]
+        return cls(latents, merge([part.y for part in parts]), merge(scores) if scores else None)
 
     def only(self, sites: Iterable[str]) -> dict[str, Tensor]:
-        """Give the draws of some latents."""
+        """Return the draws of some latents."""
         return {site: self.latents[site] for site in sites}
 
 
@@ -77,12 +75,12 @@ class Sampler:
     model, guide
         The two programs.
     graph
-        That of the model.
+        The graph of the model.
     genes
         Positions of the genes whose expression is kept, ``(n_kept,)``; all genes are drawn, one
         draw at a time.
     n_draws
-        Draws of each group.
+        Number of draws of each group.
     """
 
     model: nn.Module
@@ -100,7 +98,7 @@ class Sampler:
         first: Mapping[str, Draws] | None = None,
         seed: int = 0,
     ) -> dict[str, Draws]:
-        """Draw the sites of some cells in every way.
+        """Draw the sites of some cells from the posterior, the prior and the predictions.
 
         Parameters
         ----------
@@ -110,14 +108,15 @@ class Sampler:
             As in :func:`pyro_fcr.draws.respond`. A draw under ``do`` keeps what the posterior
             draw of the same number has in the latents that are held or shared.
         first
-            The groups of the first cells, if these are further ones: shared latents are theirs.
+            The groups of the first cells, if these are further ones: shared latents are taken from
+            them.
         seed
-            Of the draws; the global random state is left alone.
+            Seed of the draws; the global random state is left alone.
 
         Returns
         -------
         ``"posterior"``: latents from the guide; ``"prior"``: latents from their priors under the
-        cells' own exogenous sites; with ``do`` also ``"predictions"``. Each with y given them.
+        cells' own exogenous sites; with ``do`` also ``"predictions"``. Each has y given latents.
         """
         shared = self.graph.shared
         known = {name: draws.only(shared) for name, draws in (first or {}).items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,22 +12,70 @@ import pandas as pd
 from anndata import AnnData
 
 from pyro_fcr.data import Split
-from pyro_fcr.draws import prior_moments
-from pyro_fcr.evaluation.encoded import Encoded
+from pyro_fcr.data.design import Codes
+from pyro_fcr.draws import label_blind_means, posterior_moments, prior_moments
 from pyro_fcr.metrics.arrays import draw_rows, joint_codes
 from pyro_fcr.metrics.clustering import cluster_agreement
-from pyro_fcr.metrics.dimensions import dimension_use, only_in_use, prior_rank
+from pyro_fcr.metrics.dimensions import Latents, dimension_use, only_in_use, prior_rank
 from pyro_fcr.metrics.identifiability import identifiability_table
 from pyro_fcr.metrics.independence import independence_table
-from pyro_fcr.queries import Fitted
-from pyro_fcr.queries.representations import condition_cells
+from pyro_fcr.queries import Fitted, Source
+from pyro_fcr.queries.representations import condition_cells, label_distribution
 
-TRAINING, HELDOUT = "training", "held out"
-LABELLED, BLIND = "labelled", "label-blind"
 _FEWEST = 50  # cells whose clusters or strata say anything
 _RANK = (
     "n_needed", "rank", "rank_needed", "smallest", "condition_number", "sufficient", "sentence",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Latents and labels of cells.
+
+    Parameters
+    ----------
+    labelled, blind
+        Posterior means by block, ``(n_cells, n_latent)``: with the cells' labels, and with labels
+        marginalised, see :meth:`pyro_fcr.FCR.label_blind_latents`.
+    variances
+        Variances of the labelled posteriors.
+    codes
+        By exogenous site the stratum of each cell, ``(n_cells,)``; many doses of an agent are
+        binned.
+    """
+
+    labelled: Latents
+    blind: Latents
+    variances: Latents
+    codes: Mapping[str, Codes]
+
+    def take(self, rows: np.ndarray) -> Encoded:
+        """Pick cells by position."""
+        parts = (self.labelled, self.blind, self.variances, self.codes)
+        return Encoded(*({name: values[rows] for name, values in part.items()} for part in parts))
+
+
+def encode(fcr: Fitted, adata: Source = None, *, n_labels: int = 32, seed: int = 0) -> Encoded:
+    """Encode cells both ways, a few thousand at a time.
+
+    Parameters
+    ----------
+    fcr
+        A fitted model.
+    adata
+        The cells; None takes the model's own.
+    n_labels, seed
+        See :meth:`pyro_fcr.FCR.label_blind_latents`.
+    """
+    labels = label_distribution(fcr.registry, n_labels=n_labels, seed=seed)
+    programs, blocks, parts = (fcr.model, fcr.guide), fcr.graph.blocks, []
+    for batch, _ in fcr.chunks(adata):
+        labelled, variances = posterior_moments(*programs, [batch], blocks=blocks)
+        blind = label_blind_means(*programs, [batch], blocks=blocks, labels=labels)
+        codes = {site: batch.codes[site].cpu().numpy() for site in fcr.graph.exogenous}
+        parts.append((labelled, blind, variances, codes))
+    kinds = zip(*parts, strict=True)
+    return Encoded(*({k: np.concatenate([p[k] for p in each]) for k in each[0]} for each in kinds))
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +87,9 @@ class SplitCells:
     encoded
         Latents and labels.
     split
-        Positions.
+        Positions of training and held-out cells.
     left_out
-        Reasons for what cannot be judged, added to as one goes along.
+        Reasons for what cannot be judged; the parts of an evaluation add theirs.
     """
 
     encoded: Encoded
@@ -55,7 +103,7 @@ class SplitCells:
 
     def parts(self) -> dict[str, np.ndarray]:
         """Return the positions of training and of held-out cells, where there are enough."""
-        found = {TRAINING: self.split.train, HELDOUT: self.split.heldout}
+        found = {"training": self.split.train, "held out": self.split.heldout}
         for name, rows in found.items():
             if len(rows) < _FEWEST:
                 self.left_out[f"{name} cells"] = (
@@ -70,7 +118,7 @@ def clustering(cells: SplitCells, *, max_cells: int, seed: int) -> pd.DataFrame:
     Returns
     -------
     Columns ``cells, encoding, n_cells`` and those of
-    :func:`pyro_fcr.metrics.clustering.cluster_agreement`; training and held-out cells are
+    :func:`pyro_fcr.metrics.cluster_agreement`; training and held-out cells are
     equally many.
     """
     parts = cells.parts()
@@ -78,17 +126,22 @@ def clustering(cells: SplitCells, *, max_cells: int, seed: int) -> pd.DataFrame:
     tables = []
     for name, rows in parts.items():
         some = cells.encoded.take(np.sort(rows)[draw_rows(len(rows), n_cells, seed)])
-        for encoding, latents in ((LABELLED, some.labelled), (BLIND, some.blind)):
-            table = cluster_agreement(latents, _labels(some.codes), seed=seed)
-            place: dict[str, Any] = {"cells": name, "encoding": encoding, "n_cells": n_cells}
-            tables.append(pd.DataFrame(place, index=table.index).join(table))
+        joined = ("" if all(len(site) == 1 for site in some.codes) else " & ").join(some.codes)
+        labels = {**some.codes, joined: joint_codes(*some.codes.values())}
+        for encoding, latents in (("labelled", some.labelled), ("label-blind", some.blind)):
+            table = cluster_agreement(latents, labels, seed=seed)
+            tables.append(_of(table, cells=name, encoding=encoding, n_cells=n_cells))
+    return stacked(tables)
+
+
+def _of(table: pd.DataFrame, **place: Any) -> pd.DataFrame:
+    """Put columns of one value before those of a table."""
+    return pd.DataFrame(place, index=table.index).join(table)
+
+
+def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Concatenate tables; the table of none is empty."""
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def _labels(codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Labels by site, and their combination: ``xt`` of ``x`` and ``t``."""
-    joined = ("" if all(len(site) == 1 for site in codes) else " & ").join(codes)
-    return {**codes, joined: joint_codes(*codes.values())}
 
 
 def independence(
@@ -99,28 +152,23 @@ def independence(
     Returns
     -------
     Columns ``cells`` and those of
-    :func:`pyro_fcr.metrics.independence.independence_table`, of labelled latents, dimensions in
+    :func:`pyro_fcr.metrics.independence_table`, of labelled latents, dimensions in
     use only: tests take each dimension for as much as any other.
     """
     tables = []
+    sizes: dict[str, Any] = {"n_permutations": n_permutations, "seed": seed}
     for name, rows in cells.parts().items():
         some = cells.encoded.take(rows)
-        in_use = only_in_use(some.labelled, cells.dimensions)
+        given = only_in_use(some.labelled, cells.dimensions), some.codes
+        own = None if replicate is None else replicate[rows]
         for claim in fcr.claims():
             try:
-                table = independence_table(
-                    in_use,
-                    some.codes,
-                    claims=[claim],
-                    replicate=None if replicate is None else replicate[rows],
-                    n_permutations=n_permutations,
-                    seed=seed,
-                )
-            except ValueError as error:  # this data set cannot say; others it may tell
+                table = independence_table(*given, claims=[claim], replicate=own, **sizes)
+            except ValueError as error:  # these data cannot tell; they may tell of other claims
                 cells.left_out[f"{claim}, {name} cells"] = str(error)
-                continue
-            tables.append(pd.DataFrame({"cells": name}, index=table.index).join(table))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+            else:
+                tables.append(_of(table, cells=name))
+    return stacked(tables)
 
 
 def identifiability(
@@ -130,7 +178,7 @@ def identifiability(
 
     Returns
     -------
-    See :func:`pyro_fcr.metrics.identifiability.identifiability_table`, of the dimensions in use;
+    See :func:`pyro_fcr.metrics.identifiability_table`, of the dimensions in use;
     empty without truth.
     """
     blocks = tuple(cells.encoded.labelled)
@@ -151,14 +199,13 @@ def identifiability(
 def rank(fcr: Fitted) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure the rank of each interaction block's prior over the training conditions.
 
-    A block counts that has two exogenous causes or more, all of its parents exogenous, and a Normal
-    prior.
+    A block counts if it has two exogenous causes or more, no other parents, and a Normal prior.
 
     Returns
     -------
     One row per block: ``block, n_latent, n_conditions, n_distinct, n_needed, rank, rank_needed,
     smallest, condition_number, sufficient, sentence``; and the singular values, ``block, number,
-    value``. See :func:`pyro_fcr.metrics.prior_rank.prior_rank`.
+    value``. See :func:`pyro_fcr.metrics.prior_rank`.
     """
     graph = fcr.graph
     blocks = [
@@ -169,15 +216,11 @@ def rank(fcr: Fitted) -> tuple[pd.DataFrame, pd.DataFrame]:
         and set(graph.parents[block]) <= set(graph.exogenous)
     ]
     cells = condition_cells(fcr.registry).to(fcr.device)
-    found = {
-        block: prior_rank(*moments)
-        for block, moments in prior_moments(fcr.model, cells, blocks=blocks).items()
-    }
     rows, values = [], []
-    for block, each in found.items():
-        sizes = asdict(each)
-        singular = sizes.pop("singular_values")
+    for block, moments in prior_moments(fcr.model, cells, blocks=blocks).items():
+        each = prior_rank(*moments)
         about = {name: getattr(each, name) for name in _RANK}
-        rows.append({"block": block, **sizes, **about})
-        values += [(block, number + 1, float(value)) for number, value in enumerate(singular)]
-    return pd.DataFrame(rows), pd.DataFrame(values, columns=["block", "number", "value"])
+        rows.append({"block": block, **asdict(each), **about})
+        values += [(block, i, float(v)) for i, v in enumerate(each.singular_values, start=1)]
+    table = pd.DataFrame(rows).drop(columns="singular_values", errors="ignore")
+    return table, pd.DataFrame(values, columns=["block", "number", "value"])

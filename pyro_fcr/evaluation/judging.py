@@ -1,7 +1,6 @@
 """Predicted responses against real ones, for cells that a fit has not seen. Nothing is refitted."""
 
-from __future__ import annotations
-
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,15 @@ from pyro_fcr.data import SchemaError, Split
 from pyro_fcr.data.pairs import Layout, Mask, Pair, read_layout
 from pyro_fcr.data.scenarios import Kind, Scenario, Scenarios, predicted
 from pyro_fcr.metrics.arrays import draw_rows
-from pyro_fcr.metrics.predictions import Prediction, predicted_cells
-from pyro_fcr.metrics.response_table import ResponseTable, headline, response_table
+from pyro_fcr.metrics.profiles import Prediction, predicted_cells
+from pyro_fcr.metrics.response_table import headline, response_table
 from pyro_fcr.queries import Fitted, counterfactual
 
 MODEL = "fcr"
-_N_SOURCE = 250  # control cells whose responses are predicted, of a context
-_N_DRAWS = 2  # of each
-_MOST_PAIRS = 50  # that the fit had: every pair is ranked against every other one
-_N_TARGETS = 20  # doses that these are spread over, at most
+_N_SOURCE = 500  # control cells of a context whose responses are predicted
+_N_DRAWS = 5  # draws of each
+_MOST_PAIRS = 50  # pairs that the fit had: each is ranked against every other one
+_N_TARGETS = 20  # doses that the control cells are spread over, at most
 
 
 def judged_scenarios(fcr: Fitted, adata: AnnData, split: Split) -> Scenarios:
@@ -29,7 +28,7 @@ def judged_scenarios(fcr: Fitted, adata: AnnData, split: Split) -> Scenarios:
     Returns
     -------
     Whole conditions that training lacked, by kind; if there are none, the pairs that it had, judged
-    on cells that gave no gradient. And the reason for each pair that cannot be judged.
+    on cells that gave no gradient; and the reason for each pair that cannot be judged.
 
     Raises
     ------
@@ -38,7 +37,7 @@ def judged_scenarios(fcr: Fitted, adata: AnnData, split: Split) -> Scenarios:
     """
     schema = fcr.registry.schema
     if schema.control is None:
-        return Scenarios((), {"responses": "the schema has no control: nothing to respond against"})
+        return Scenarios((), {"responses": "the schema has no control to respond against"})
     layout = read_layout(adata.obs, schema)
     train = np.isin(np.arange(adata.n_obs), split.train)
     found = _unseen(fcr, layout, train | np.isin(np.arange(adata.n_obs), split.heldout))
@@ -50,7 +49,7 @@ def judged_scenarios(fcr: Fitted, adata: AnnData, split: Split) -> Scenarios:
 
 
 def _unseen(fcr: Fitted, layout: Layout, fitted: Mask) -> Scenarios:
-    """Pairs without a cell in the fit, grouped by what else of them it lacked."""
+    """Find the pairs without a cell in the fit, grouped by what else of them it lacked."""
     n_fitted, size = layout.n_cells(fitted), layout.n_cells()
     groups: dict[Kind, list[int]] = {}
     left_out = {}
@@ -94,7 +93,7 @@ def _unknown(fcr: Fitted, pair: Pair) -> str:
 
 
 def _seen(layout: Layout, train: Mask, left_out: dict[str, str]) -> Scenarios:
-    """Pairs of the fit, with their cells, and their controls', that gave no gradient."""
+    """Take the pairs of the fit, with their cells, and their controls', that gave no gradient."""
     n_train, n_test = layout.n_cells(train), layout.n_cells(~train)
     rows = [
         i
@@ -114,14 +113,17 @@ def _seen(layout: Layout, train: Mask, left_out: dict[str, str]) -> Scenarios:
 
 def judge(
     fcr: Fitted, adata: AnnData, scenarios: tuple[Scenario, ...], *, n_draws: int, seed: int
-) -> tuple[ResponseTable, pd.DataFrame]:
+) -> dict[str, pd.DataFrame]:
     """Predict every pair of the scenarios and score it beside all baselines and the ceiling.
 
     Returns
     -------
-    The table of :func:`pyro_fcr.metrics.response_table`; and FCR minus the best baseline on every
-    scale and metric that the model has a value of, see :func:`pyro_fcr.metrics.headline`.
+    ``responses``, ``methods`` and ``changes`` of :func:`pyro_fcr.metrics.response_table`; and as
+    ``headline`` FCR minus the best baseline on every scale and metric that the model has a value
+    of, see :func:`pyro_fcr.metrics.headline`. All are empty without scenarios.
     """
+    if not scenarios:
+        return dict.fromkeys(("responses", "methods", "changes", "headline"), pd.DataFrame())
     predictor = _Predictor(fcr, adata, seed)
     judged = ((s, {MODEL: {p: predictor(p, s) for p in s.pairs}}) for s in scenarios)
     table = response_table(adata, fcr.registry.schema, judged, n_draws=n_draws, seed=seed)
@@ -130,14 +132,16 @@ def judge(
         headline(table, metric, model=MODEL, scale=scale, seed=seed)
         for metric, scale in known[["metric", "scale"]].drop_duplicates().itertuples(index=False)
     ]
-    return table, pd.concat(heads, ignore_index=True)
+    found = {"responses": table.frame, "methods": table.methods, "changes": table.changes}
+    return {**found, "headline": pd.concat(heads, ignore_index=True)}
 
 
 class _Predictor:
     """Counterfactuals of a context's control cells under a treatment, and under none."""
 
     def __init__(self, fcr: Fitted, adata: AnnData, seed: int) -> None:
-        self.fcr, self.adata, self.seed = fcr, adata, seed
+        self.adata, self.seed = adata, seed
+        self._draw = partial(counterfactual, fcr, n_draws=_N_DRAWS, seed=seed)
         self.schema = fcr.registry.schema
         self.layout = read_layout(adata.obs, self.schema)
         self._untreated: dict[tuple[str, ...], Any] = {}
@@ -154,7 +158,7 @@ class _Predictor:
         return predicted_cells(treated.X, self._untreated[pair.context].X, expression=expression)
 
     def _source(self, pair: Pair) -> AnnData:
-        """Control cells of a context, some of many."""
+        """Take the control cells of a context, some of many."""
         rows = np.flatnonzero(self.layout.codes == self.layout.control_of(pair))
         return self.adata[rows[draw_rows(len(rows), _N_SOURCE, self.seed)]]
 
@@ -168,14 +172,9 @@ class _Predictor:
         given = cells[[self.schema.treatment_key, self.schema.dose_key]].sample(
             min(len(cells), n_source, _N_TARGETS), random_state=np.random.default_rng(self.seed)
         )
-        groups = [tuple(row) for row in given.itertuples(index=False)]
+        numbers = given.groupby(list(given), sort=False, observed=True).ngroup().to_numpy()
+        numbers, doses = numbers[every % len(numbers)], given.drop_duplicates().to_numpy()
         return [
-            (
-                np.flatnonzero([groups[i % len(groups)] == each for i in every]),
-                {"treatment": str(each[0]), "dose": each[1]},
-            )
-            for each in dict.fromkeys(groups)
+            (np.flatnonzero(numbers == i), {"treatment": str(treatment), "dose": dose})
+            for i, (treatment, dose) in enumerate(doses)
         ]
-
-    def _draw(self, source: AnnData, **target: Any) -> AnnData:
-        return counterfactual(self.fcr, source, **target, n_draws=_N_DRAWS, seed=self.seed)

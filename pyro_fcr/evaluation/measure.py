@@ -1,11 +1,8 @@
 """One call that measures a fitted model."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from pyro_fcr.data import Split
 from pyro_fcr.data.design import read_labels
 from pyro_fcr.data.scenarios import Scenarios
 from pyro_fcr.evaluation import blocks, judging
-from pyro_fcr.evaluation.encoded import encode
 from pyro_fcr.evaluation.result import Evaluation
 from pyro_fcr.metrics.arrays import draw_rows
 from pyro_fcr.queries import Fitted, interval_coverage
@@ -86,76 +82,51 @@ def evaluate(
     """
     given = fcr.source(adata)
     split = split or fcr.split_of(given)
-    plan = judging.judged_scenarios(fcr, _own_genes(fcr, given), split)
-    replicate = _replicate(given, replicate_key)
-    sizes = _Sizes(n_permutations, n_draws, max_cells, seed)
+    own = _own_genes(fcr, given)
+    plan = judging.judged_scenarios(fcr, own, split)
+    fitted = np.sort(np.concatenate([split.train, split.heldout]))
+    replicate = None
+    if replicate_key is not None:
+        replicate = read_labels(given.obs, replicate_key, role="replicate_key").codes[fitted]
+    seconds: dict[str, float] = {}
+    sizes = {"n_permutations": n_permutations, "max_cells": max_cells}
     # Matrices are small: threads would wait for one another, and take minutes on a busy machine.
     with threadpool_limits(limits=1):
-        return _measured(fcr, given, split, plan, replicate, sizes)
+        with _timed(seconds, "encoding"):
+            cells = _encoded(fcr, given, split, fitted, seed=seed)
+        found = _of_blocks(fcr, given[fitted], cells, replicate, seconds, seed=seed, **sizes)
+        with _timed(seconds, "responses"):
+            found |= judging.judge(fcr, own, plan.made, n_draws=n_draws, seed=seed)
+        with _timed(seconds, "coverage"):
+            found["coverage"] = _coverage(fcr, given, split, plan, seed=seed)
+        facts = {**_facts(fcr, given, split), "seed": seed}
+    left_out = plan.left_out | cells.left_out
+    return Evaluation(facts=facts, left_out=left_out, seconds=seconds, **found)
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """How much is drawn, see :func:`evaluate`."""
-
-    n_permutations: int
-    n_draws: int
-    max_cells: int
-    seed: int
-
-
-def _measured(
+def _of_blocks(
     fcr: Fitted,
     adata: AnnData,
-    split: Split,
-    plan: Scenarios,
+    cells: blocks.SplitCells,
     replicate: np.ndarray | None,
-    sizes: _Sizes,
-) -> Evaluation:
-    clock, some = _Clock(), {"max_cells": sizes.max_cells, "seed": sizes.seed}
-    cells, fitted = _encoded(fcr, adata, split, clock, seed=sizes.seed)
-    with clock("clustering"):
-        clusters = blocks.clustering(cells, **some)
-    with clock("independence"):
-        tests = blocks.independence(
-            fcr,
-            cells,
-            replicate=None if replicate is None else replicate[fitted],
-            n_permutations=sizes.n_permutations,
-            seed=sizes.seed,
+    seconds: dict[str, float],
+    *,
+    n_permutations: int,
+    max_cells: int,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """Measure what the latent blocks of the cells of the fit hold."""
+    found, some = {"dimensions": cells.dimensions}, {"max_cells": max_cells, "seed": seed}
+    with _timed(seconds, "clustering"):
+        found["clustering"] = blocks.clustering(cells, **some)
+    with _timed(seconds, "independence"):
+        found["independence"] = blocks.independence(
+            fcr, cells, replicate=replicate, n_permutations=n_permutations, seed=seed
         )
-    with clock("identifiability"):
-        rank, singular = blocks.rank(fcr)
-        truth = blocks.identifiability(adata[fitted], cells, **some)
-    with clock("responses"):
-        judged = _judged(fcr, _own_genes(fcr, adata), plan, sizes)
-    with clock("coverage"):
-        coverage = _coverage(fcr, adata, split, plan, seed=sizes.seed)
-    return Evaluation(
-        facts={**_facts(fcr, adata, split), "seed": sizes.seed},
-        **judged,
-        coverage=coverage,
-        dimensions=cells.dimensions,
-        clustering=clusters,
-        independence=tests,
-        prior_rank=rank,
-        singular_values=singular,
-        identifiability=truth,
-        left_out={**plan.left_out, **cells.left_out},
-        seconds=clock.seconds,
-    )
-
-
-def _judged(fcr: Fitted, adata: AnnData, plan: Scenarios, sizes: _Sizes) -> dict[str, pd.DataFrame]:
-    if not plan.made:
-        return {name: pd.DataFrame() for name in ("responses", "methods", "changes", "headline")}
-    table, heads = judging.judge(fcr, adata, plan.made, n_draws=sizes.n_draws, seed=sizes.seed)
-    return {
-        "responses": table.frame,
-        "methods": table.methods,
-        "changes": table.changes,
-        "headline": heads,
-    }
+    with _timed(seconds, "identifiability"):
+        found["prior_rank"], found["singular_values"] = blocks.rank(fcr)
+        found["identifiability"] = blocks.identifiability(adata, cells, **some)
+    return found
 
 
 def _coverage(
@@ -163,28 +134,17 @@ def _coverage(
 ) -> pd.DataFrame:
     """Measure the coverage of intervals in held-out cells, and in those of unseen conditions."""
     unseen = [np.flatnonzero(s.test) for s in plan.made if not s.of_seen]
-    kinds = [rows for rows in (split.heldout, np.concatenate([*unseen, []])) if len(rows)]
-    tables = [
-        interval_coverage(
-            fcr, adata[rows[draw_rows(len(rows), _N_COVERED, seed)].astype(int)], seed=seed
-        )
-        for rows in kinds
-    ]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    kinds = [split.heldout, *([np.concatenate(unseen)] if unseen else [])]
+    some = [rows[draw_rows(len(rows), _N_COVERED, seed)] for rows in kinds if len(rows)]
+    return blocks.stacked([interval_coverage(fcr, adata[rows], seed=seed) for rows in some])
 
 
-class _Clock:
-    """Seconds that named parts take."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time what runs inside."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 2)
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note under a name how long what runs inside takes."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 2)
 
 
 def _own_genes(fcr: Fitted, adata: AnnData) -> AnnData:
@@ -193,20 +153,13 @@ def _own_genes(fcr: Fitted, adata: AnnData) -> AnnData:
     return adata if list(adata.var_names) == genes else adata[:, genes]
 
 
-def _replicate(adata: AnnData, key: str | None) -> np.ndarray | None:
-    return None if key is None else read_labels(adata.obs, key, role="replicate_key").codes
-
-
 def _encoded(
-    fcr: Fitted, adata: AnnData, split: Split, clock: _Clock, *, seed: int
-) -> tuple[blocks.SplitCells, np.ndarray]:
+    fcr: Fitted, adata: AnnData, split: Split, fitted: np.ndarray, *, seed: int
+) -> blocks.SplitCells:
     """Encode the cells of the fit; those left out may have labels that the model does not know."""
-    fitted = np.sort(np.concatenate([split.train, split.heldout]))
     own = Split(*(np.searchsorted(fitted, rows) for rows in (split.train, split.heldout)))
-    with clock("encoding"):
-        everything = len(fitted) == adata.n_obs
-        encoded = encode(fcr, adata if everything else adata[fitted], seed=seed)
-    return blocks.SplitCells(encoded, own), fitted
+    some = adata if len(fitted) == adata.n_obs else adata[fitted]
+    return blocks.SplitCells(blocks.encode(fcr, some, seed=seed), own)
 
 
 def _facts(fcr: Fitted, adata: AnnData, split: Split) -> dict[str, Any]:

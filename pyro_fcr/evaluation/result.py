@@ -1,7 +1,5 @@
 """What was measured of a fitted model: tables, a page, and ten lines."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +62,19 @@ class Evaluation:
         What could not be judged, and why.
     seconds
         Seconds that each part took.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[::5, :40].copy()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(adata, schema)
+    >>> history = fcr.fit(max_epochs=1)
+    >>> found = fcr.evaluate(n_permutations=20, n_draws=20)
+    >>> found.scenarios, len(str(found).splitlines()) <= 10
+    (['seen pairs'], True)
     """
 
     facts: Mapping[str, Any]
@@ -82,18 +93,13 @@ class Evaluation:
     seconds: Mapping[str, float]
 
     def __repr__(self) -> str:
-        facts = self.facts
-        cells = ", ".join(
-            f"{facts[key]:,} {words}"
-            for key, words in (("n_training", "training"), ("n_heldout", "held-out"),
-                               ("n_left_out", "left-out"))
-        )  # fmt: skip
-        elbo = facts["heldout_elbo_per_cell"]
+        elbo = self.facts["heldout_elbo_per_cell"]
         lines = [
-            f"Evaluation of {cells} cells, {facts['n_genes']:,} genes, {facts['n_conditions']} "
-            f"conditions, {facts['epochs']} epochs",
-            "Held-out ELBO: "
-            + ("no held-out cells" if elbo is None else f"{elbo:.1f} nats a cell"),
+            "Evaluation of {n_training:,} training, {n_heldout:,} held-out, {n_left_out:,} left-out"
+            " cells, {n_genes:,} genes, {n_conditions} conditions, {epochs} epochs".format(
+                **self.facts
+            ),
+            f"Held-out ELBO: {'no held-out cells' if elbo is None else f'{elbo:.1f} nats a cell'}",
             *map(self.sentence, self.scenarios),
             *self._glances(),
             f"Not judged: {'; '.join(self.left_out)}" if self.left_out else "",
@@ -102,7 +108,7 @@ class Evaluation:
         return "\n".join(line if len(line) < 200 else f"{line[:200]} ..." for line in lines if line)
 
     def _glances(self) -> list[str]:
-        """Return a line on independence, dimensions in use and coverage each, where measured."""
+        """Return a line each on independence, dimensions in use and coverage, where measured."""
         lines = []
         if len(table := self.independence):
             worst = table.loc[table["effect"].idxmax()]
@@ -116,9 +122,8 @@ class Evaluation:
             used = (f"{name} {row['sum']} of {row['size']}" for name, row in blocks.iterrows())
             lines.append(f"Dimensions in use: {', '.join(used)}")
         for kind, own in self.coverage.groupby("kind", sort=False) if len(self.coverage) else ():
-            shares = zip(own["nominal"], own["observed"], strict=True)
-            found = ", ".join(f"{share:.1%} in {level:.0%}" for level, share in shares)
-            lines.append(f"Coverage ({kind}): {found} intervals")
+            found = [f"{row.observed:.1%} in {row.nominal:.0%}" for row in own.itertuples()]
+            lines.append(f"Coverage ({kind}): {', '.join(found)} intervals")
         return lines
 
     @property
@@ -145,12 +150,12 @@ class Evaluation:
         Raises
         ------
         ValueError
-            There is no such row.
+            The headline has no such row.
         """
         rows = self.headline.query("scale == 'mean_log1p' and against == 'best on average'")
         rows = rows[(rows["scenario"] == scenario) & (rows["metric"] == metric)]
         if not len(rows):
-            raise ValueError(f"the headline has no {metric!r} of {scenario!r}")
+            raise ValueError(f"The headline has no {metric!r} of {scenario!r}.")
         row = rows.iloc[0]
         verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "undecided"
         return (

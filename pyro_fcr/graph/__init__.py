@@ -1,21 +1,5 @@
 """The causal graph of a program, its independences, and what model and guide owe one another."""
 
-from pyro_fcr.graph.contract import Checked, ProgramError, check_programs, describe_programs
-from pyro_fcr.graph.dag import CELLS, Claim, Graph, claims, read_graph
-from pyro_fcr.graph.runs import Run, auxiliary_sites, drawn_sites, plates
+import lazy_loader
 
-__all__ = [
-    "CELLS",
-    "Checked",
-    "Claim",
-    "Graph",
-    "ProgramError",
-    "Run",
-    "auxiliary_sites",
-    "check_programs",
-    "claims",
-    "describe_programs",
-    "drawn_sites",
-    "plates",
-    "read_graph",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

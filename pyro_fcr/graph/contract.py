@@ -1,7 +1,5 @@
 """What a model and a guide owe one another, checked once before training."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any, NamedTuple
 
@@ -19,7 +17,21 @@ logger = logging.getLogger(__name__)
 
 
 class ProgramError(ValueError):
-    """Raised when model and guide do not fit together; names the site and the mend."""
+    """Model and guide do not fit together; the message names the site and the mend.
+
+    Examples
+    --------
+    >>> from pyro_fcr import Architecture, Batch, ProgramError
+    >>> model, guide = Architecture(n_tx=2).build({"y": 5, "x": 3, "t": 1}, target_sum=1e4)
+    >>> values = {"y": torch.ones(3, 5), "library": torch.full((3, 1), 5.0)}
+    >>> batch = Batch({**values, "x": torch.eye(3), "t": torch.zeros(3, 1)}, {}, {}, n_total=3)
+    >>> guide.z_t = Architecture(n_t=4, n_tx=2).build({"y": 5, "x": 3, "t": 1}, target_sum=1)[1].z_t
+    >>> try:
+    ...     check_programs(model, guide, batch)
+    ... except ProgramError as error:
+    ...     print(str(error).split(":")[0])
+    z_t
+    """
 
 
 class Checked(NamedTuple):
@@ -174,8 +186,8 @@ def _check_latent(site: str, run: Run) -> None:
         shapes = tuple(getattr(prior, what)), tuple(getattr(posterior, what))
         if shapes[0] != shapes[1]:
             raise ProgramError(
-                f"{site}: {what} is {shapes[0]} in the model and {shapes[1]} in the guide. Give "
-                "both the same size and the same .to_event(1)."
+                f"{site}: {what} is {shapes[0]} in the model and {shapes[1]} in the guide. Both "
+                "need the same size and the same .to_event(1)."
             )
     if not posterior.has_rsample:
         raise ProgramError(
@@ -185,7 +197,7 @@ def _check_latent(site: str, run: Run) -> None:
     ours, theirs = (plates(trace.nodes[site]) for trace in (run.model_trace, run.guide_trace))
     if ours != theirs:
         raise ProgramError(
-            f"{site}: is in the plates {_names(ours)} in the model and {_names(theirs)} in the "
+            f"{site}: its plates are {_names(ours)} in the model and {_names(theirs)} in the "
             "guide. They must agree."
         )
 
@@ -194,7 +206,7 @@ def _check_plate(site: str, node: Any) -> None:
     names = plates(node)
     if CELLS not in names:
         raise ProgramError(
-            f"{site}: is in no plate named {CELLS!r} (found {_names(names)}). Open it with "
+            f"{site} is not in a plate named {CELLS!r} (found {_names(names)}). Open it with "
             f"`with pyro.plate({CELLS!r}, len(batch)):` so that the loss is a mean over cells."
         )
 

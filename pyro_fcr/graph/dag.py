@@ -1,7 +1,5 @@
 """The causal graph, read back from a Pyro program, and the independences that it claims."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations

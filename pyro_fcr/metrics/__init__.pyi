@@ -11,8 +11,7 @@ from .independence import (
     independence_test,
     power_against_leak,
 )
-from .predictions import Prediction, predicted_cells
-from .profiles import SCALES, log_values, profile
+from .profiles import SCALES, Prediction, log_values, predicted_cells, profile
 from .recovery import block_r2, leakage, mcc, weak_mcc
 from .response_table import ResponseTable, headline, response_table
 from .scores import SCORES, Score, e_distance, largest_changes

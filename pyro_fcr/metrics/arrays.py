@@ -1,61 +1,59 @@
 """Latents as checked matrices, labels as codes, and means of groups of cells."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-Codes: TypeAlias = npt.NDArray[np.intp]
-Blocks: TypeAlias = Mapping[str, npt.ArrayLike]
+FloatArray: TypeAlias = NDArray[np.float64]
+Codes: TypeAlias = NDArray[np.intp]
+Blocks: TypeAlias = Mapping[str, ArrayLike]
 
 
-def matrix(values: npt.ArrayLike, name: str) -> FloatArray:
+def matrix(values: ArrayLike, name: str) -> FloatArray:
     """Return a finite float matrix of cells x dimensions; raise ValueError if it is not one."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"{name} must be cells x dimensions and not empty, got {array.shape}")
+        raise ValueError(f"{name} must be cells x dimensions and not empty, got {array.shape}.")
     if not np.isfinite(array).all():
         rows = np.flatnonzero(~np.isfinite(array).all(axis=1))
-        raise ValueError(f"{name} is not finite in {len(rows)} cells, the first is row {rows[0]}")
+        raise ValueError(f"{name} is not finite in {len(rows)} cells; the first is row {rows[0]}.")
     return array
 
 
 def matrices(blocks: Blocks, name: str) -> dict[str, FloatArray]:
     """Check every block of a mapping, and that all have the same cells."""
     if not blocks:
-        raise ValueError(f"{name} has no blocks, wanted a mapping of block name to latents")
+        raise ValueError(f"{name} has no blocks; expected a mapping of block name to latents.")
     checked = {block: matrix(values, f"{name} {block}") for block, values in blocks.items()}
     check_rows(checked)
     return checked
 
 
 def checked_blocks(
-    truth: Blocks, estimate: Blocks, condition: npt.ArrayLike | None
+    truth: Blocks, estimate: Blocks, condition: ArrayLike | None
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray], Codes]:
     """Check two mappings of the same cells; all codes are 0 without conditions."""
     true, estimated = matrices(truth, "truth"), matrices(estimate, "estimate")
-    check_rows({"truth": next(iter(true.values())), "estimate": next(iter(estimated.values()))})
-    n_cells = len(next(iter(true.values())))
+    one, other = next(iter(true.values())), next(iter(estimated.values()))
+    check_rows({"truth": one, "estimate": other})
     if condition is None:
-        return true, estimated, np.zeros(n_cells, dtype=np.intp)
-    return true, estimated, condition_codes(condition, n_cells)
+        return true, estimated, np.zeros(len(one), dtype=np.intp)
+    return true, estimated, condition_codes(condition, len(one))
 
 
-def check_rows(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def check_rows(arrays: Mapping[str, NDArray[Any]]) -> None:
     """Raise ValueError unless all arrays have one row per cell."""
     rows = {name: len(values) for name, values in arrays.items()}
     if len(set(rows.values())) > 1:
-        raise ValueError(f"latents and labels must have one row per cell, got {rows}")
+        raise ValueError(f"Latents and labels must have one row per cell, got {rows}.")
 
 
-def codes(labels: npt.ArrayLike, n_cells: int, name: str = "label") -> Codes:
-    """Give the levels of a label numbers from 0, in the order in which they occur.
+def codes(labels: ArrayLike, n_cells: int, name: str = "label") -> Codes:
+    """Code the levels of a label by numbers from 0, in the order in which they occur.
 
     Raises
     ------
@@ -69,24 +67,22 @@ def codes(labels: npt.ArrayLike, n_cells: int, name: str = "label") -> Codes:
     """
     array = np.asarray(labels)
     if array.shape != (n_cells,):
-        raise ValueError(
-            f"{name}: shape {array.shape}, wanted one label for each of {n_cells} cells"
-        )
+        raise ValueError(f"{name}: shape {array.shape}; expected {(n_cells,)}, one label per cell.")
     found = pd.factorize(array)[0].astype(np.intp)
     if missing := int((found < 0).sum()):
-        raise ValueError(f"{name}: missing in {missing} cells; leave these cells out of all")
+        raise ValueError(f"{name}: missing in {missing} cells; leave these cells out everywhere.")
     return found
 
 
-def joint_codes(*labels: npt.ArrayLike, n_cells: int | None = None) -> Codes:
-    """Give every combination of labels that occurs a number, ``(n_cells,)``.
+def joint_codes(*labels: ArrayLike, n_cells: int | None = None) -> Codes:
+    """Code the combinations of labels that occur, ``(n_cells,)``.
 
     Parameters
     ----------
     *labels
         Labellings of the cells, such as x and t, each ``(n_cells,)``.
     n_cells
-        The number of cells, where there may be no labelling; all cells are then of one level.
+        Number of cells, where there may be no labelling; all cells are then of one level.
 
     Raises
     ------
@@ -105,11 +101,11 @@ def joint_codes(*labels: npt.ArrayLike, n_cells: int | None = None) -> Codes:
     return joint
 
 
-def condition_codes(condition: npt.ArrayLike, n_cells: int) -> Codes:
-    """Give conditions numbers from 0; there have to be two at least."""
+def condition_codes(condition: ArrayLike, n_cells: int) -> Codes:
+    """Code conditions by numbers from 0; there have to be two at least."""
     found = codes(condition, n_cells, "condition")
     if found.max() == 0:
-        raise ValueError("condition has one level for all cells: leave it out")
+        raise ValueError("condition has one level for all cells; leave it out.")
     return found
 
 
@@ -120,8 +116,8 @@ def group_means(values: FloatArray, group: Codes, n_groups: int | None = None) -
     return sums / np.maximum(np.bincount(group, minlength=n_groups), 1)[:, None]
 
 
-def remove_condition_means(latent: npt.ArrayLike, condition: npt.ArrayLike) -> FloatArray:
-    """Take the mean of its condition off every cell's latent.
+def remove_condition_means(latent: ArrayLike, condition: ArrayLike) -> FloatArray:
+    """Subtract from every cell's latent the mean of its condition.
 
     What is left holds nothing that the labels alone could tell about the mean. (Scales may still
     differ between conditions; they are part of what makes latents identifiable.)
@@ -131,7 +127,7 @@ def remove_condition_means(latent: npt.ArrayLike, condition: npt.ArrayLike) -> F
     latent
         ``(n_cells, n_dims)``.
     condition
-        Label of each cell, ``(n_cells,)``: every combination of x and t its own, see
+        Label of each cell, ``(n_cells,)``, one for every combination of x and t, see
         :func:`joint_codes`.
 
     Returns
@@ -157,6 +153,13 @@ def remove_condition_means(latent: npt.ArrayLike, condition: npt.ArrayLike) -> F
     return within
 
 
+def shuffle_within(group: Codes, rng: np.random.Generator) -> Codes:
+    """Return a random order of rows that stay among those of their group, ``(n,)``."""
+    rows = np.empty(len(group), dtype=np.intp)
+    rows[np.argsort(group, kind="stable")] = np.lexsort((rng.random(len(group)), group))
+    return rows
+
+
 def draw_rows(n_cells: int, most: int, seed: int | np.random.Generator) -> Codes:
     """Return the positions of all cells, or of `most` drawn ones where there are more, sorted."""
     if n_cells <= most:
@@ -172,7 +175,7 @@ def nan_to_null(value: Any) -> Any:
     Parameters
     ----------
     value
-        A number, or mappings, lists and tuples of them, nested as deep as you like.
+        A number, or mappings, lists and tuples of numbers, nested to any depth.
 
     Returns
     -------

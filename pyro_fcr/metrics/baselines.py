@@ -6,18 +6,16 @@ is nan where the training conditions do not define it. A function that is decora
 :func:`baseline` is in every table, figure and page that shows baselines, with its words.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from sklearn.linear_model import RidgeCV
 
 from pyro_fcr.data.pairs import Layout, Mask
 from pyro_fcr.metrics.arrays import FloatArray
-from pyro_fcr.metrics.profiles import Scale, Values, profile
+from pyro_fcr.metrics.profiles import Prediction, Scale, Values, profile
 
 Components: TypeAlias = tuple[str, ...]
 Context: TypeAlias = tuple[str, ...]
@@ -105,8 +103,7 @@ def training_means(values: Values, layout: Layout, train: Mask, *, scale: Scale)
 Predict: TypeAlias = Callable[[ConditionMeans, Components, Context], FloatArray]
 
 
-@dataclass(frozen=True)
-class Baseline:
+class Baseline(NamedTuple):
     """A prediction without a model, and what it is in words."""
 
     words: str
@@ -168,14 +165,14 @@ def additive(conditions: ConditionMeans, treatment: Components, context: Context
     from a covariate or another agent.
     """
     levels = sorted({pair for each in conditions.contexts for pair in enumerate(each)})
-    agents, given = _agents(conditions.treatments, treatment)
+    agents = _agents(conditions.treatments, treatment)
     places = [[float(level == each[i]) for i, level in levels] for each in conditions.contexts]
     weights = np.sqrt(conditions.n_cells)[:, None]
     design = np.hstack([places, agents[:-1]]) * weights
     contrast = np.concatenate([np.zeros(len(levels)), agents[-1]])
     inverse = np.linalg.pinv(design)
     # A contrast is estimable if and only if it lies in the row space of the design.
-    if not set(treatment) <= given or not np.allclose(contrast @ inverse @ design, contrast):
+    if not np.allclose(contrast @ inverse @ design, contrast):
         return np.full(conditions.means.shape[1], np.nan)
     return contrast @ inverse @ (conditions.means * weights)
 
@@ -205,11 +202,11 @@ def ridge(conditions: ConditionMeans, treatment: Components, context: Context) -
     >>> ridge(conditions, ("A",), ("w",)).round(2)
     array([1.])
     """
-    shifts = conditions.shifts()
-    if len(shifts) < 2 or conditions.find((), context) is None:
-        known = bool(shifts) and conditions.find((), context) is not None
-        return conditions.mean_shift() if known else np.full(conditions.means.shape[1], np.nan)
-    agents = _agents([row[0] for row in shifts], treatment)[0]
+    if conditions.find((), context) is None:
+        return np.full(conditions.means.shape[1], np.nan)
+    if len(shifts := conditions.shifts()) < 2:
+        return conditions.mean_shift()
+    agents = _agents([row[0] for row in shifts], treatment)
     states = _states(conditions, [*(row[1] for row in shifts), context])
     products = (agents[:, :, None] * states[:, None]).reshape(len(agents), -1)
     fits = []
@@ -227,11 +224,10 @@ def condition_mean(
     return conditions.mean_shift(treatment, context)
 
 
-def _agents(treatments: Sequence[Components], asked: Components) -> tuple[FloatArray, set[str]]:
-    """Return which treatment has which of their agents, the one asked for last; and the agents."""
-    names = sorted({agent for parts in treatments for agent in parts})
-    rows = [[float(name in parts) for name in names] for parts in (*treatments, asked)]
-    return np.array(rows), set(names)
+def _agents(treatments: Sequence[Components], asked: Components) -> FloatArray:
+    """Return which treatment has which of their agents, the one asked for last."""
+    names = sorted({agent for parts in (*treatments, asked) for agent in parts})
+    return np.array([[float(name in parts) for name in names] for parts in (*treatments, asked)])
 
 
 def _states(conditions: ConditionMeans, contexts: Sequence[Context]) -> FloatArray:
@@ -242,3 +238,46 @@ def _states(conditions: ConditionMeans, contexts: Sequence[Context]) -> FloatArr
     left, size, _ = np.linalg.svd(controls - controls.mean(axis=0), full_matrices=False)
     scale = np.sqrt(max((size**2).sum() / len(names), 1e-12))
     return (left * size / scale)[[names.index(context) for context in contexts]]
+
+
+def baseline_predictions(
+    training: Mapping[Scale, ConditionMeans],
+    treatment: Components,
+    context: Context,
+    *,
+    control: Values,
+) -> dict[str, Prediction]:
+    """Predict a response with every baseline that the training conditions define.
+
+    Parameters
+    ----------
+    training
+        Means of the training conditions, by scale.
+    treatment, context
+        The condition to predict.
+    control
+        Log1p expression of the context's control cells; shifted by the predicted change of mean
+        log1p they are the predicted cells.
+
+    Examples
+    --------
+    >>> means = ConditionMeans(
+    ...     treatments=((), ("A",), ()),
+    ...     contexts=(("u",), ("u",), ("v",)),
+    ...     n_cells=np.ones(3),
+    ...     means=np.array([[0.0], [1.0], [2.0]]),
+    ... )
+    >>> found = baseline_predictions(
+    ...     {"mean_log1p": means}, ("A",), ("v",), control=np.array([[2.0]])
+    ... )
+    >>> {name: prediction.cells.tolist() for name, prediction in found.items()}["additive"]
+    [[3.0]]
+    """
+    cells = control if isinstance(control, np.ndarray) else control.toarray()
+    found = {}
+    for name, baseline in BASELINES.items():
+        change = {s: baseline.predict(means, treatment, context) for s, means in training.items()}
+        if all(np.isfinite(values).all() for values in change.values()):
+            shifted = cells + change["mean_log1p"] if "mean_log1p" in change else None
+            found[name] = Prediction(change, shifted)
+    return found

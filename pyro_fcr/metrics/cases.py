@@ -5,65 +5,33 @@ by its pairs. They say how far the measurement of the real response can be off w
 not how far another donor or library would be.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from functools import cached_property, partial
+from typing import Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
+from anndata import AnnData
 
-from pyro_fcr.data.pairs import Layout, Mask, Pair
+from pyro_fcr.data.errors import listed
+from pyro_fcr.data.pairs import Layout, Mask, Pair, read_layout
+from pyro_fcr.data.scenarios import Scenario
+from pyro_fcr.data.schema import Schema
+from pyro_fcr.metrics import profiles
 from pyro_fcr.metrics.arrays import FloatArray, draw_rows
-from pyro_fcr.metrics.predictions import Prediction
-from pyro_fcr.metrics.profiles import (
-    SCALES,
-    Scale,
-    Values,
-    bootstrap_weights,
-    half_weights,
-    profile,
-    t_statistics,
-)
+from pyro_fcr.metrics.baselines import BASELINES, baseline_predictions, training_means
+from pyro_fcr.metrics.profiles import SCALES, Prediction, Scale, Values, profile
 from pyro_fcr.metrics.scores import change_scores, discrimination, e_distance, gene_weights
 
-Key = tuple[Scale, str]
+CEILING: Final = "split_half"
+Key: TypeAlias = tuple[Scale, str]
+Predictions: TypeAlias = Mapping[str, Mapping[Pair, Prediction]]
 _N_SPLITS: Final = 20
 _MOST_CELLS: Final = 1_000  # of a group, for distances between all its cells
 
 
-@dataclass(frozen=True, eq=False)
 class Measured:
-    """Real responses of some pairs.
-
-    Parameters
-    ----------
-    pairs
-        Treated pairs with two cells and two control cells or more, sorted.
-    treated, control
-        Log1p expression of each pair's cells, and of the control cells of each context.
-    weights
-        Of each pair's treated cells, ``(1 + n_draws, n_cells)``; the first row is even.
-    change
-        By scale, change against control, ``(n_pairs, 1 + n_draws, n_genes)``; the first is of the
-        cells as they are.
-    genes
-        Weights of the genes, ``(n_pairs, n_genes)``, see `pyro_fcr.metrics.scores`.
-    """
-
-    pairs: tuple[Pair, ...]
-    treated: tuple[Values, ...]
-    control: Mapping[tuple[str, ...], Values]
-    weights: tuple[FloatArray, ...]
-    change: Mapping[Scale, FloatArray]
-    genes: FloatArray
-
-
-def measure(
-    values: Values, layout: Layout, cells: Mask, *, n_draws: int, rng: np.random.Generator
-) -> Measured:
-    """Measure the response of every treated pair in the chosen cells.
+    """Real responses of all pairs with two cells and two control cells or more.
 
     Parameters
     ----------
@@ -74,42 +42,44 @@ def measure(
     cells
         Which cells to use, treated and control, ``(n_cells,)``.
     n_draws
-        Bootstrap draws.
+        Number of bootstrap draws.
     rng
-        Of the draws.
+        Generator of the draws.
+
+    Attributes
+    ----------
+    treated, control
+        Log1p expression of each pair's cells, and of the control cells of each context.
+    weights
+        Weights of each pair's treated cells, ``(1 + n_draws, n_cells)``; the first row is even.
+    change
+        By scale, change against control, ``(n_pairs, 1 + n_draws, n_genes)``; the first is of the
+        cells as they are.
+    genes
+        Weights of the genes, ``(n_pairs, n_genes)``, see `pyro_fcr.metrics.scores`.
     """
-    size = layout.n_cells(cells)
-    controls = {
-        layout.pairs[i].context: values[cells & (layout.codes == i)]
-        for i in np.flatnonzero(layout.is_control & (size > 1)).tolist()
-    }
-    found = {
-        pair: values[cells & (layout.codes == i)]
-        for i, pair in layout.treated().items()
-        if not layout.lacks(i, size)
-    }
-    weights = [bootstrap_weights(v.shape[0], n_draws, rng=rng) for v in found.values()]
-    untreated = {
-        context: bootstrap_weights(v.shape[0], n_draws, rng=rng) for context, v in controls.items()
-    }
-    change = {}
-    for scale in SCALES:
-        base = {c: profile(v, scale, weights=untreated[c]) for c, v in controls.items()}
-        change[scale] = np.array(
-            [
-                profile(v, scale, weights=w) - base[pair.context]
-                for (pair, v), w in zip(found.items(), weights, strict=True)
-            ]
-        )
-    genes = [gene_weights(t_statistics(v, controls[pair.context])) for pair, v in found.items()]
-    return Measured(
-        pairs=tuple(found),
-        treated=tuple(found.values()),
-        control=controls,
-        weights=tuple(weights),
-        change=change,
-        genes=np.array(genes),
-    )
+
+    def __init__(
+        self, values: Values, layout: Layout, cells: Mask, *, n_draws: int, rng: np.random.Generator
+    ) -> None:
+        size = layout.n_cells(cells)
+        own = {i: values[cells & (layout.codes == i)] for i in np.flatnonzero(size > 1).tolist()}
+        self.control = {layout.pairs[i].context: own[i] for i in own if layout.is_control[i]}
+        self.treated = {p: own[i] for i, p in layout.treated().items() if not layout.lacks(i, size)}
+        draw = partial(profiles.bootstrap_weights, n_draws=n_draws, rng=rng)
+        self.weights = {pair: draw(v.shape[0]) for pair, v in self.treated.items()}
+        untreated = {context: draw(v.shape[0]) for context, v in self.control.items()}
+        self.change: dict[Scale, FloatArray] = {}
+        for scale in SCALES:
+            base = {c: profile(v, scale, weights=untreated[c]) for c, v in self.control.items()}
+            self.change[scale] = np.array([
+                profile(v, scale, weights=self.weights[pair]) - base[pair.context]
+                for pair, v in self.treated.items()
+            ])  # fmt: skip
+        self.genes = np.array([
+            gene_weights(profiles.t_statistics(v, self.control[pair.context]))
+            for pair, v in self.treated.items()
+        ])  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +91,11 @@ class Case:
     real
         Responses of all pairs.
     pair
-        The one that is predicted.
+        The pair that is predicted.
     shared
         By scale, mean change of the treated training conditions, ``(n_genes,)``.
     rng
-        Of halves, and of the cells that distances are between where there are very many.
+        Generator of halves, and of the cells that distances are between where there are many.
     """
 
     real: Measured
@@ -135,8 +105,8 @@ class Case:
 
     @property
     def position(self) -> int:
-        """Of the pair among all."""
-        return self.real.pairs.index(self.pair)
+        """Position of the pair among all."""
+        return list(self.real.treated).index(self.pair)
 
     @property
     def control(self) -> Values:
@@ -154,14 +124,22 @@ class Case:
 
     def ceiling(self) -> dict[Key, FloatArray]:
         """Score halves of the cells against the other halves: their mean, then each split."""
-        treated = self.real.treated[self.position]
-        changes, weights = _half_changes(treated, self.control, n_splits=_N_SPLITS, rng=self.rng)
+        groups = treated, control = self.real.treated[self.pair], self.control
+        halves, others = (
+            profiles.half_weights(v.shape[0], _N_SPLITS, rng=self.rng) for v in groups
+        )
         scores: dict[Key, FloatArray] = {}
-        for scale, (predicted, real) in changes.items():
-            scores |= self._on(scale, predicted, real)
+        for scale in SCALES:
+            first, second = (
+                profile(treated, scale, weights=a) - profile(control, scale, weights=b)
+                for a, b in zip(halves, others, strict=True)
+            )
+            scores |= self._on(scale, first, second)
         if treated.shape[0] >= 4:
-            halves = [self._halves(treated, each > 0) for each in weights[0]]
-            scores["mean_log1p", "e_distance"] = np.array(halves)
+            scores["mean_log1p", "e_distance"] = np.array([
+                e_distance(*(treated[np.flatnonzero(side)[:_MOST_CELLS]] for side in (mask, ~mask)))
+                for mask in halves[0] > 0
+            ])  # fmt: skip
         return {key: np.append(values.mean(), values) for key, values in scores.items()}
 
     def _on(self, scale: Scale, predicted: FloatArray, real: FloatArray) -> dict[Key, FloatArray]:
@@ -177,36 +155,57 @@ class Case:
         return {(scale, name): values for name, values in scores.items()}
 
     def _distance(self, cells: Values) -> FloatArray:
-        treated, weights = self.real.treated[self.position], self.real.weights[self.position]
+        treated = self.real.treated[self.pair]
         at = draw_rows(treated.shape[0], _MOST_CELLS, self.rng)
-        taken = weights[:, at]
+        taken = self.real.weights[self.pair][:, at]
         taken = taken / taken.sum(axis=1, keepdims=True)
         predicted = cells[draw_rows(cells.shape[0], _MOST_CELLS, self.rng)]
         return np.asarray(e_distance(predicted, treated[at], weights=taken))
 
-    def _halves(self, treated: Values, first: npt.NDArray[np.bool_]) -> float:
-        a, b = np.flatnonzero(first), np.flatnonzero(~first)
-        parts = treated[a[:_MOST_CELLS]], treated[b[:_MOST_CELLS]]
-        return float(e_distance(*parts))
 
+class Judge:
+    """Real responses, measured once, against which scenarios are scored one by one."""
 
-def _half_changes(
-    treated: Values, control: Values, *, n_splits: int, rng: np.random.Generator
-) -> tuple[dict[Scale, tuple[FloatArray, FloatArray]], FloatArray]:
-    """Return the change in random halves of the cells, and in the other halves.
+    def __init__(self, adata: AnnData, schema: Schema, *, n_draws: int, seed: int) -> None:
+        matrix = adata.X if schema.layer is None else adata.layers[schema.layer]
+        self.values = profiles.log_values(matrix, expression=schema.expression)
+        self.layout = read_layout(adata.obs, schema)
+        self.rng = np.random.default_rng(seed)
+        self._measured = partial(Measured, self.values, self.layout, n_draws=n_draws, rng=self.rng)
 
-    Returns
-    -------
-    By scale, both changes, ``(n_splits, n_genes)`` each; and the weights of the treated cells,
-    ``(2, n_splits, n_cells)``.
-    """
-    treated_weights = half_weights(treated.shape[0], n_splits, rng=rng)
-    control_weights = half_weights(control.shape[0], n_splits, rng=rng)
-    changes = {}
-    for scale in SCALES:
-        first, second = (
-            profile(treated, scale, weights=a) - profile(control, scale, weights=b)
-            for a, b in zip(treated_weights, control_weights, strict=True)
-        )
-        changes[scale] = (first, second)
-    return changes, treated_weights
+    @cached_property
+    def _all(self) -> Measured:
+        return self._measured(np.ones(len(self.layout.codes), dtype=bool))
+
+    def cases(
+        self, scenario: Scenario, predictions: Predictions
+    ) -> Iterator[tuple[Case, dict[str, Prediction]]]:
+        """Yield every pair with its measured response, and the predictions of every method."""
+        self._check(scenario, predictions)
+        real = self._measured(scenario.test) if scenario.of_seen else self._all
+        training = {
+            scale: training_means(self.values, self.layout, scenario.train, scale=scale)
+            for scale in SCALES
+        }
+        shared = {scale: means.mean_shift() for scale, means in training.items()}
+        agents = dict(zip(self.layout.pairs, self.layout.agents, strict=True))
+        for pair in scenario.pairs:
+            case = Case(real, pair, shared, self.rng)
+            given = {name: found[pair] for name, found in predictions.items()}
+            asked = agents[pair], pair.context
+            yield case, given | baseline_predictions(training, *asked, control=case.control)
+
+    def _check(self, scenario: Scenario, predictions: Predictions) -> None:
+        if taken := sorted(predictions.keys() & {*BASELINES, CEILING}):
+            raise ValueError(f"Method {taken[0]!r} has the name of a baseline; rename it.")
+        n_genes = self.values.shape[1]
+        for name, given in predictions.items():
+            if missing := [pair for pair in scenario.pairs if pair not in given]:
+                some = listed(missing, 3, quoted=False)
+                raise ValueError(f"{scenario.name}: {name!r} has no prediction of {some}.")
+            for pair in scenario.pairs:
+                if (sizes := {len(change) for change in given[pair].change.values()}) != {n_genes}:
+                    raise ValueError(
+                        f"{name!r} predicts {sorted(sizes)} genes of {pair}, but adata has "
+                        f"{n_genes}; pass all genes in their order."
+                    )

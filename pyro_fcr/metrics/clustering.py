@@ -1,29 +1,31 @@
 """What the clusters of a latent block agree with, and its two-dimensional picture."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
+from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from pyro_fcr.metrics.arrays import check_rows, draw_rows
 
 _SCORES = {"nmi": normalized_mutual_info_score, "ari": adjusted_rand_score}
+_IGRAPH: dict[str, Any] = {"flavor": "igraph", "n_iterations": 2, "directed": False}
 
 
 def cluster_agreement(
-    latents: Mapping[str, npt.NDArray[np.floating]],
-    labels: pd.DataFrame | Mapping[str, npt.ArrayLike],
+    latents: Mapping[str, NDArray[np.floating]],
+    labels: pd.DataFrame | Mapping[str, ArrayLike],
     *,
     resolution: float = 1.0,
     n_neighbors: int = 15,
     max_cells: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Agreement of each block's Leiden clusters with each labelling of the cells.
+    """Compare each block's Leiden clusters with each labelling of the cells.
 
     Clusters are those of a plain scanpy analysis: `scanpy.pp.neighbors` on the latent (exact
     neighbours), then `scanpy.tl.leiden` with igraph. Mind that a block's encoder may have been
@@ -37,12 +39,12 @@ def cluster_agreement(
     labels
         Label name to ``(n_cells,)``, in the order of the latents' rows.
     resolution, n_neighbors
-        Of Leiden, and of the neighbour graph.
+        Resolution of Leiden, and neighbours of each cell in the graph.
     max_cells
         Cells to draw at random where there are more: exact neighbours take time that grows with the
         square of the cells.
     seed
-        Of the draw, the graph and the clusters.
+        Seed of the draw, the graph and the clusters.
 
     Returns
     -------
@@ -77,21 +79,14 @@ def cluster_agreement(
 
 
 def _leiden(
-    latent: npt.NDArray[np.floating], *, resolution: float, n_neighbors: int, seed: int
-) -> npt.NDArray[np.intp]:
+    latent: NDArray[np.floating], *, resolution: float, n_neighbors: int, seed: int
+) -> NDArray[np.intp]:
     graph = _neighbours(latent, n_neighbors=n_neighbors, seed=seed)
-    sc.tl.leiden(
-        graph,
-        resolution=resolution,
-        flavor="igraph",
-        n_iterations=2,
-        directed=False,
-        random_state=seed,
-    )
+    sc.tl.leiden(graph, resolution=resolution, random_state=seed, **_IGRAPH)
     return graph.obs["leiden"].cat.codes.to_numpy()
 
 
-def _neighbours(latent: npt.NDArray[np.floating], *, n_neighbors: int, seed: int) -> AnnData:
+def _neighbours(latent: NDArray[np.floating], *, n_neighbors: int, seed: int) -> AnnData:
     cells = AnnData(np.asarray(latent, dtype=np.float32))
     # Exact neighbours, which scanpy by itself takes for few cells only; latents are narrow enough.
     sc.pp.neighbors(
@@ -100,10 +95,8 @@ def _neighbours(latent: npt.NDArray[np.floating], *, n_neighbors: int, seed: int
     return cells
 
 
-def umap(
-    latent: npt.NDArray[np.floating], *, seed: int, n_neighbors: int = 15
-) -> npt.NDArray[np.float32]:
-    """Two-dimensional UMAP picture of a latent block, as scanpy draws it.
+def umap(latent: NDArray[np.floating], *, seed: int, n_neighbors: int = 15) -> NDArray[np.float32]:
+    """Draw a latent block in two dimensions by UMAP, as scanpy does.
 
     Parameters
     ----------
@@ -112,7 +105,7 @@ def umap(
     seed
         Seed of the neighbour graph and of the layout.
     n_neighbors
-        Of the neighbour graph.
+        Neighbours of each cell in the graph.
 
     Returns
     -------

@@ -7,25 +7,23 @@ Normal prior these are differences of the natural parameters ``mean / var`` and 
 there have to be 2 n + 1 conditions at least, and variances that differ, not means only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from pyro_fcr.metrics.arrays import FloatArray, matrix
 
-Latents: TypeAlias = Mapping[str, npt.NDArray[np.floating]]
+Latents: TypeAlias = Mapping[str, NDArray[np.floating]]
 
 IN_USE = 0.01
 
 
 def dimension_use(means: Latents, variances: Latents) -> pd.DataFrame:
-    """Say how much of each dimension's variance over cells is known of the cells.
+    """Measure how much of each dimension's variance over cells is known of the cells.
 
     A dimension that a model has no use for stays at its prior for every cell. Its posterior means
     are next to nothing, but a correlation or a regression knows no scale, and may read other blocks
@@ -56,8 +54,8 @@ def dimension_use(means: Latents, variances: Latents) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["block", "dimension", "share", "in_use"])
 
 
-def only_in_use(latents: Latents, use: pd.DataFrame) -> dict[str, npt.NDArray[np.floating]]:
-    """Pick the dimensions in use, of each block its most used one at least.
+def only_in_use(latents: Latents, use: pd.DataFrame) -> dict[str, NDArray[np.floating]]:
+    """Pick the dimensions in use; of each block at least the most used one.
 
     Parameters
     ----------
@@ -66,12 +64,9 @@ def only_in_use(latents: Latents, use: pd.DataFrame) -> dict[str, npt.NDArray[np
     use
         The table of :func:`dimension_use`.
     """
-    picked = {}
-    for block, values in latents.items():
-        own = use[use["block"] == block]
-        wanted = own["in_use"] | (own["share"] == own["share"].max())
-        picked[block] = values[:, wanted.to_numpy()]
-    return picked
+    most = use.groupby("block")["share"].transform("max")
+    wanted = (use["in_use"] | (use["share"] == most)).to_numpy()
+    return {block: z[:, wanted[use["block"] == block]] for block, z in latents.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +80,7 @@ class PriorRank:
     n_latent, n_conditions, n_distinct
         Latent dimensions, conditions given, and conditions whose prior differs.
     tolerance
-        Singular values up to it, in nats, count as 0.
+        Bound in nats up to which singular values count as 0.
     """
 
     singular_values: FloatArray
@@ -133,12 +128,11 @@ class PriorRank:
             f"({self.n_needed} needed) have rank {self.rank} of {self.rank_needed} at "
             f"{self.tolerance:g} nats (smallest singular value {self.smallest:.2g})"
         )
-        if self.sufficient:
-            return f"{found}: enough to identify {self.n_latent} latent dimensions one by one."
-        return f"{found}: not enough to identify {self.n_latent} latent dimensions one by one."
+        enough = "enough" if self.sufficient else "not enough"
+        return f"{found}: {enough} to identify {self.n_latent} latent dimensions one by one."
 
 
-def prior_rank(mean: npt.ArrayLike, scale: npt.ArrayLike, *, tolerance: float = 0.05) -> PriorRank:
+def prior_rank(mean: ArrayLike, scale: ArrayLike, *, tolerance: float = 0.05) -> PriorRank:
     """Measure the rank of a Normal prior's natural-parameter differences between conditions.
 
     Each latent is first standardised by its mean and variance over all conditions (equal weights),
@@ -155,12 +149,12 @@ def prior_rank(mean: npt.ArrayLike, scale: npt.ArrayLike, *, tolerance: float = 
         Mean and standard deviation of the prior p(z_tx | t, x) in each condition,
         ``(n_conditions, n_latent)``.
     tolerance
-        In nats. Below 0.05 the densities differ too little for finite data to tell them apart; a
-        learned prior is never exactly of lower rank.
+        Bound in nats. Below 0.05 the densities differ too little for finite data to tell them
+        apart; a learned prior is never exactly of lower rank.
 
     Returns
     -------
-    PriorRank
+    Singular values and what follows from them.
 
     Raises
     ------
@@ -194,12 +188,12 @@ def prior_rank(mean: npt.ArrayLike, scale: npt.ArrayLike, *, tolerance: float = 
     )
 
 
-def _checked(mean: npt.ArrayLike, scale: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+def _checked(mean: ArrayLike, scale: ArrayLike) -> tuple[FloatArray, FloatArray]:
     means, scales = matrix(mean, "mean"), matrix(scale, "scale")
     if means.shape != scales.shape:
-        raise ValueError(f"mean is {means.shape} and scale {scales.shape}, wanted one shape")
+        raise ValueError(f"mean is {means.shape} and scale {scales.shape}; expected one shape.")
     if (scales <= 0).any():
-        raise ValueError(f"scale must be positive in every condition, the least is {scales.min()}")
+        raise ValueError(f"scale must be positive everywhere; the smallest is {scales.min()}.")
     if len(means) < 2:
-        raise ValueError("got one condition, wanted two or more to compare")
+        raise ValueError("got one condition; expected two or more to compare.")
     return means, scales

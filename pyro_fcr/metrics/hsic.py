@@ -4,20 +4,16 @@ HSIC (Gretton et al. 2007, NeurIPS 20) asks for dependence outright, not within 
 depend on x, and on t only where the design ties t to x.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import ModuleType
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import gamma
 
-from pyro_fcr.metrics.arrays import FloatArray, codes, draw_rows, matrix
-
-RANDOM = "random"
+from pyro_fcr.metrics.arrays import FloatArray, check_rows, codes, draw_rows, matrix
 
 
 @dataclass(frozen=True)
@@ -44,9 +40,7 @@ class HSICTest:
     n_cells: int
 
 
-def hsic(
-    z: npt.ArrayLike, other: npt.ArrayLike, *, max_cells: int = 2_000, seed: int = 0
-) -> HSICTest:
+def hsic(z: ArrayLike, other: ArrayLike, *, max_cells: int = 2_000, seed: int = 0) -> HSICTest:
     """Measure how much a block depends on a label or on numbers, and test it.
 
     Both sides get a Gaussian kernel of standardised dimensions, as wide as the root mean squared
@@ -96,8 +90,8 @@ def hsic(
 
 
 def hsic_table(
-    latents: Mapping[str, npt.ArrayLike],
-    labels: Mapping[str, npt.ArrayLike],
+    latents: Mapping[str, ArrayLike],
+    labels: Mapping[str, ArrayLike],
     *,
     max_cells: int = 2_000,
     seed: int = 0,
@@ -111,7 +105,7 @@ def hsic_table(
     labels
         Name of a site (``x``, ``t``) to the label of each cell, ``(n_cells,)``.
     max_cells, seed
-        As in `hsic`.
+        See :func:`hsic`.
 
     Returns
     -------
@@ -127,19 +121,14 @@ def hsic_table(
     """
     rng, rows = np.random.default_rng(seed), []
     for block, z in latents.items():
-        for name, other in {**labels, RANDOM: rng.normal(size=np.shape(z))}.items():
+        for name, other in {**labels, "random": rng.normal(size=np.shape(z))}.items():
             found = hsic(z, other, max_cells=max_cells, seed=seed)
             rows.append({"block": block, "other": name, **asdict(found)})
     return pd.DataFrame(rows)
 
 
 def kci(
-    z: npt.ArrayLike,
-    other: npt.ArrayLike,
-    given: npt.ArrayLike,
-    *,
-    max_cells: int = 500,
-    seed: int = 0,
+    z: ArrayLike, other: ArrayLike, given: ArrayLike, *, max_cells: int = 500, seed: int = 0
 ) -> float:
     """Test conditional independence by kernels, for comparison.
 
@@ -191,25 +180,23 @@ def _causal_learn() -> ModuleType:
     return kernels
 
 
-def _sides(values: Mapping[str, npt.ArrayLike], max_cells: int, seed: int) -> list[FloatArray]:
-    """Return the columns that vary of some cells' numbers."""
-    n_cells, sides = len(matrix(values["z"], "z")), []
-    cells = draw_rows(n_cells, max_cells, seed)
-    for name, side in values.items():
-        numbers = _numbers(side, n_cells, name)[cells]
-        varies = np.ptp(numbers, axis=0) > 0
+def _sides(values: Mapping[str, ArrayLike], max_cells: int, seed: int) -> list[FloatArray]:
+    """Return the columns that vary, of each side's numbers in some cells."""
+    numbers = {"z": matrix(values["z"], "z")}
+    numbers |= {name: _numbers(side, name) for name, side in values.items() if name != "z"}
+    check_rows(numbers)
+    cells, sides = draw_rows(len(numbers["z"]), max_cells, seed), []
+    for name, side in numbers.items():
+        varies = np.ptp(side[cells], axis=0) > 0
         if not varies.any():
             raise ValueError(f"{name} is the same in all {len(cells)} cells that are looked at.")
-        sides.append(numbers[:, varies])
+        sides.append(side[cells][:, varies])
     return sides
 
 
-def _numbers(values: npt.ArrayLike, n_cells: int, name: str) -> FloatArray:
-    """Return numbers as a matrix, a label as indicators."""
-    if np.ndim(values) == 1:
-        label = codes(values, n_cells, name)
-        return np.eye(label.max() + 1)[label]
-    found = matrix(values, name)
-    if len(found) != n_cells:
-        raise ValueError(f"{name}: {len(found)} cells, z has {n_cells}.")
-    return found
+def _numbers(values: ArrayLike, name: str) -> FloatArray:
+    """Return numbers as a matrix, or a label as indicators."""
+    if np.ndim(values) != 1:
+        return matrix(values, name)
+    label = codes(values, np.size(values), name)
+    return np.eye(label.max() + 1)[label]

@@ -5,37 +5,27 @@ labels (for the strong MCC: that has the block but mixes its dimensions), and wh
 scores through the same regression.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import permutations
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from pyro_fcr.metrics.arrays import (
-    Blocks,
-    Codes,
-    FloatArray,
-    check_rows,
-    condition_codes,
-    group_means,
-    joint_codes,
-    matrices,
-    matrix,
-)
-from pyro_fcr.metrics.dci import dci
-from pyro_fcr.metrics.recovery import Method, block_r2, leakage, mcc, rotation_floor, weak_mcc
+from pyro_fcr.metrics import arrays
+from pyro_fcr.metrics.arrays import Blocks, Codes, FloatArray
+from pyro_fcr.metrics.recovery import block_r2, leakage, mcc, rotation_floor, weak_mcc
+from pyro_fcr.metrics.regression import dci
 
 Scores = dict[tuple[str, str], float]
 _Blocks = dict[str, FloatArray]
 
 
 def identifiability_table(
-    truth: Blocks, estimate: Blocks, *, x: npt.ArrayLike, t: npt.ArrayLike, seed: int = 0
+    truth: Blocks, estimate: Blocks, *, x: ArrayLike, t: ArrayLike, seed: int = 0
 ) -> pd.DataFrame:
-    """All measures of an estimate against simulated truth, between floor and ceiling.
+    """Measure an estimate against simulated truth in every way, between floor and ceiling.
 
     *Within* conditions means: of the same x and t.
 
@@ -46,7 +36,7 @@ def identifiability_table(
     x, t
         Covariate and treatment of each cell, ``(n_cells,)``; numbers or names.
     seed
-        Of the division of cells, the floors and the regressions.
+        Seed of the division of cells, the floors and the regressions.
 
     Returns
     -------
@@ -66,7 +56,7 @@ def identifiability_table(
     ``dci_dimensions_*``, ``dci_blocks_*``
         :func:`dci` within conditions; block ``"all"``.
 
-    Floors, where nothing else is said: condition means of the true block plus independent Normal
+    Floors, unless another is named: condition means of the true block plus independent Normal
     noise of its standard deviations within conditions. Ceilings: the truth as the estimate.
 
     Raises
@@ -85,31 +75,25 @@ def identifiability_table(
     >>> table.loc[("r2_within", "z_x"), ["value", "floor", "ceiling"]].round(1).abs().tolist()
     [0.8, 0.0, 1.0]
     """
-    true, estimated = matrices(truth, "truth"), matrices(estimate, "estimate")
-    _check_names(true, estimated)
-    check_rows({"truth": next(iter(true.values())), "estimate": next(iter(estimated.values()))})
-    codes = condition_codes(joint_codes(x, t), len(next(iter(true.values()))))
-    label_only = _label_only(true, codes, seed=seed)
+    true, estimated, codes = arrays.checked_blocks(truth, estimate, arrays.joint_codes(x, t))
+    if set(true) != set(estimated) or len(true) < 2:
+        raise ValueError(
+            f"truth has blocks {list(true)} and estimate {list(estimated)}; expected the same "
+            "names, two or more."
+        )
+    floors = _scores(true, _label_only(true, codes, seed=seed), codes, seed=seed)
+    for name, form in _strong(codes).items():
+        floors |= _each(name, rotation_floor, true, seed=seed, **form)
     columns = {
         "value": _scores(true, estimated, codes, seed=seed),
-        "floor": _scores(true, label_only, codes, seed=seed) | _rotated(true, codes, seed=seed),
+        "floor": floors,
         "ceiling": _scores(true, true, codes, seed=seed),
     }
     return _by_metric(pd.DataFrame(columns))
 
 
-def _check_names(truth: _Blocks, estimate: _Blocks) -> None:
-    if set(truth) != set(estimate) or len(truth) < 2:
-        raise ValueError(
-            f"truth has blocks {list(truth)} and estimate {list(estimate)}, wanted the same names, "
-            "two or more"
-        )
-
-
-def label_only_estimate(
-    truth: npt.ArrayLike, condition: npt.ArrayLike, *, seed: int = 0
-) -> FloatArray:
-    """Latents that know the labels and nothing else: the floor of every measure.
+def label_only_estimate(truth: ArrayLike, condition: ArrayLike, *, seed: int = 0) -> FloatArray:
+    """Draw latents that know the labels and nothing else: the floor of every measure.
 
     Parameters
     ----------
@@ -118,7 +102,7 @@ def label_only_estimate(
     condition
         Label of each cell, ``(n_cells,)``.
     seed
-        Of the noise.
+        Seed of the noise.
 
     Returns
     -------
@@ -135,84 +119,62 @@ def label_only_estimate(
     >>> label_only_estimate([[1.0], [1.0], [4.0], [4.0]], ["a", "a", "b", "b"]).ravel()
     array([1., 1., 4., 4.])
     """
-    values = matrix(truth, "truth")
-    codes = condition_codes(condition, len(values))
-    means = group_means(values, codes)[codes]
+    values = arrays.matrix(truth, "truth")
+    codes = arrays.condition_codes(condition, len(values))
+    means = arrays.group_means(values, codes)[codes]
     noise = np.random.default_rng(seed).normal(size=values.shape)
     return means + (values - means).std(axis=0) * noise
 
 
 def _label_only(truth: _Blocks, codes: Codes, *, seed: int) -> _Blocks:
-    """All blocks, each with noise of its own."""
+    """Estimate all blocks from labels, each with noise of its own."""
+    numbered = enumerate(truth.items())
+    return {block: label_only_estimate(z, codes, seed=seed + i) for i, (block, z) in numbered}
+
+
+def _strong(codes: Codes) -> dict[str, dict[str, Any]]:
+    """Return name, correlation and condition of every form of the strong MCC."""
     return {
-        block: label_only_estimate(values, codes, seed=seed + number)
-        for number, (block, values) in enumerate(truth.items())
+        "mcc_pearson": {"method": "pearson"},
+        "mcc_spearman": {"method": "spearman"},
+        "mcc_within_pearson": {"method": "pearson", "condition": codes},
+        "mcc_within_spearman": {"method": "spearman", "condition": codes},
     }
-
-
-def _rotated(truth: _Blocks, codes: Codes, *, seed: int) -> Scores:
-    """Floors of the strong MCC."""
-    return {
-        (name, block): rotation_floor(z, method=method, condition=condition, seed=seed)
-        for block, z in truth.items()
-        for name, method, condition in _strong(codes)
-    }
-
-
-def _strong(codes: Codes) -> list[tuple[str, Method, Codes | None]]:
-    """Name, correlation and condition of every form of the strong MCC."""
-    methods: tuple[Method, ...] = ("pearson", "spearman")
-    raw = [(f"mcc_{method}", method, None) for method in methods]
-    return [*raw, *((f"mcc_within_{method}", method, codes) for method in methods)]
 
 
 def _scores(truth: _Blocks, estimate: _Blocks, codes: Codes, *, seed: int) -> Scores:
-    parts = dci(truth, estimate, condition=codes, seed=seed)
-    importances = {
-        (f"dci_{level}_{part}", "all"): float(parts.loc[level, part])
-        for level in parts.index
-        for part in parts.columns
-    }
-    return {
-        **_mcc_scores(truth, estimate, codes, seed=seed),
-        **_r2_scores(truth, estimate, codes, seed=seed),
-        **importances,
-    }
-
-
-def _mcc_scores(truth: _Blocks, estimate: _Blocks, codes: Codes, *, seed: int) -> Scores:
-    strong = {
-        (name, block): mcc(z, estimate[block], method=method, condition=condition)
-        for name, method, condition in _strong(codes)
-        for block, z in truth.items()
-    }
-    weak = {
-        (name, block): weak_mcc(z, estimate[block], condition=condition, seed=seed)
-        for name, condition in (("weak_mcc", None), ("weak_mcc_within", codes))
-        for block, z in truth.items()
-    }
-    return strong | weak
-
-
-def _r2_scores(truth: _Blocks, estimate: _Blocks, codes: Codes, *, seed: int) -> Scores:
-    raw = block_r2(truth, estimate, seed=seed)
+    scores: Scores = {}
+    for name, form in _strong(codes).items():
+        scores |= _each(name, mcc, truth, estimate, **form)
+    scores |= _each("weak_mcc", weak_mcc, truth, estimate, seed=seed)
+    scores |= _each("weak_mcc_within", weak_mcc, truth, estimate, condition=codes, seed=seed)
     within = block_r2(truth, estimate, condition=codes, seed=seed)
-    diagonals = {
-        (name, block): float(table.loc[block, block])
-        for name, table in (("r2", raw), ("r2_within", within))
-        for block in truth
+    scores |= _diagonal("r2", block_r2(truth, estimate, seed=seed))
+    scores |= _diagonal("r2_within", within) | _leaks("leak_within", within)
+    scores |= {(f"leak_within_{name}", "all"): value for name, value in leakage(within).items()}
+    parts = dci(truth, estimate, condition=codes, seed=seed).stack()
+    return scores | {(f"dci_{level}_{part}", "all"): v for (level, part), v in parts.items()}
+
+
+def _each(name: str, score: Callable[..., float], *sides: _Blocks, **settings: Any) -> Scores:
+    return {
+        (name, block): score(*(side[block] for side in sides), **settings) for block in sides[0]
     }
-    leaks = {
-        ("leak_within", f"{a} -> {b}"): float(within.loc[a, b]) for a, b in permutations(truth, 2)
-    }
-    summary = {(f"leak_within_{name}", "all"): value for name, value in leakage(within).items()}
-    return diagonals | leaks | summary
+
+
+def _diagonal(name: str, table: pd.DataFrame) -> Scores:
+    return {(name, block): float(table.loc[block, block]) for block in table.columns}
+
+
+def _leaks(name: str, table: pd.DataFrame) -> Scores:
+    pairs = permutations(table.columns, 2)
+    return {(name, f"{a} -> {b}"): float(table.loc[a, b]) for a, b in pairs}
 
 
 def agreement_between_seeds(
-    fits: Sequence[Blocks], *, condition: npt.ArrayLike | None = None, seed: int = 0
+    fits: Sequence[Blocks], *, condition: ArrayLike | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """How far fits of different seeds found the same latents; needs no truth, so fits real data.
+    """Measure how far fits of different seeds found the same latents; no truth is needed.
 
     Every fit is scored as an estimate of every other one, in both directions. What is identified
     agrees between fits; what agrees need not be the truth.
@@ -225,7 +187,7 @@ def agreement_between_seeds(
         Labels, ``(n_cells,)``, for agreement *within conditions*: without them, fits agree already
         because both know the labels.
     seed
-        Of the division of cells and the regressions.
+        Seed of the division of cells and of the regressions.
 
     Returns
     -------
@@ -248,31 +210,20 @@ def agreement_between_seeds(
     >>> table.loc[[("mcc", "z_x"), ("r2", "z_t")], "min"].round(2).tolist()
     [1.0, 1.0]
     """
-    checked = [matrices(fit, f"fit {number}") for number, fit in enumerate(fits)]
-    _check_fits(checked)
+    checked = [arrays.matrices(fit, f"fit {number}") for number, fit in enumerate(fits)]
+    if len(fits) < 2:
+        raise ValueError(f"got {len(fits)} fits; expected two or more to compare.")
+    if any(set(fit) != set(checked[0]) for fit in checked):
+        raise ValueError(f"fits must have the same blocks, got {[list(fit) for fit in checked]}.")
     scores = [_agreement(a, b, condition, seed=seed) for a, b in permutations(checked, 2)]
     return _by_metric(pd.DataFrame(scores).agg(["mean", "min", "max"]).T)
 
 
-def _check_fits(fits: Sequence[_Blocks]) -> None:
-    if len(fits) < 2:
-        raise ValueError(f"got {len(fits)} fits, wanted two or more to compare")
-    if any(set(fit) != set(fits[0]) for fit in fits):
-        raise ValueError(f"fits must have the same blocks, got {[list(fit) for fit in fits]}")
-    check_rows({f"fit {number}": next(iter(fit.values())) for number, fit in enumerate(fits)})
-
-
-def _agreement(
-    one: _Blocks, other: _Blocks, condition: npt.ArrayLike | None, *, seed: int
-) -> Scores:
+def _agreement(one: _Blocks, other: _Blocks, condition: ArrayLike | None, *, seed: int) -> Scores:
     table = block_r2(one, other, condition=condition, seed=seed)
-    leaks = {("leak", f"{a} -> {b}"): float(table.loc[a, b]) for a, b in permutations(one, 2)}
-    strong = {("mcc", block): mcc(z, other[block], condition=condition) for block, z in one.items()}
-    weak = {
-        ("weak_mcc", block): weak_mcc(z, other[block], condition=condition, seed=seed)
-        for block, z in one.items()
-    }
-    return strong | weak | {("r2", block): float(table.loc[block, block]) for block in one} | leaks
+    strong = _each("mcc", mcc, one, other, condition=condition)
+    weak = _each("weak_mcc", weak_mcc, one, other, condition=condition, seed=seed)
+    return strong | weak | _diagonal("r2", table) | _leaks("leak", table)
 
 
 def _by_metric(table: pd.DataFrame) -> pd.DataFrame:

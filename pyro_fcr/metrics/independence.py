@@ -6,20 +6,17 @@ Of two statistics the larger counts, each in units of its own permutations: one 
 other also variances and curves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from pyro_fcr.graph import Claim
-from pyro_fcr.metrics import permutation
-from pyro_fcr.metrics.arrays import FloatArray, codes, joint_codes
-from pyro_fcr.metrics.sides import LEVEL, Sides, beyond_chance, both_sides
+from pyro_fcr.metrics.arrays import Blocks, FloatArray, codes, joint_codes
+from pyro_fcr.metrics.permutation import LEVEL, Sides, beyond_chance, both_sides, p_value, whiten
 
 CLAIMS = (
     Claim("structure", "z_x", "t", ("x",)),
@@ -70,11 +67,11 @@ class IndependenceTest:
 
 
 def independence_test(
-    z: npt.ArrayLike,
-    other: npt.ArrayLike,
-    stratum: npt.ArrayLike,
+    z: ArrayLike,
+    other: ArrayLike,
+    stratum: ArrayLike,
     *,
-    replicate: npt.ArrayLike | None = None,
+    replicate: ArrayLike | None = None,
     n_permutations: int = 200,
     seed: int = 0,
     statement: str = "z ⟂ other | stratum",
@@ -102,7 +99,7 @@ def independence_test(
     n_permutations
         Number of random permutations, at least 19.
     seed
-        Of the permutations and of the random features.
+        Seed of the permutations and of the random features.
     statement
         Name of the test in the result and in errors.
 
@@ -137,7 +134,7 @@ def independence_test(
         statement=statement,
         effect=effect,
         shape_effect=shape_effect,
-        p_value=permutation.p_value(found),
+        p_value=p_value(found),
         chance=float(found[1:, 0].mean()),
         n_cells=len(sides.strata.rows),
         n_strata=len(sides.strata.slices),
@@ -147,11 +144,11 @@ def independence_test(
 
 
 def independence_table(
-    latents: Mapping[str, npt.ArrayLike],
-    labels: Mapping[str, npt.ArrayLike],
+    latents: Blocks,
+    labels: Mapping[str, ArrayLike],
     *,
     claims: Sequence[Claim] = CLAIMS,
-    replicate: npt.ArrayLike | None = None,
+    replicate: ArrayLike | None = None,
     n_permutations: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -164,10 +161,10 @@ def independence_table(
     labels
         Name of an exogenous site (``x``, ``t``) to the label of each cell, ``(n_cells,)``.
     claims
-        What to test, the paper's four statements unless told; for a graph of your own take
+        What to test, by default the paper's four statements; for a graph of your own take
         ``pyro_fcr.graph.claims``.
     replicate, n_permutations, seed
-        As in `independence_test`.
+        See `independence_test`.
 
     Returns
     -------
@@ -206,32 +203,28 @@ def independence_table(
     return pd.DataFrame(found)
 
 
-def _check_sites(
-    latents: Mapping[str, npt.ArrayLike],
-    labels: Mapping[str, npt.ArrayLike],
-    claims: Sequence[Claim],
-) -> None:
+def _check_sites(latents: Blocks, labels: Mapping[str, ArrayLike], claims: Sequence[Claim]) -> None:
     for claim in claims:
-        pair = claim.kind == "permutation"
-        blocks = (claim.left, claim.right) if pair else (claim.left,)
-        sites = claim.given if pair else (claim.right, *claim.given)
-        for given, wanted, what in ((latents, blocks, "latents"), (labels, sites, "labels")):
-            if missing := [name for name in wanted if name not in given]:
-                raise ValueError(f"{claim}: {what} has {sorted(given)}, but not {missing[0]!r}.")
+        right = latents if claim.kind == "permutation" else labels
+        sites = ((labels, site) for site in claim.given)
+        for given, name in ((latents, claim.left), (right, claim.right), *sites):
+            if name not in given:
+                what = "latents" if given is latents else "labels"
+                raise ValueError(f"{claim}: {what} has {sorted(given)}, but not {name!r}.")
 
 
 def power_against_leak(
-    z: npt.ArrayLike,
-    other: npt.ArrayLike,
-    stratum: npt.ArrayLike,
+    z: ArrayLike,
+    other: ArrayLike,
+    stratum: ArrayLike,
     *,
     leak: Sequence[float] = (0.0, 0.01),
-    replicate: npt.ArrayLike | None = None,
+    replicate: ArrayLike | None = None,
     n_draws: int = 200,
     n_permutations: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How often the test finds a leak of known size in cells like these, and none where none is.
+    """Measure how often the test finds a leak of known size in cells like these, or a false one.
 
     In each draw the label (or the other block) is permuted as in the test, which makes it
     independent, and a random function of it, linear for a block, is mixed into every direction of
@@ -241,13 +234,13 @@ def power_against_leak(
     Parameters
     ----------
     z, other, stratum, replicate, n_permutations
-        As in `independence_test`.
+        See `independence_test`.
     leak
         Shares of the variance within strata, between 0 and 1.
     n_draws
         Tests per leak.
     seed
-        Of everything.
+        Seed of everything random.
 
     Returns
     -------
@@ -257,7 +250,7 @@ def power_against_leak(
     Raises
     ------
     ValueError
-        As `independence_test`, or a leak outside of 0 to 1.
+        Nothing can be tested, see `independence_test`, or a leak is not between 0 and 1.
 
     Examples
     --------
@@ -267,7 +260,7 @@ def power_against_leak(
     [1.0]
     """
     if wrong := [share for share in leak if not 0 <= share <= 1]:
-        raise ValueError(f"leak: {wrong[0]} is no share of variance, such as 0.01.")
+        raise ValueError(f"leak is {wrong[0]}; expected a share of variance, such as 0.01.")
     sides = both_sides(z, other, stratum, replicate, "power_against_leak")
     sides.check_reach(n_permutations)
     rng, rows = np.random.default_rng(seed), []
@@ -277,22 +270,20 @@ def power_against_leak(
             drawn = sides.second[sides.strata.shuffle(rng)]
             leaky = _plant(sides, drawn, share, rng)
             found = sides.shares(leaky, drawn, n_permutations, rng)
-            p_values.append(permutation.p_value(found))
+            p_values.append(p_value(found))
             effects.append(beyond_chance(found)[0])
         rows.append((share, np.mean(np.array(p_values) <= LEVEL), np.mean(effects), n_draws))
     return pd.DataFrame(rows, columns=["leak", "rejected", "effect", "n_draws"])
 
 
-def _plant(
-    sides: Sides, drawn: npt.NDArray[Any], share: float, rng: np.random.Generator
-) -> FloatArray:
+def _plant(sides: Sides, drawn: NDArray[Any], share: float, rng: np.random.Generator) -> FloatArray:
     """Mix a random function of the permuted other side into every direction of the block."""
     if sides.of_label:
         score = rng.normal(size=(drawn.max() + 1, sides.block.shape[1]))[drawn][sides.strata.unit]
     else:
         score = drawn @ rng.normal(size=(drawn.shape[1], sides.block.shape[1]))
     score = sides.strata.centre(score)
-    mixed, _ = permutation.whiten(sides.block, sides.strata)
+    mixed, _ = whiten(sides.block, sides.strata)
     for rows in sides.strata.slices:
         spread = score[rows].std(axis=0)
         unit = score[rows] / np.where(spread > 0, spread, np.inf)

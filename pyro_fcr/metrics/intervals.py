@@ -7,18 +7,16 @@ predictive distribution is right (randomised probability integral transform: Dun
 JCGS 5:236; Czado, Gneiting and Held 2009, Biometrics 65:1254).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike
 
 from pyro_fcr.metrics.arrays import FloatArray
 
 
 def pit_of_draws(
-    below: npt.ArrayLike, equal: npt.ArrayLike, n_draws: int, *, rng: np.random.Generator
+    below: ArrayLike, equal: ArrayLike, n_draws: int, *, rng: np.random.Generator
 ) -> FloatArray:
     """Place observed values among draws of their predictive distribution, between 0 and 1.
 
@@ -33,7 +31,7 @@ def pit_of_draws(
     n_draws
         How many draws there are of each value.
     rng
-        Of the ties.
+        Generator that breaks the ties.
 
     Returns
     -------
@@ -59,8 +57,8 @@ def pit_of_draws(
     return (low + rng.random(low.shape) * (ties + 1.0)) / (n_draws + 1)
 
 
-def central_shares(pit: npt.ArrayLike, levels: Sequence[float]) -> FloatArray:
-    """Give the share of each row's values inside central intervals.
+def central_shares(pit: ArrayLike, levels: Sequence[float]) -> FloatArray:
+    """Return the share of each row's values inside central intervals.
 
     Parameters
     ----------
@@ -92,3 +90,8 @@ def check_levels(levels: Sequence[float]) -> None:
     """Raise ValueError if a level is not between 0 and 1."""
     if wrong := [level for level in levels if not 0 < level < 1]:
         raise ValueError(f"levels: {wrong[0]!r} is not between 0 and 1, such as 0.9.")
+
+
+def shifted(value: float, draws: FloatArray, level: float) -> FloatArray:
+    """Return the central quantiles of draws, shifted so that `value` is their mean, ``(2,)``."""
+    return value + np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) - draws.mean()

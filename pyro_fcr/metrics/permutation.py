@@ -1,28 +1,28 @@
-"""Cells in strata: what may change places with what, and how dependent an arrangement looks.
+"""The two sides of an independence test, what may change places, and how dependent they look.
 
 Two statistics, of a block whitened within each stratum and of random Fourier features of it (Rahimi
 and Recht 2007): the second sees variances and curves, too, and is HSIC (Gretton 2007) in time
 linear in cells. Both are shares between 0 and 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.special import gammaln
 
-from pyro_fcr.metrics.arrays import Codes, FloatArray, joint_codes
+from pyro_fcr.metrics import arrays
+from pyro_fcr.metrics.arrays import Codes, FloatArray
 
 Statistic: TypeAlias = Callable[[Codes], FloatArray]
 
+LEVEL = 0.05
 N_FREQUENCIES = 32
 NARROW = 1e-4  # of the widest direction's variance: a dimension that the model does not use
 
@@ -40,8 +40,8 @@ class Strata:
     unit
         Number of the unit of each, ``(n,)``: the cell itself, or its replicate.
     pool
-        Of each unit: units of one pool change places, ``(n_units,)``.
-    permuted
+            Pool of each unit; units of one pool change places, ``(n_units,)``.
+        permuted
         What the units are, in words.
     """
 
@@ -52,50 +52,43 @@ class Strata:
     permuted: str
 
     @cached_property
-    def bounds(self) -> Codes:
-        """First row of each stratum, and the end, ``(n_strata + 1,)``."""
-        return np.searchsorted(self.stratum, np.arange(self.stratum[-1] + 2))
-
-    @property
-    def slices(self) -> list[slice]:
-        """The rows of each stratum."""
-        return [slice(a, b) for a, b in pairwise(self.bounds)]
+    def sizes(self) -> Codes:
+        """Cells of each stratum, ``(n_strata,)``."""
+        return np.bincount(self.stratum)
 
     @cached_property
-    def _by_pool(self) -> Codes:
-        return np.argsort(self.pool, kind="stable")
+    def slices(self) -> list[slice]:
+        """The rows of each stratum."""
+        ends = np.cumsum(self.sizes)
+        return [slice(*rows) for rows in zip(ends - self.sizes, ends, strict=True)]
 
     def shuffle(self, rng: np.random.Generator) -> Codes:
         """Draw a random arrangement: for each unit, the unit whose value it gets."""
-        order = np.empty_like(self._by_pool)
-        order[self._by_pool] = np.lexsort((rng.random(len(self.pool)), self.pool))
-        return order
+        return arrays.shuffle_within(self.pool, rng)
 
     def centre(self, values: FloatArray) -> FloatArray:
         """Subtract the mean of each stratum."""
-        sums = np.add.reduceat(values, self.bounds[:-1], axis=0)
-        return values - (sums / np.diff(self.bounds)[:, None])[self.stratum]
+        return values - arrays.group_means(values, self.stratum)[self.stratum]
 
 
 def strata_of_label(label: Codes, stratum: Codes, replicate: Codes | None) -> Strata:
-    """Decide what changes places where a label is permuted; no rows if nothing can."""
+    """Decide what changes places where a label is permuted; there are no rows if nothing can."""
     if replicate is None:
         return _cells_of(label, stratum, "cells")
-    place = joint_codes(stratum, replicate)
+    place = arrays.joint_codes(stratum, replicate)
     if _n_levels(label, place).max() > 1:
         return _cells_of(label, place, "cells within replicates")
     # A replicate with one label everywhere is one unit, in however many strata it occurs.
     unit = replicate if _n_levels(label, replicate).max() == 1 else place
     rows = _usable(label, stratum)
-    unit = np.unique(unit[rows], return_inverse=True)[1]
-    pool = _pools(unit, stratum[rows])
-    return Strata(rows, _number(stratum[rows]), unit, pool, "replicates")
+    unit, numbers = _number(unit[rows]), _number(stratum[rows])
+    return Strata(rows, numbers, unit, _pools(unit, numbers), "replicates")
 
 
 def strata_of_pair(stratum: Codes, replicate: Codes | None) -> Strata:
-    """Cells change places within strata, and within replicates where these are known."""
+    """Let cells change places within strata, and within replicates where these are known."""
     words = "cells" if replicate is None else "cells within replicates"
-    place = stratum if replicate is None else joint_codes(stratum, replicate)
+    place = stratum if replicate is None else arrays.joint_codes(stratum, replicate)
     return _cells_of(np.arange(len(stratum)), place, words)
 
 
@@ -111,27 +104,24 @@ def _number(values: Codes) -> Codes:
 
 def _n_levels(label: Codes, group: Codes) -> Codes:
     """Count the levels of a label in each group, ``(n_groups,)``."""
-    pairs = np.unique(np.column_stack([group, label]), axis=0)
-    return np.bincount(pairs[:, 0])
+    return pd.Series(label).groupby(group).nunique().to_numpy()
 
 
 def _usable(label: Codes, stratum: Codes) -> Codes:
-    """Cells of strata with at least two levels, by stratum."""
+    """Return the cells of strata with at least two levels, by stratum."""
     order = np.argsort(stratum, kind="stable")
     return order[(_n_levels(label, stratum) > 1)[stratum[order]]]
 
 
 def _pools(unit: Codes, stratum: Codes) -> Codes:
-    """Units that occur in the same strata, ``(n_units,)``."""
-    shape = (unit.max(initial=-1) + 1, stratum.max(initial=-1) + 1)
-    where = sparse.csr_matrix((np.ones(len(unit), dtype=bool), (unit, stratum)), shape=shape)
-    where.sum_duplicates()
-    occurs = [tuple(where.indices[a:b]) for a, b in pairwise(where.indptr)]
-    return pd.factorize(pd.Series(occurs, dtype=object))[0].astype(np.intp)
+    """Code the units by the strata that they occur in, ``(n_units,)``."""
+    occurs = np.zeros((unit.max(initial=-1) + 1, stratum.max(initial=-1) + 1), dtype=bool)
+    occurs[unit, stratum] = True
+    return pd.factorize(pd.Series(map(tuple, occurs), dtype=object))[0].astype(np.intp)
 
 
 def smallest_share(label: Codes | None, strata: Strata) -> float:
-    """Share of all arrangements that look exactly like the observed one, at least.
+    """Return the share of all arrangements that look exactly like the observed one, at least.
 
     Labels whose counts agree in every pool can be renamed into one another without a change of the
     statistic: three replicates against three have 20 arrangements, of which two look alike. None
@@ -152,10 +142,9 @@ def smallest_share(label: Codes | None, strata: Strata) -> float:
 
 
 def _linked(strata: Strata) -> Codes:
-    """Pools that share a stratum get one number, ``(n_pools,)``."""
-    links = np.unique(np.column_stack([strata.pool[strata.unit], strata.stratum]), axis=0)
-    shape = (links[:, 0].max() + 1, links[:, 1].max() + 1)
-    meet = sparse.csr_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=shape)
+    """Code the pools so that those that share a stratum have one number, ``(n_pools,)``."""
+    links = (strata.pool[strata.unit], strata.stratum)
+    meet = sparse.csr_matrix((np.ones(len(strata.unit)), links))
     return connected_components(meet @ meet.T, directed=False)[1].astype(np.intp)
 
 
@@ -183,7 +172,7 @@ def whiten(block: FloatArray, strata: Strata) -> tuple[FloatArray, Codes]:
 
 
 def _fourier(white: FloatArray, strata: Strata, rng: np.random.Generator) -> FloatArray:
-    """Features of a Gaussian kernel whose squared width is the number of dimensions."""
+    """Return features of a Gaussian kernel whose squared width is the number of dimensions."""
     n_dims = white.shape[1]
     angle = white @ rng.normal(scale=n_dims**-0.5, size=(n_dims, N_FREQUENCIES))
     return strata.centre(np.hstack([np.cos(angle), np.sin(angle)]))
@@ -192,10 +181,13 @@ def _fourier(white: FloatArray, strata: Strata, rng: np.random.Generator) -> Flo
 def label_statistic(
     block: FloatArray, label: Codes, strata: Strata, rng: np.random.Generator
 ) -> Statistic:
-    """Share of variance within strata that lies between labels: of the block, of its features."""
+    """Return what measures the variance within strata that lies between labels, as a share.
+
+    The first share is of the block's variance, the second of its features'.
+    """
     white, ranks = whiten(block, strata)
     features = np.hstack([white, _fourier(white, strata, rng)])
-    total = (ranks * np.diff(strata.bounds)).sum(), (features[:, white.shape[1] :] ** 2).sum()
+    total = (ranks * strata.sizes).sum(), (features[:, white.shape[1] :] ** 2).sum()
     n_levels = label.max() + 1
     n_groups, ends = len(strata.slices) * n_levels, np.arange(len(features) + 1)
 
@@ -213,39 +205,145 @@ def label_statistic(
 def pair_statistic(
     block: FloatArray, other: FloatArray, strata: Strata, rng: np.random.Generator
 ) -> Statistic:
-    """Mean squared canonical correlation within strata; alignment of the kernels' features."""
+    """Return what measures the mean squared canonical correlation and the kernels' alignment."""
     (left, left_ranks), (right, right_ranks) = whiten(block, strata), whiten(other, strata)
     curves, other_curves = _fourier(left, strata, rng), _fourier(right, strata, rng)
-    linear = (np.minimum(left_ranks, right_ranks) * np.diff(strata.bounds)).sum()
-    own = np.sqrt(_crossed(curves, curves, strata) * _crossed(other_curves, other_curves, strata))
+    linear = (np.minimum(left_ranks, right_ranks) * strata.sizes).sum()
+    own = _crossed(curves, curves, strata) * _crossed(other_curves, other_curves, strata)
+    most = np.sqrt(own).sum()
 
     def shared(order: Codes) -> FloatArray:
         crossed = _crossed(left, right[order], strata).sum()
-        return np.array(
-            [crossed / linear, _crossed(curves, other_curves[order], strata).sum() / own.sum()]
-        )
+        aligned = _crossed(curves, other_curves[order], strata).sum()
+        return np.array([crossed / linear, aligned / most])
 
     return shared
 
 
 def _crossed(left: FloatArray, right: FloatArray, strata: Strata) -> FloatArray:
-    """Squared size of the cross-covariance in each stratum times its cells, ``(n_strata,)``."""
+    """Return the squared cross-covariance in each stratum times its cells, ``(n_strata,)``."""
     size = [((left[rows].T @ right[rows]) ** 2).sum() for rows in strata.slices]
-    return np.array(size) / np.diff(strata.bounds)
-
-
-def shares(
-    statistic: Statistic, strata: Strata, n_permutations: int, rng: np.random.Generator
-) -> FloatArray:
-    """Both statistics of the observed arrangement, then of random ones, ``(1 + n, 2)``."""
-    observed = statistic(np.arange(len(strata.pool)))
-    drawn = [statistic(strata.shuffle(rng)) for _ in range(n_permutations)]
-    return np.array([observed, *drawn])
+    return np.array(size) / strata.sizes
 
 
 def p_value(found: FloatArray) -> float:
-    """``(1 + n at least as large) / (1 + n)`` for the larger of the two standardised statistics."""
+    """Return the share at least as large, by the larger of the two standardised statistics."""
     spread = found.std(axis=0)
     standardised = (found - found.mean(axis=0)) / np.where(spread > 1e-12, spread, np.inf)
     top = standardised.max(axis=1)
     return float((top >= top[0] - 1e-9).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """Block and other side, for the cells of a test that count.
+
+    Parameters
+    ----------
+    block
+        The directions of the block that vary, ``(n, n_dims)``, centred within strata.
+    second
+        The label of each unit, ``(n_units,)``, or the other block, ``(n, n_other_dims)``.
+    strata
+        What changes places.
+    statement
+        What is tested, for errors.
+    """
+
+    block: FloatArray
+    second: NDArray[Any]
+    strata: Strata
+    statement: str
+
+    @property
+    def of_label(self) -> bool:
+        """Whether the other side is a label."""
+        return self.second.ndim == 1
+
+    def shares(
+        self, block: FloatArray, second: NDArray[Any], n_permutations: int, rng: np.random.Generator
+    ) -> FloatArray:
+        """Return both statistics of the given arrangement, then of random ones, ``(1 + n, 2)``."""
+        kind = label_statistic if self.of_label else pair_statistic
+        statistic = kind(block, second, self.strata, rng)
+        observed = statistic(np.arange(len(self.strata.pool)))
+        drawn = [statistic(self.strata.shuffle(rng)) for _ in range(n_permutations)]
+        return np.array([observed, *drawn])
+
+    def check_reach(self, n_permutations: int) -> float:
+        """Return the smallest p-value that can come out; raise if it is above 0.05."""
+        if n_permutations < 19:
+            raise ValueError(
+                f"n_permutations: {n_permutations} cannot show a p-value of {LEVEL}; 19 can."
+            )
+        smallest = smallest_share(self.second if self.of_label else None, self.strata)
+        if smallest > LEVEL:
+            raise ValueError(
+                f"{self.statement}: too few {self.strata.permuted} to permute; the smallest "
+                f"p-value that can come out is {smallest:.2g}, expected {LEVEL} or less."
+            )
+        return max(smallest, 1 / (1 + n_permutations))
+
+
+def both_sides(
+    z: ArrayLike, other: ArrayLike, stratum: ArrayLike, replicate: ArrayLike | None, statement: str
+) -> Sides:
+    """Check what a test is given and leave out cells that say nothing, see `independence_test`."""
+    block, other = arrays.matrix(z, f"{statement}: z"), np.asarray(other)
+    n = len(block)
+    given = arrays.codes(stratum, n, f"{statement}: stratum")
+    groups = None if replicate is None else arrays.codes(replicate, n, f"{statement}: replicate")
+    side = _label_side if other.ndim == 1 else _block_side
+    second, strata = side(other, given, groups, statement)
+    return Sides(_varying(block, strata, f"{statement}: z"), second, strata, statement)
+
+
+def _label_side(
+    other: NDArray[Any], stratum: Codes, replicate: Codes | None, statement: str
+) -> tuple[Codes, Strata]:
+    label = arrays.codes(other, len(stratum), f"{statement}: label")
+    if label.max() >= max(len(label) // 2, 2):
+        raise ValueError(
+            f"{statement}: the label has {label.max() + 1} levels in {len(label)} cells; pass "
+            "numbers as a block, (n_cells, n_dims)."
+        )
+    strata = strata_of_label(label, stratum, replicate)
+    _check_rows(strata, "two levels of the label", statement)
+    second = np.empty(len(strata.pool), dtype=np.intp)
+    second[strata.unit] = label[strata.rows]
+    return second, strata
+
+
+def _block_side(
+    other: NDArray[Any], stratum: Codes, replicate: Codes | None, statement: str
+) -> tuple[FloatArray, Strata]:
+    values = arrays.matrix(other, f"{statement}: other")
+    if len(values) != len(stratum):
+        raise ValueError(
+            f"{statement}: {len(stratum)} cells of z, {len(values)} of the other block."
+        )
+    strata = strata_of_pair(stratum, replicate)
+    _check_rows(strata, "two cells", statement)
+    return _varying(values, strata, f"{statement}: other"), strata
+
+
+def _varying(block: FloatArray, strata: Strata, name: str) -> FloatArray:
+    varying = wide(block[strata.rows], strata)
+    if not varying.shape[1]:
+        raise ValueError(f"{name} is constant within every stratum: there is nothing to test.")
+    return varying
+
+
+def _check_rows(strata: Strata, wanted: str, statement: str) -> None:
+    if not len(strata.rows):
+        where = "replicate of a stratum" if "within" in strata.permuted else "stratum"
+        raise ValueError(
+            f"{statement}: no {where} has {wanted}, so that nothing can change places. The columns "
+            "are confounded (one follows from the other): the data cannot tell."
+        )
+
+
+def beyond_chance(found: FloatArray) -> FloatArray:
+    """Rescale the observed statistics: 0 is the mean of the permutations, 1 stays 1, ``(2,)``."""
+    chance = found[1:].mean(axis=0)
+    return (found[0] - chance) / np.maximum(1.0 - chance, 1e-12)

@@ -1,4 +1,4 @@
-"""Mean expression of groups of cells on two scales, and how far sampling of the cells moves it.
+"""Mean expression of groups of cells on two scales, its sampling noise, and predicted changes.
 
 ``mean_log1p`` is the mean over cells of log1p expression, the field's usual scale. It depends on
 library sizes even after scaling, since log1p bends small counts: a treatment that only makes
@@ -6,14 +6,15 @@ libraries shallower has a response on it. ``log1p_mean`` is log1p of the mean of
 (cells scaled to one library size, natural logarithm), which depth moves far less.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-import numpy.typing as npt
+from anndata import AnnData
+from numpy.typing import ArrayLike
 from scipy import sparse
-from sklearn.preprocessing import normalize
+from sklearn.preprocessing import StandardScaler, normalize
 
 from pyro_fcr.data.schema import Expression
 from pyro_fcr.metrics.arrays import FloatArray
@@ -34,12 +35,12 @@ def log_values(matrix: Any, *, expression: Expression = "counts") -> Values:
         Counts, which are scaled to 10,000 a cell, or log1p values, which stay as they are; dense or
         sparse. Not changed. A cell without any count stays at zero.
     expression
-        Which of the two: ``"counts"`` or ``"log1p"``.
+        What the matrix holds: ``"counts"`` or ``"log1p"``.
 
     Raises
     ------
     ValueError
-        The matrix has no cell, or entries that are no counts, or not finite.
+        The matrix has no cells, or entries that are negative (of counts) or not finite.
 
     Examples
     --------
@@ -49,21 +50,21 @@ def log_values(matrix: Any, *, expression: Expression = "counts") -> Values:
     is_sparse = sparse.issparse(matrix)
     values: Any = (sparse.csr_matrix if is_sparse else np.asarray)(matrix, dtype=np.float64)
     if values.ndim != 2 or not values.shape[0]:
-        raise ValueError(f"{expression} must be cells x genes, got {values.shape}")
+        raise ValueError(f"{expression} must be cells x genes, got shape {values.shape}.")
     entries = values.data if is_sparse else values
     if not np.isfinite(entries).all():
-        raise ValueError(f"{expression} must be numbers, there are entries that are not finite")
+        raise ValueError(f"{expression} must be numbers; some entries are not finite.")
     if expression == "log1p":
         return values
     if (entries < 0).any():
-        raise ValueError("counts must be 0 or more: pass raw counts, not log values")
+        raise ValueError("counts must be 0 or more; pass raw counts, not log values.")
     if is_sparse and not values.has_canonical_format:
         values = values.copy()
         values.sum_duplicates()
     return np.log1p(_LIBRARY * normalize(values, norm="l1"))
 
 
-def profile(values: Values, scale: Scale, *, weights: npt.ArrayLike | None = None) -> FloatArray:
+def profile(values: Values, scale: Scale, *, weights: ArrayLike | None = None) -> FloatArray:
     """Average cells on one of the scales.
 
     Parameters
@@ -73,8 +74,8 @@ def profile(values: Values, scale: Scale, *, weights: npt.ArrayLike | None = Non
     scale
         ``"mean_log1p"`` or ``"log1p_mean"``.
     weights
-        Weights of the cells, each row adding up to 1, ``(n_rows, n_cells)``; None weighs all the
-        same.
+        Weights of the cells, each row adding up to 1, ``(n_rows, n_cells)``; None weighs all
+        cells alike.
 
     Returns
     -------
@@ -85,11 +86,11 @@ def profile(values: Values, scale: Scale, *, weights: npt.ArrayLike | None = Non
     >>> profile(np.log1p([[1.0, 0.0], [3.0, 0.0]]), "log1p_mean").round(3)
     array([1.099, 0.   ])
     """
-    linear = np.expm1(values) if scale == "log1p_mean" else values
+    linear: Any = np.expm1(values) if scale == "log1p_mean" else values
     if weights is None:
-        mean = np.asarray(linear.mean(axis=0), dtype=np.float64).ravel()
+        mean = np.asarray(linear.mean(axis=0)).ravel()
     else:
-        mean = np.asarray((linear.T @ np.asarray(weights).T).T)
+        mean = np.asarray(weights) @ linear
     return np.log1p(mean) if scale == "log1p_mean" else mean
 
 
@@ -129,7 +130,7 @@ def half_weights(n_cells: int, n_splits: int, *, rng: np.random.Generator) -> Fl
     [[0.5, 0.5, 0.5, 0.5]]
     """
     if n_cells < 2:
-        raise ValueError(f"{n_cells} cell: two halves need at least two")
+        raise ValueError(f"{n_cells} cell cannot be halved; at least two are needed.")
     first = rng.permuted(np.tile(np.arange(n_cells), (n_splits, 1)), axis=1) < n_cells // 2
     return np.stack([half / half.sum(axis=1, keepdims=True) for half in (first, ~first)])
 
@@ -137,7 +138,7 @@ def half_weights(n_cells: int, n_splits: int, *, rng: np.random.Generator) -> Fl
 def t_statistics(values: Values, others: Values) -> FloatArray:
     """Return Welch's t statistic of each gene between two groups of cells, ``(n_genes,)``.
 
-    A gene without any spread in either group has 0.
+    A gene without spread in both groups has 0.
 
     Parameters
     ----------
@@ -149,16 +150,63 @@ def t_statistics(values: Values, others: Values) -> FloatArray:
     >>> t_statistics(np.array([[1.0], [3.0]]), np.array([[0.0], [0.0]]))
     array([2.])
     """
-    (mean, error), (other_mean, other_error) = map(_mean_and_error, (values, others))
-    total = np.sqrt(error + other_error)
-    return np.divide(mean - other_mean, total, out=np.zeros_like(total), where=total > 0)
+    one, other = (StandardScaler(with_mean=False).fit(each) for each in (values, others))
+    squares = [each.var_ / (each.n_samples_seen_ - 1) for each in (one, other)]
+    error = np.sqrt(np.sum(squares, axis=0))
+    return np.divide(one.mean_ - other.mean_, error, out=np.zeros_like(error), where=error > 0)
 
 
-def _mean_and_error(values: Values) -> tuple[FloatArray, FloatArray]:
-    """Mean and its squared standard error."""
-    n = values.shape[0]
-    mean = profile(values, "mean_log1p")
-    square = profile(
-        values * values if isinstance(values, np.ndarray) else values.power(2), "mean_log1p"
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A predicted response; see :func:`predicted_cells` for one made of cells.
+
+    Parameters
+    ----------
+    change
+        Predicted change against control, by scale, ``(n_genes,)`` each; a scale may be missing.
+    cells
+        Log1p expression of predicted treated cells, ``(n_cells, n_genes)``, or None.
+
+    Raises
+    ------
+    ValueError
+        No change is given, or an entry is not finite.
+    """
+
+    change: Mapping[Scale, FloatArray]
+    cells: Values | None = None
+
+    def __post_init__(self) -> None:
+        if not self.change or set(self.change) - set(SCALES):
+            raise ValueError(f"change is given on {list(self.change)}; expected some of {SCALES}.")
+        for scale, change in self.change.items():
+            if np.ndim(change) != 1 or not np.isfinite(change).all():
+                raise ValueError(f"The change on {scale} must be a vector of finite numbers.")
+
+
+def predicted_cells(
+    treated: Any, untreated: Any, *, expression: Expression = "counts"
+) -> Prediction:
+    """Turn cells drawn from a model into a prediction.
+
+    Parameters
+    ----------
+    treated, untreated
+        Predicted cells of the pair and of its control, as AnnData (their ``X``) or matrices,
+        ``(n_cells, n_genes)``. Both from the model, so that what it fails to reconstruct cancels.
+    expression
+        Whether they are counts or log1p values.
+
+    Examples
+    --------
+    >>> prediction = predicted_cells(np.array([[3, 1]]), np.array([[1, 1]]))
+    >>> prediction.change["mean_log1p"].round(2)
+    array([ 0.41, -0.69])
+    """
+    cells, control = (
+        log_values(each.X if isinstance(each, AnnData) else each, expression=expression)
+        for each in (treated, untreated)
     )
-    return mean, np.maximum(square - mean**2, 0.0) / (n - 1)
+    return Prediction(
+        {scale: profile(cells, scale) - profile(control, scale) for scale in SCALES}, cells
+    )

@@ -1,4 +1,4 @@
-"""How much of the true latent blocks an estimate recovers: correlations, block R2, leakage, DCI.
+"""How much of the true latent blocks an estimate recovers: correlations, block R2, leakage.
 
 Each measure has a *raw* form and one *within conditions* (`condition` given), in which what labels
 alone could tell counts for nothing. Raw numbers are high already for an estimate that copies the
@@ -6,49 +6,41 @@ labels, so claims about latents rest on the second form. Here `condition` must n
 condition of a cell, each (x, t) its own, see :func:`joint_codes`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
+from sklearn.preprocessing import scale
 
-from pyro_fcr.metrics.arrays import (
-    Blocks,
-    Codes,
-    FloatArray,
-    check_rows,
-    checked_blocks,
-    matrix,
-    remove_condition_means,
-)
+from pyro_fcr.metrics import arrays
+from pyro_fcr.metrics.arrays import Blocks, FloatArray
 from pyro_fcr.metrics.regression import draw_roles, r2, regress
 
 Method = Literal["pearson", "spearman"]
 
 
 def mcc(
-    truth: npt.ArrayLike,
-    estimate: npt.ArrayLike,
+    truth: ArrayLike,
+    estimate: ArrayLike,
     *,
     method: Method = "pearson",
-    condition: npt.ArrayLike | None = None,
+    condition: ArrayLike | None = None,
 ) -> float:
-    """Strong mean correlation coefficient: each true dimension against one estimated one.
+    """Return the strong mean correlation coefficient: true dimensions against estimated ones.
 
-    Mean over the true dimensions of the absolute correlation with the estimated dimension that the
-    best one-to-one match gives it (Hungarian), as in Khemakhem et al. 2020, AISTATS. Blind to
-    order, sign and scale, with Spearman to any monotone map of single dimensions.
+    It is the mean over the true dimensions of the absolute correlation with the estimated dimension
+    that the best one-to-one match gives it (Hungarian), as in Khemakhem et al. 2020, AISTATS. It is
+    blind to order, sign and scale; with Spearman, to any monotone map of single dimensions.
 
     Parameters
     ----------
     truth, estimate
         ``(n_cells, n_dims)`` each; the number of dimensions may differ. A true dimension without
-        partner, and a constant one on either side, counts as 0.
+        a partner, and a constant one on either side, counts as 0.
     method
         Correlation of values or of ranks.
     condition
@@ -75,45 +67,37 @@ def mcc(
 
 
 def _pair_within(
-    truth: npt.ArrayLike, estimate: npt.ArrayLike, condition: npt.ArrayLike | None
+    truth: ArrayLike, estimate: ArrayLike, condition: ArrayLike | None
 ) -> tuple[FloatArray, FloatArray]:
-    a, b = matrix(truth, "truth"), matrix(estimate, "estimate")
-    check_rows({"truth": a, "estimate": b})
+    a, b = arrays.matrix(truth, "truth"), arrays.matrix(estimate, "estimate")
+    arrays.check_rows({"truth": a, "estimate": b})
     if len(a) < 4:
-        raise ValueError(f"got {len(a)} cells, at least 4 are needed for a correlation")
+        raise ValueError(f"got {len(a)} cells; a correlation needs 4 or more.")
     if condition is None:
         return a, b
-    return remove_condition_means(a, condition), remove_condition_means(b, condition)
+    return arrays.remove_condition_means(a, condition), arrays.remove_condition_means(b, condition)
 
 
 def _matched(a: FloatArray, b: FloatArray, method: Method) -> float:
-    """Sum of the absolute correlations of the best match."""
+    """Sum the absolute correlations of the best match."""
     if method not in ("pearson", "spearman"):
-        raise ValueError(f"method is {method!r}, wanted 'pearson' or 'spearman'")
+        raise ValueError(f"method is {method!r}; expected 'pearson' or 'spearman'.")
     if method == "spearman":
         a, b = rankdata(a, axis=0), rankdata(b, axis=0)
-    correlations = np.abs(_standardised(a).T @ _standardised(b)) / len(a)
+    correlations = np.abs(scale(a).T @ scale(b)) / len(a)
     rows, columns = linear_sum_assignment(correlations, maximize=True)
     return float(correlations[rows, columns].clip(0.0, 1.0).sum())
 
 
-def _standardised(values: FloatArray) -> FloatArray:
-    """Mean 0 and variance 1; a constant column becomes 0."""
-    centred = values - values.mean(axis=0)
-    scale = centred.std(axis=0)
-    constant = scale <= 1e-12 * (np.abs(values).max(axis=0) + 1e-300)
-    return np.where(constant, 0.0, centred / np.where(constant, 1.0, scale))
-
-
 def weak_mcc(
-    truth: npt.ArrayLike,
-    estimate: npt.ArrayLike,
+    truth: ArrayLike,
+    estimate: ArrayLike,
     *,
     method: Method = "pearson",
-    condition: npt.ArrayLike | None = None,
+    condition: ArrayLike | None = None,
     seed: int = 0,
 ) -> float:
-    """Mean correlation coefficient up to a linear map of the block.
+    """Return the mean correlation coefficient up to a linear map of the block.
 
     Canonical correlation analysis on a random half of the cells aligns the two, and :func:`mcc`
     scores the other half, so that many dimensions do not score by chance.
@@ -121,9 +105,9 @@ def weak_mcc(
     Parameters
     ----------
     truth, estimate, method, condition
-        As for :func:`mcc`. Constant and linearly dependent dimensions of the truth count as 0.
+        See :func:`mcc`. Constant and linearly dependent dimensions of the truth count as 0.
     seed
-        Of the halves.
+        Seed of the halves.
 
     Returns
     -------
@@ -143,47 +127,41 @@ def weak_mcc(
     """
     a, b = _pair_within(truth, estimate, condition)
     first, second = np.array_split(np.random.default_rng(seed).permutation(len(a)), 2)
-    to_a, to_b = _canonical(_standardised(a), _standardised(b), first)
-    if 0 in (to_a.shape[1], to_b.shape[1]):
+    a, b = scale(a), scale(b)
+    whiten_a, whiten_b = _whitening(a[first]), _whitening(b[first])
+    if 0 in (whiten_a.shape[1], whiten_b.shape[1]):
         return 0.0
-    aligned = (_standardised(a)[second] @ to_a, _standardised(b)[second] @ to_b)
+    cross = (a[first] @ whiten_a).T @ (b[first] @ whiten_b)
+    left, _, right = np.linalg.svd(cross, full_matrices=False)
+    aligned = a[second] @ whiten_a @ left, b[second] @ whiten_b @ right.T
     return _matched(*aligned, method) / a.shape[1]
 
 
-def _canonical(a: FloatArray, b: FloatArray, rows: Codes) -> tuple[FloatArray, FloatArray]:
-    """Linear maps to the canonical variates of both sides, fitted on `rows`."""
-    whiten_a, whiten_b = _whitening(a[rows]), _whitening(b[rows])
-    if 0 in (whiten_a.shape[1], whiten_b.shape[1]):
-        return whiten_a, whiten_b
-    cross = (a[rows] @ whiten_a).T @ (b[rows] @ whiten_b)
-    left, _, right = np.linalg.svd(cross, full_matrices=False)
-    return whiten_a @ left, whiten_b @ right.T
-
-
 def _whitening(values: FloatArray) -> FloatArray:
+    """Return the map to uncorrelated directions of equal length; those without spread drop out."""
     _, scales, directions = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
     kept = scales > 1e-8 * max(scales.max(), 1e-300)
     return directions[kept].T / scales[kept]
 
 
 def rotation_floor(
-    truth: npt.ArrayLike,
+    truth: ArrayLike,
     *,
     method: Method = "pearson",
-    condition: npt.ArrayLike | None = None,
+    condition: ArrayLike | None = None,
     seed: int = 0,
 ) -> float:
-    """Strong MCC of an estimate that has the right block and mixes its dimensions at random.
+    """Return the strong MCC of an estimate that has the right block with its dimensions mixed.
 
-    Mean over ten random rotations of the standardised truth, on at most 4,000 cells. What
-    an estimate has above it, it has found about single dimensions.
+    It is the mean over ten random rotations of the standardised truth, on at most 4,000 cells.
+    What an estimate scores beyond it, it has found about single dimensions.
 
     Parameters
     ----------
     truth, method, condition
-        As for :func:`mcc`.
+        See :func:`mcc`.
     seed
-        Of rotations and cells.
+        Seed of the rotations and of the cells.
 
     Returns
     -------
@@ -192,7 +170,7 @@ def rotation_floor(
     Raises
     ------
     ValueError
-        As for :func:`mcc`.
+        An entry is not finite, or there is one condition only.
 
     Examples
     --------
@@ -201,7 +179,7 @@ def rotation_floor(
     0.6
     """
     rng = np.random.default_rng(seed)
-    values = _standardised(_pair_within(truth, truth, condition)[0])
+    values = scale(_pair_within(truth, truth, condition)[0])
     values = values[rng.permutation(len(values))[:4_000]]
     n_dims = values.shape[1]
     rotations = [np.linalg.qr(rng.normal(size=(n_dims, n_dims)))[0] for _ in range(10)]
@@ -209,9 +187,9 @@ def rotation_floor(
 
 
 def block_r2(
-    truth: Blocks, estimate: Blocks, *, condition: npt.ArrayLike | None = None, seed: int = 0
+    truth: Blocks, estimate: Blocks, *, condition: ArrayLike | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """How well each true block is predicted from each estimated block, on held-out cells.
+    """Measure how well each true block is predicted from each estimated one, on held-out cells.
 
     The regression is nonlinear (ridge on linear, hinge, polynomial and Fourier features; with
     `condition` also an intercept and a shrunk linear map of each condition's own). At most 14,000
@@ -227,7 +205,7 @@ def block_r2(
         fitting cells) instead of the overall mean, so that labels alone score 0. Conditions of
         fewer than 7 of the cells used are left out.
     seed
-        Of the division of the cells and the Fourier features.
+        Seed of the division of the cells and of the Fourier features.
 
     Returns
     -------
@@ -251,28 +229,27 @@ def block_r2(
     >>> block_r2(truth, copied, condition=x).round(1).abs().to_numpy().tolist()
     [[0.0]]
     """
-    true, estimated, codes = checked_blocks(truth, estimate, condition)
+    true, estimated, codes = arrays.checked_blocks(truth, estimate, condition)
     roles, target = draw_roles(codes, seed=seed), np.concatenate(list(true.values()), axis=1)
-    held = roles.test
-    scores = {}
+    held, scores = roles.test, {}
     for block, latent in estimated.items():
         fitted = regress(latent, target, codes=codes, roles=roles, seed=seed)
-        arrays = (target[held], fitted(latent[held], codes[held]), fitted.baseline(codes[held]))
-        scores[block] = _by_block(arrays, true)
+        found = (target[held], fitted(latent[held], codes[held]), fitted.baseline(codes[held]))
+        scores[block] = _by_block(found, true)
     return pd.DataFrame.from_dict(scores, orient="index")[list(true)]
 
 
 def _by_block(
-    arrays: tuple[FloatArray, FloatArray, FloatArray], blocks: Mapping[str, FloatArray]
+    found: tuple[FloatArray, FloatArray, FloatArray], blocks: Mapping[str, FloatArray]
 ) -> dict[str, float]:
-    """R2 per block of columns, from target, prediction and baseline."""
+    """Return R2 by block of columns, from target, prediction and baseline."""
     ends = np.cumsum([values.shape[1] for values in blocks.values()])[:-1]
-    parts = zip(*(np.split(array, ends, axis=1) for array in arrays), strict=True)
+    parts = zip(*(np.split(array, ends, axis=1) for array in found), strict=True)
     return {block: r2(*part) for block, part in zip(blocks, parts, strict=True)}
 
 
 def leakage(table: pd.DataFrame) -> dict[str, float]:
-    """Largest and mean off-diagonal entry of a :func:`block_r2` table.
+    """Return the largest and the mean off-diagonal entry of a :func:`block_r2` table.
 
     Parameters
     ----------
@@ -297,11 +274,8 @@ def leakage(table: pd.DataFrame) -> dict[str, float]:
     if set(table.index) != set(table.columns) or len(table) < 2:
         raise ValueError(
             f"leakage needs a table of the same two or more blocks both ways, got rows "
-            f"{list(table.index)} and columns {list(table.columns)}"
+            f"{list(table.index)} and columns {list(table.columns)}."
         )
     values = table.loc[table.columns].to_numpy(dtype=np.float64)
-    leaks = values[~np.eye(len(values), dtype=bool)].clip(min=0.0)
-    leaks = leaks[np.isfinite(leaks)]
-    if leaks.size == 0:
-        return {"max": float("nan"), "mean": float("nan")}
+    leaks = pd.Series(values[~np.eye(len(values), dtype=bool)]).clip(lower=0.0)
     return {"max": float(leaks.max()), "mean": float(leaks.mean())}

@@ -1,34 +1,28 @@
 """One table of how well responses are predicted: models, all baselines, ceiling, with intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from pyro_fcr.data.errors import listed
-from pyro_fcr.data.pairs import Mask, Pair, read_layout
 from pyro_fcr.data.scenarios import Scenario
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.metrics.arrays import FloatArray
-from pyro_fcr.metrics.baselines import BASELINES, training_means
-from pyro_fcr.metrics.cases import Case, Measured, measure
-from pyro_fcr.metrics.intervals import check_levels
-from pyro_fcr.metrics.predictions import Prediction, baseline_predictions
-from pyro_fcr.metrics.profiles import SCALES, Scale, log_values
+from pyro_fcr.metrics.baselines import BASELINES
+from pyro_fcr.metrics.cases import CEILING, Case, Judge, Predictions
+from pyro_fcr.metrics.intervals import check_levels, shifted
+from pyro_fcr.metrics.profiles import Prediction, Scale
 from pyro_fcr.metrics.scores import SCORES
 
-CEILING, REAL = "split_half", "real"
+REAL: Final = "real"
 WORDS: Final = {
     "model": "the fitted model",
     "ceiling": "one half of the real cells predicts the other",
 }
 PLACE: Final = ["scenario", "treatment", "context"]
-Predictions: TypeAlias = Mapping[str, Mapping[Pair, Prediction]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +56,8 @@ class ResponseTable:
         table = self.frame[["method", "role"]].drop_duplicates(ignore_index=True)
         order = {name: number for number, name in enumerate((*BASELINES, CEILING))}
         table = table.sort_values("method", key=lambda names: names.map(order).fillna(-1))
-        words = [
-            BASELINES[row.method].words if row.method in BASELINES else WORDS[row.role]
-            for row in table.itertuples()
-        ]
+        words = table["method"].map({name: each.words for name, each in BASELINES.items()})
+        words = words.fillna(table["role"].map(WORDS))
         return table.assign(words=words).reset_index(drop=True)
 
 
@@ -127,15 +119,17 @@ def response_table(
     """
     check_levels([level])
     if n_draws < 1:
-        raise ValueError(f"n_draws is {n_draws}, wanted 1 or more: intervals come from draws")
-    judge = _Judge(adata, schema, n_draws=n_draws, seed=seed)
+        raise ValueError(f"n_draws is {n_draws}; expected 1 or more: intervals come from draws.")
+    judge = Judge(adata, schema, n_draws=n_draws, seed=seed)
     rows, draws = [], []
     changes: dict[tuple[str, ...], FloatArray] = {}
     for scenario, predictions in judged:
         scenario.check(adata, schema)
         for case, methods in judge.cases(scenario, predictions):
             place = (scenario.kind, case.pair.treatment, case.pair.place)
-            changes |= {(*place, name): change for name, change in _changes(case, methods)}
+            changes[*place, REAL] = case.real.change["mean_log1p"][case.position, 0]
+            given = {name: method.change.get("mean_log1p") for name, method in methods.items()}
+            changes |= {(*place, name): each for name, each in given.items() if each is not None}
             for about, scores in _scored(case, methods):
                 ends = interval(scores, level, metric=about["metric"])
                 rows.append(dict(zip(PLACE, place, strict=True)) | about | ends)
@@ -147,79 +141,11 @@ def response_table(
 
 def interval(scores: FloatArray, level: float, *, metric: str) -> dict[str, float]:
     """Return the first score and quantiles of the others, shifted to have it as their mean."""
-    value, draws = float(scores[0]), scores[1:]
-    if not np.isfinite(draws).all() or not np.isfinite(value):
+    value = float(scores[0])
+    if not np.isfinite(scores).all():
         return {"value": value, "low": np.nan, "high": np.nan}
-    ends = value + np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) - draws.mean()
-    low, high = np.clip(ends, SCORES[metric].lowest, SCORES[metric].highest)
-    return {"value": value, "low": float(low), "high": float(high)}
-
-
-class _Judge:
-    """Real responses, measured once, against which scenarios are scored one by one."""
-
-    def __init__(self, adata: AnnData, schema: Schema, *, n_draws: int, seed: int) -> None:
-        matrix = adata.X if schema.layer is None else adata.layers[schema.layer]
-        self.values = log_values(matrix, expression=schema.expression)
-        self.layout = read_layout(adata.obs, schema)
-        self.n_draws, self.rng = n_draws, np.random.default_rng(seed)
-        self._all: Measured | None = None
-
-    def measured(self, scenario: Scenario) -> Measured:
-        if scenario.of_seen:
-            return self._measure(scenario.test)
-        if self._all is None:
-            self._all = self._measure(np.ones(len(self.layout.codes), dtype=bool))
-        return self._all
-
-    def _measure(self, cells: Mask) -> Measured:
-        return measure(self.values, self.layout, cells, n_draws=self.n_draws, rng=self.rng)
-
-    def cases(
-        self, scenario: Scenario, predictions: Predictions
-    ) -> Iterator[tuple[Case, dict[str, Prediction]]]:
-        """Yield every pair with its measured response, and the predictions of every method."""
-        self._check(scenario, predictions)
-        real = self.measured(scenario)
-        training = {
-            scale: training_means(self.values, self.layout, scenario.train, scale=scale)
-            for scale in SCALES
-        }
-        shared = {scale: means.mean_shift() for scale, means in training.items()}
-        agents = dict(zip(self.layout.pairs, self.layout.agents, strict=True))
-        for pair in scenario.pairs:
-            case = Case(real, pair, shared, self.rng)
-            yield (
-                case,
-                {name: given[pair] for name, given in predictions.items()}
-                | (
-                    baseline_predictions(training, agents[pair], pair.context, control=case.control)
-                ),
-            )
-
-    def _check(self, scenario: Scenario, predictions: Predictions) -> None:
-        if taken := sorted(predictions.keys() & {*BASELINES, CEILING}):
-            raise ValueError(f"method {taken[0]!r} has the name of a baseline; rename it")
-        n_genes = self.values.shape[1]
-        for name, given in predictions.items():
-            if missing := [pair for pair in scenario.pairs if pair not in given]:
-                raise ValueError(
-                    f"{scenario.name}: {name!r} predicts no {listed(missing, 3, quoted=False)}"
-                )
-            for pair in scenario.pairs:
-                sizes = {len(change) for change in given[pair].change.values()}
-                if sizes != {n_genes}:
-                    raise ValueError(
-                        f"{name!r} predicts {sorted(sizes)} genes of {pair}, but adata "
-                        f"has {n_genes}; give all genes in their order"
-                    )
-
-
-def _changes(case: Case, methods: Mapping[str, Prediction]) -> Iterator[tuple[str, FloatArray]]:
-    yield REAL, case.real.change["mean_log1p"][case.position, 0]
-    for name, prediction in methods.items():
-        if "mean_log1p" in prediction.change:
-            yield name, prediction.change["mean_log1p"]
+    ends = shifted(value, scores[1:], level).clip(SCORES[metric].lowest, SCORES[metric].highest)
+    return {"value": value, "low": float(ends[0]), "high": float(ends[1])}
 
 
 def _scored(
@@ -234,12 +160,7 @@ def _scored(
 
 
 def headline(
-    table: ResponseTable,
-    metric: str,
-    *,
-    model: str,
-    scale: Scale = "mean_log1p",
-    seed: int = 0,
+    table: ResponseTable, metric: str, *, model: str, scale: Scale = "mean_log1p", seed: int = 0
 ) -> pd.DataFrame:
     """Compare a model with the best baseline: the one line that counts.
 
@@ -289,8 +210,8 @@ def headline(
     if model not in set(asked.loc[asked["role"] == "model", "method"]):
         known = sorted(set(table.frame.loc[table.frame["role"] == "model", "method"]))
         raise ValueError(
-            f"the table has no model {model!r} with {metric!r} on {scale!r}; models: {known}, "
-            f"metrics: {sorted(set(table.frame['metric']))}"
+            f"The table has no model {model!r} with {metric!r} on {scale!r}; models: {known}, "
+            f"metrics: {sorted(set(table.frame['metric']))}."
         )
     rows = []
     for kind, part in asked.groupby("scenario", sort=False):
@@ -301,18 +222,16 @@ def headline(
 
 
 def _by_method(part: pd.DataFrame, draws: FloatArray, metric: str) -> dict[str, FloatArray]:
-    """Scores of models and baselines, ``(n_pairs, 1 + n_draws)``, higher is better; nan if none."""
-    sign = 1.0 if SCORES[metric].higher_is_better else -1.0
-    undefined = SCORES[metric].undefined
-    pairs = pd.MultiIndex.from_frame(part[["treatment", "context"]]).unique()
+    """Return scores by method, ``(n_pairs, 1 + n_draws)``, higher is better; nan where none is."""
+    part = part[part["role"] != "ceiling"]
+    scores = SCORES[metric].sign * np.column_stack([part["value"], draws[part.index]])
+    if (undefined := SCORES[metric].undefined) is not None:
+        scores[np.isnan(scores)] = undefined
+    pair = part.groupby(["treatment", "context"], sort=False).ngroup().to_numpy()
     found = {}
-    for name, rows in part[part["role"] != "ceiling"].groupby("method", sort=False):
-        scores = np.column_stack([rows["value"], draws[rows.index]])
-        if undefined is not None:
-            scores = np.where(np.isnan(scores), undefined, scores)
-        at = pairs.get_indexer(pd.MultiIndex.from_frame(rows[["treatment", "context"]]))
-        found[str(name)] = np.full((len(pairs), scores.shape[1]), np.nan)
-        found[str(name)][at] = sign * scores
+    for name, rows in part.groupby("method").indices.items():
+        found[str(name)] = np.full((pair.max() + 1, scores.shape[1]), np.nan)
+        found[str(name)][pair[rows]] = scores[rows]
     return found
 
 
@@ -321,7 +240,6 @@ def _against_best(
 ) -> Iterator[dict[str, Any]]:
     names = [name for name in BASELINES if name in methods]
     stacked = np.stack([methods[name] for name in names])
-    sign = 1.0 if SCORES[metric].higher_is_better else -1.0
     average = stacked[..., 0].mean(axis=1)  # nan where a pair lacks the baseline
     best = int(np.nanargmax(average))
     each = np.nanargmax(stacked[..., 0], axis=0)
@@ -335,16 +253,15 @@ def _against_best(
             "baseline": baseline,
             "n_pairs": len(other),
             **_gain(methods[model] - other, level, seed),
-            "model_score": sign * methods[model][:, 0].mean(),
-            "baseline_score": sign * other[:, 0].mean(),
+            "model_score": SCORES[metric].sign * methods[model][:, 0].mean(),
+            "baseline_score": SCORES[metric].sign * other[:, 0].mean(),
         }
 
 
 def _gain(difference: FloatArray, level: float, seed: int) -> dict[str, float]:
-    """Mean over pairs, with quantiles of draws of the pairs and of their cells."""
+    """Average over pairs, with quantiles of draws of the pairs and of their cells."""
     n_pairs, n_draws = difference.shape[0], difference.shape[1] - 1
     picks = np.random.default_rng(seed).integers(n_pairs, size=(n_draws, n_pairs))
     means = difference[picks, 1 + np.arange(n_draws)[:, None]].mean(axis=1)
-    value = difference[:, 0].mean()
-    low, high = value + np.quantile(means, [(1 - level) / 2, (1 + level) / 2]) - means.mean()
-    return {"gain": float(value), "low": float(low), "high": float(high)}
+    gain = float(difference[:, 0].mean())
+    return dict(zip(("gain", "low", "high"), (gain, *shifted(gain, means, level)), strict=True))

@@ -4,22 +4,19 @@ All scores compare a *predicted change* with the *real change* against control c
 context, on one of the scales of `pyro_fcr.metrics.profiles`; last axis genes, any axes before.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
 from pyro_fcr.metrics.arrays import FloatArray
 
 
-@dataclass(frozen=True)
-class Score:
-    """What a score means.
+class Score(NamedTuple):
+    """What a score means; the defaults are those of a correlation.
 
     Parameters
     ----------
@@ -32,78 +29,60 @@ class Score:
     lowest, highest
         Ends of its range.
     undefined
-        Value of a prediction without direction (constant, zero) when methods are compared; None
-        where it cannot occur.
+        Value that a prediction without direction (constant, zero) counts as when methods are
+        compared; None where there is no such prediction.
     """
 
     title: str
     scope: str
     words: str
-    higher_is_better: bool
-    lowest: float
-    highest: float
+    higher_is_better: bool = True
+    lowest: float = -1.0
+    highest: float = 1.0
     undefined: float | None = None
 
+    @property
+    def sign(self) -> float:
+        """Factor that makes higher values the better ones."""
+        return 1.0 if self.higher_is_better else -1.0
+
+
+_correlation = partial(Score, undefined=0.0)
+_error = partial(Score, higher_is_better=False, lowest=0.0, highest=np.inf)
 
 SCORES: Final[dict[str, Score]] = {
-    "cosine_logfc": Score(
+    "cosine_logfc": _correlation(
         "cosine",
         "all genes",
         "Cosine of the angle between the changes of all genes (PerturBench: Wu et al. 2024, "
         "arXiv 2408.10609).",
-        higher_is_better=True,
-        lowest=-1.0,
-        highest=1.0,
-        undefined=0.0,
     ),
-    "pearson_delta": Score(
+    "pearson_delta": _correlation(
         "Pearson r",
         "all genes",
         "Pearson correlation of the changes of all genes (GEARS: Roohani et al. 2024, Nature "
         "Biotechnology 42:927).",
-        higher_is_better=True,
-        lowest=-1.0,
-        highest=1.0,
-        undefined=0.0,
     ),
-    "pearson_delta_de100": Score(
+    "pearson_delta_de100": _correlation(
         "Pearson r",
         "100 genes of largest change",
         "The same over the 100 genes of largest real change.",
-        higher_is_better=True,
-        lowest=-1.0,
-        highest=1.0,
-        undefined=0.0,
     ),
-    "pearson_vs_treated": Score(
+    "pearson_vs_treated": _correlation(
         "Pearson r",
         "beyond the mean response",
         "Pearson correlation of what differs from the mean change of the treated training "
         "conditions, so that a response that all of them share does not flatter (after Systema: "
         "Viñas Torné et al. 2025, Nature Biotechnology, doi 10.1038/s41587-025-02777-8, there with "
         "the mean of perturbed cells in place of each context's controls + mean change).",
-        higher_is_better=True,
-        lowest=-1.0,
-        highest=1.0,
-        undefined=0.0,
     ),
-    "mse_delta": Score(
-        "squared error",
-        "all genes",
-        "Mean squared difference over all genes.",
-        higher_is_better=False,
-        lowest=0.0,
-        highest=np.inf,
-    ),
-    "wmse_delta": Score(
+    "mse_delta": _error("squared error", "all genes", "Mean squared difference over all genes."),
+    "wmse_delta": _error(
         "squared error",
         "weighted by response",
         "Squared difference weighted by genes: |t| between real treated and control cells, brought "
         "to 0 to 1, squared, adding up to 1 (Mejía et al. 2025, Diversity by Design, "
         "arXiv 2506.22641, there against all other perturbations).",
-        higher_is_better=False,
-        lowest=0.0,
-        highest=np.inf,
     ),
     "discrimination": Score(
         "discrimination",
@@ -111,23 +90,19 @@ SCORES: Final[dict[str, Score]] = {
         "Share of the other pairs whose real change is farther from the prediction than the right "
         "one, ties half; 0.5 is chance (Euclidean; rank of PerturBench, perturbation "
         "discrimination score of the Virtual Cell Challenge: Roohani et al. 2025, Cell).",
-        higher_is_better=True,
         lowest=0.0,
-        highest=1.0,
     ),
-    "e_distance": Score(
+    "e_distance": _error(
         "E‑distance",
         "of populations",
         "Energy distance between predicted and real treated cells in log1p expression, see "
         "`pyro_fcr.metrics.e_distance`.",
-        higher_is_better=False,
         lowest=-np.inf,
-        highest=np.inf,
     ),
 }
 
 
-def largest_changes(real_delta: npt.ArrayLike, n_genes: int) -> npt.NDArray[np.intp]:
+def largest_changes(real_delta: ArrayLike, n_genes: int) -> NDArray[np.intp]:
     """Return the positions of the `n_genes` genes of largest absolute change, largest first.
 
     Parameters
@@ -158,7 +133,7 @@ def change_scores(
     reference
         Mean change of the treated training conditions, ``(n_genes,)``.
     weights
-        Of the genes, see :func:`gene_weights`.
+        Weights of the genes, see :func:`gene_weights`.
 
     Returns
     -------
@@ -184,7 +159,7 @@ def change_scores(
     }
 
 
-def gene_weights(t: npt.ArrayLike) -> FloatArray:
+def gene_weights(t: ArrayLike) -> FloatArray:
     """Weigh genes by how surely they respond, as in ``wmse_delta``.
 
     Parameters
@@ -213,7 +188,7 @@ def discrimination(predicted: FloatArray, real: FloatArray, others: FloatArray) 
     Parameters
     ----------
     predicted, real
-        As in :func:`change_scores`.
+        See :func:`change_scores`.
     others
         Real changes of other pairs, ``(n_others, ..., n_genes)``.
 
@@ -235,12 +210,12 @@ def discrimination(predicted: FloatArray, real: FloatArray, others: FloatArray) 
 
 
 def _distance(predicted: FloatArray, real: FloatArray) -> FloatArray:
-    """Squared, less the prediction's own square; one formula, so that ties are ties."""
+    """Return squared distances less the prediction's own square; one formula keeps ties ties."""
     return (real**2).sum(axis=-1) - 2 * (real * predicted).sum(axis=-1)
 
 
 def e_distance(
-    predicted: Any, real: Any, *, weights: npt.ArrayLike | None = None
+    predicted: Any, real: Any, *, weights: ArrayLike | None = None
 ) -> FloatArray | float:
     """Return the energy distance between two groups of cells.
 
@@ -276,7 +251,7 @@ def e_distance(
     if len(x) < 2 or len(y) < 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
             f"predicted and real must be 2 cells or more of the same genes, got {x.shape} and "
-            f"{y.shape}"
+            f"{y.shape}."
         )
     w = np.full((1, len(y)), 1.0 / len(y)) if weights is None else np.asarray(weights)
     across = w @ cdist(y, x).mean(axis=1)

@@ -30,15 +30,15 @@ class Architecture:
     n_t
         Dimensions of z_t.
     n_tx
-        Dimensions of z_tx; None chooses by the data: as many as the conditions identify, 8 at
-        most.
+        Dimensions of z_tx; None chooses by the data: as many as the conditions identify, at most
+        8.
     n_embedding
         Dimensions of the embeddings whose product the prior of z_tx is made of.
     n_hidden
         Units per hidden layer.
     n_layers
-        Hidden layers of the encoders and of a joint decoder; an additive one has one layer less, at
-        least one.
+        Hidden layers of the encoders and of a joint decoder; an additive one has one layer fewer,
+        but at least one.
     dropout
         Share of hidden units that training drops.
     decoder
@@ -106,7 +106,7 @@ class Architecture:
         target_sum
             Counts per cell that encoders see cells scaled to; None for log1p data.
         mean_context
-            Where each agent was seen, see :class:`pyro_fcr.nn.InteractionPrior`.
+            The contexts in which each agent was seen; see :class:`pyro_fcr.nn.InteractionPrior`.
         """
         from pyro_fcr.guide import Guide  # noqa: PLC0415 (reads torch and Pyro)
         from pyro_fcr.model import Model  # noqa: PLC0415

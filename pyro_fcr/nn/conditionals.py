@@ -4,8 +4,6 @@ Every module takes leading sample dimensions, ``(*, n_cells, n_features)``, and 
 distribution anew at each call. To give a site another family, write one more of these.
 """
 
-from __future__ import annotations
-
 from itertools import islice
 from typing import cast
 

@@ -1,7 +1,5 @@
 """Decoders: what is expressed, given the latents and the library size."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,7 +39,7 @@ class Decoder(nn.Module, ABC):
     n_heads = 1
     """Number of parameters per cell and gene that the family takes from the latents."""
     expression = "counts"
-    """What it is a distribution of, as in the schema: ``"counts"`` or ``"log1p"``."""
+    """The scale of its values, as in the schema: ``"counts"`` or ``"log1p"``."""
 
     def __init__(
         self,

@@ -1,20 +1,5 @@
 """The loss: the ELBO and the penalties that follow from the graph, by name."""
 
-from pyro_fcr.objective.objective import DEFAULT_WEIGHTS, Losses, Objective, resolve_weights
-from pyro_fcr.objective.schedules import Ramp, Weight
-from pyro_fcr.objective.svi import FCRLoss
-from pyro_fcr.objective.terms import Discriminator, Extra, Label, Term
+import lazy_loader
 
-__all__ = [
-    "DEFAULT_WEIGHTS",
-    "Discriminator",
-    "Extra",
-    "FCRLoss",
-    "Label",
-    "Losses",
-    "Objective",
-    "Ramp",
-    "Term",
-    "Weight",
-    "resolve_weights",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,6 @@ from pyro_fcr.batch import Batch
 from pyro_fcr.graph import Claim, Graph, claims
 from pyro_fcr.graph.contract import check_programs
 from pyro_fcr.graph.runs import Run
-from pyro_fcr.objective.schedules import Ramp, Weight, settled_after, weight_at
 from pyro_fcr.objective.terms import (
     KL,
     Discriminator,
@@ -22,6 +22,39 @@ from pyro_fcr.objective.terms import (
     Structure,
     Term,
 )
+
+Weight = float | Callable[[float], float]
+"""A number, or a function of the progress of training, which goes from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that rises linearly and then stays.
+
+    Parameters
+    ----------
+    end
+        The final weight.
+    until
+        The progress (0 to 1) at which it is reached.
+    start
+        The weight at the beginning.
+
+    Examples
+    --------
+    >>> [Ramp(2.0, until=0.5)(p) for p in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 1.0, 2.0, 2.0]
+    """
+
+    end: float
+    until: float = 1 / 3
+    start: float = 0.0
+
+    def __call__(self, progress: float) -> float:
+        """Return the weight at a progress."""
+        share = min(1.0, progress / self.until) if self.until > 0 else 1.0
+        return self.start + share * (self.end - self.start)
+
 
 DEFAULT_WEIGHTS: Mapping[str, Weight] = {
     "reconstruction": 1.0,
@@ -68,6 +101,18 @@ class Objective(nn.Module):
         The weight of a term by its name or kind (the part of the name before the first ``_``): a
         number, or a schedule over the progress of training. Kinds that are left out keep
         :data:`DEFAULT_WEIGHTS`.
+
+    Examples
+    --------
+    >>> from pyro_fcr import Architecture, Batch
+    >>> model, guide = Architecture(n_tx=2).build({"y": 5, "x": 3, "t": 1}, target_sum=1e4)
+    >>> values = {"y": torch.ones(3, 5), "library": torch.full((3, 1), 5.0)}
+    >>> codes = {"x": torch.arange(3), "t": torch.zeros(3, dtype=torch.long)}
+    >>> levels, t = {"x": 3, "t": 2}, torch.zeros(3, 1)
+    >>> batch = Batch({**values, "x": torch.eye(3), "t": t}, codes, levels, n_total=3)
+    >>> objective = Objective.from_programs(model, guide, batch)
+    >>> sorted(objective(batch).terms)[:4]
+    ['kl_z_t', 'kl_z_tx', 'kl_z_x', 'permutation_z_tx_z_t']
     """
 
     current_weights: Tensor
@@ -144,8 +189,8 @@ class Objective(nn.Module):
 
     def adversary_loss(self, run: Run) -> Tensor | None:
         """Return the sum of the adversaries' losses on detached latents, or None without any."""
-        losses = [term.adversary_loss(run) for term in self._terms()]
-        found = [loss for loss in losses if loss is not None]
+        terms = [term for term in self.terms.values() if isinstance(term, Term)]
+        found = [loss for term in terms if (loss := term.adversary_loss(run)) is not None]
         return torch.stack(found).sum() if found else None
 
     def elbo(self, losses: Losses) -> Tensor:
@@ -155,18 +200,15 @@ class Objective(nn.Module):
         ]
         return -torch.stack(parts).sum()
 
-    def _terms(self) -> list[Term]:
-        return [term for term in self.terms.values() if isinstance(term, Term)]
-
     def set_progress(self, progress: float) -> None:
         """Set all scheduled weights to their values at a progress between 0 and 1."""
-        values = [weight_at(weight, progress) for weight in self.weights.values()]
+        values = [float(w(progress) if callable(w) else w) for w in self.weights.values()]
         self.current_weights.copy_(torch.tensor(values))
 
     @property
     def settled_after(self) -> float:
         """The progress from which on no weight changes any more."""
-        return max((settled_after(weight) for weight in self.weights.values()), default=0.0)
+        return max((w.until for w in self.weights.values() if isinstance(w, Ramp)), default=0.0)
 
     def adversary_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the discriminators."""

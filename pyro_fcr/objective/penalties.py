@@ -1,7 +1,5 @@
 """Penalties as pure functions of latents: nats per cell, no Pyro, no loop over conditions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,6 +1,4 @@
-"""The loss as ``pyro.infer.SVI`` wants it, for those who write their own loop in Pyro."""
-
-from __future__ import annotations
+"""The loss as ``pyro.infer.SVI`` expects it, for those who write their own loop in Pyro."""
 
 from uuid import uuid4
 
@@ -61,17 +59,10 @@ class FCRLoss(ELBO):
         total.backward()
         self._step_adversary(run)
         # After the run, which sets the store aside for the autoguides among the programs.
-        for name, module in self._trained(model, guide):
+        heads = {n: t for n, t in self.objective.terms.items() if not hasattr(t, "adversary")}
+        for name, module in {"model": model, "guide": guide, **heads}.items():
             pyro.module(f"{self._name}_{name}", module)
         return total.item()
-
-    def _trained(self, model: nn.Module, guide: nn.Module) -> list[tuple[str, nn.Module]]:
-        heads = [
-            (name, term)
-            for name, term in self.objective.terms.items()
-            if not hasattr(term, "adversary")
-        ]
-        return [("model", model), ("guide", guide), *heads]
 
     def _step_adversary(self, run: Run) -> None:
         loss = self.objective.adversary_loss(run)

@@ -1,7 +1,5 @@
 """The named terms of the loss: each takes one run of the two programs, in nats per cell."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any

@@ -79,15 +79,15 @@ def check_levels(values: pd.Series, wanted: Sequence[Any], *, name: str) -> None
     """
     known = levels_of(values)
     if not wanted:
-        raise ValueError(f"no {values.name} is chosen, {name} has {listed(known)}")
+        raise ValueError(f"No {values.name} is chosen; {name} has {listed(known)}.")
     for level in wanted:
         if level not in known:
             hint = did_you_mean(str(level), map(str, known))
-            raise ValueError(f"no {values.name} {level!r} in {name}, found {listed(known)}.{hint}")
+            raise ValueError(f"Unknown {values.name} {level!r}; {name} has {listed(known)}.{hint}")
 
 
 def palette(n_levels: int) -> list[str]:
-    """Give as many colours, of scanpy's default palettes; grey beyond 102."""
+    """Return one colour per level from scanpy's default palettes; grey beyond 102."""
     for colors in (palettes.default_20, palettes.default_28, palettes.default_102):
         if n_levels <= len(colors):
             return list(colors[:n_levels])
@@ -113,8 +113,20 @@ def grid(
     return figure, axes[:n_panels]
 
 
-def plain(ax: Axes) -> None:
-    """Keep two faint spines and small muted labels."""
+def name_axes(
+    panels: npt.NDArray[Any], n_columns: int, *, xlabel: str, ylabel: str | None = None
+) -> None:
+    """Label the axes of a grid at its left and lower rim."""
+    for ax in panels[::n_columns]:
+        ax.set_ylabel(ylabel)
+    for ax in panels[-n_columns:]:
+        ax.set_xlabel(xlabel)
+
+
+def plain(ax: Axes, *, title: str | None = None) -> None:
+    """Keep two faint spines and small muted labels, and a title at the left."""
+    if title is not None:
+        ax.set_title(title, fontsize=9, loc="left")
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set(color=FAINT, linewidth=0.8)
     ax.tick_params(labelsize=7.5, color=FAINT, labelcolor=MUTED, length=3)
@@ -165,11 +177,11 @@ def label_width(labels: Iterable[Any], *, per_letter: float = 0.066) -> float:
 
 
 def color_of(levels: Sequence[Any]) -> Mapping[Any, str]:
-    """Give each level its colour."""
+    """Return the colour of each level."""
     return dict(zip(levels, palette(len(levels)), strict=True))
 
 
 def decades(low: float, high: float) -> FloatArray:
-    """Give powers of ten between two positive values, six or so at most."""
+    """Return about six powers of ten, at most, between two positive values."""
     exponents = np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
     return 10.0 ** exponents[:: 1 + len(exponents) // 7]

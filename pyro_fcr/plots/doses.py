@@ -25,6 +25,7 @@ from pyro_fcr.plots._axes import (
     legend_beside,
     legend_outside,
     levels_of,
+    name_axes,
     plain,
 )
 
@@ -103,9 +104,9 @@ def dose_response(
         _draw_lines(ax, lines[lines["gene"] == gene], colors)
         _draw_points(ax, points[points["gene"] == gene], colors)
         _dose_axis(ax, curve["dose"], points["dose"])
-        ax.set_title(gene, fontsize=9, loc="left")
-        plain(ax)
-    _name_axes(panels, ylabel, f"dose of {treatment}", n_columns if axes is None else 1)
+        plain(ax, title=gene)
+    columns = n_columns if axes is None else 1
+    name_axes(panels, columns, xlabel=f"dose of {treatment}", ylabel=ylabel)
     _explain(panels, _handles(lines, points, colors), own=axes is None)
     return panels
 
@@ -114,7 +115,7 @@ def _only_treatment(curve: pd.DataFrame) -> str:
     treatments = levels_of(curve["treatment"])
     if len(treatments) != 1:
         raise ValueError(
-            f"curve has {len(treatments)} treatments, {listed(treatments)}, wanted one: choose it, "
+            f"curve has {len(treatments)} treatments, {listed(treatments)}; choose one, "
             "as in curve[curve['treatment'] == ...]"
         )
     return str(treatments[0])
@@ -200,13 +201,6 @@ def _tick_labels(doses: FloatArray) -> list[str]:
         labels.append("" if is_near else f"{dose:g}")
         last = last if is_near else dose
     return labels
-
-
-def _name_axes(panels: npt.NDArray[Any], ylabel: str, xlabel: str, n_columns: int) -> None:
-    for ax in panels[::n_columns]:
-        ax.set_ylabel(ylabel)
-    for ax in panels[-n_columns:]:
-        ax.set_xlabel(xlabel)
 
 
 def _handles(lines: pd.DataFrame, points: pd.DataFrame, colors: Mapping[str, str]) -> list[Line2D]:

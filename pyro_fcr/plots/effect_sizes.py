@@ -23,6 +23,7 @@ from pyro_fcr.plots._axes import (
     label_width,
     legend_beside,
     levels_of,
+    name_axes,
     new_axes,
     plain,
 )
@@ -100,9 +101,8 @@ def interaction_ranking(
     ax.set_ylim(len(top) - 0.4, -0.6)
     n_found = int((pairs["qvalue"] <= level).sum())
     title = f"{n_found} of {len(pairs)} pairs with q ≤ {level:g} (filled)"
-    ax.set_title(title, fontsize=9, loc="left")
     ax.set_xlabel("strength of the interaction" if by == "strength" else "z of the interaction")
-    plain(ax)
+    plain(ax, title=title)
     return ax
 
 
@@ -202,13 +202,11 @@ def _paths_figure(
     margin = 0.06 * (high - low)
     for number, (ax, gene) in enumerate(zip(axes, genes, strict=True)):
         _draw_paths(ax, effects[effects["gene"] == gene], contexts, paths)
-        ax.set_title(gene, fontsize=9, loc="left")
         ax.set(xlim=(low - margin, high + margin), ylim=(len(contexts) - 0.4, -0.6))
         first = number % n_columns == 0
         ax.set_yticks(np.arange(len(contexts)), contexts if first else [""] * len(contexts))
-        plain(ax)
-    for ax in axes[-n_columns:]:
-        ax.set_xlabel("log fold change")
+        plain(ax, title=gene)
+    name_axes(axes, n_columns, xlabel="log fold change")
     treatment = str(effects["treatment"].iloc[0])
     legend_beside(figure, _path_handles(effects, paths), title=treatment)
     return axes

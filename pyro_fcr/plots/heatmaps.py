@@ -165,9 +165,8 @@ def _finish(
     ax.set_yticks(np.arange(len(rows)) + 0.5, [str(row) for row in rows])
     ax.set_xticks(np.arange(len(columns)) + 0.5, [str(c) for c in columns], rotation=upright)
     ax.invert_yaxis()
-    ax.set_title(title, fontsize=9, loc="left")
     ax.set_xlabel("\n".join(notes), loc="left")
-    plain(ax)
+    plain(ax, title=title)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
 

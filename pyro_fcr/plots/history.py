@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pyro_fcr.plots._axes import BLUE, grid, plain
+from pyro_fcr.plots._axes import BLUE, grid, name_axes, plain
 
 _SPLITS = {"train": ("train", "#8f8f8f", 1.2), "heldout": ("held out", BLUE, 1.6)}
 
@@ -54,10 +54,7 @@ def loss_by_term(history: pd.DataFrame, *, n_columns: int = 4) -> npt.NDArray[An
     figure, axes = grid(len(terms), n_columns, width=2.55, height=1.85)
     for ax, term in zip(axes, terms, strict=True):
         _draw_term(ax, history, term)
-    for ax in axes[::n_columns]:
-        ax.set_ylabel("nats per cell")
-    for ax in axes[-n_columns:]:
-        ax.set_xlabel("epoch")
+    name_axes(axes, n_columns, xlabel="epoch", ylabel="nats per cell")
     handles = [
         Line2D([], [], color=color, linewidth=width, label=label)
         for label, color, width in _SPLITS.values()
@@ -81,10 +78,9 @@ def _draw_term(ax: Axes, history: pd.DataFrame, term: str) -> None:
             ax.plot(epochs[values.index], values, color=color, linewidth=width)
             shown.append(values)
     _cut_to_late_range(ax, shown)
-    ax.set_title(f"{term} (higher is better)" if term == "elbo" else term, fontsize=9, loc="left")
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(4))
-    plain(ax)
+    plain(ax, title=f"{term} (higher is better)" if term == "elbo" else term)
 
 
 def _cut_to_late_range(ax: Axes, lines: Sequence[pd.Series]) -> None:

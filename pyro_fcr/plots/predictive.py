@@ -84,7 +84,7 @@ def ppc(
     'predicted fraction of zeros'
     """
     if statistic not in _STATISTICS:
-        raise ValueError(f"statistic is {statistic!r}, wanted one of {', '.join(_STATISTICS)}")
+        raise ValueError(f"Unknown statistic {statistic!r}; expected {', '.join(_STATISTICS)}.")
     counts, drawn = _checked(observed, draws, axes="n_cells, n_genes")
     label, function = _STATISTICS[statistic]
     real, predicted = function(counts), np.stack([function(draw) for draw in drawn])
@@ -97,8 +97,7 @@ def ppc(
         ax.scatter(real[rows], middle[rows], s=7, linewidths=0, alpha=0.8, **style)
     _compare(ax, np.concatenate([real, lower, upper]), log=statistic != "zeros")
     ax.set(xlabel=f"observed {label}", ylabel=f"predicted {label}")
-    title = f"{inside.mean():.0%} of genes inside their {level:.0%} interval"
-    ax.set_title(title, fontsize=9, loc="left")
+    plain(ax, title=f"{inside.mean():.0%} of genes inside their {level:.0%} interval")
     return ax
 
 
@@ -107,11 +106,11 @@ def _checked(observed: Any, draws: npt.ArrayLike, *, axes: str) -> tuple[Any, An
     drawn = np.asarray(draws)
     if counts.ndim != len(axes.split()) or drawn.shape[1:] != counts.shape:
         raise ValueError(
-            f"observed has shape {counts.shape} and draws {drawn.shape}, wanted ({axes}) and "
+            f"observed has shape {counts.shape} and draws {drawn.shape}; expected ({axes}) and "
             f"(n_draws, {axes})"
         )
     if len(drawn) < 2:
-        raise ValueError(f"draws has {len(drawn)} draw, wanted 2 or more for an interval")
+        raise ValueError(f"draws has {len(drawn)} draw; an interval needs 2 or more.")
     return counts, drawn
 
 
@@ -122,7 +121,7 @@ def _central(draws: FloatArray, level: float) -> FloatArray:
 
 
 def _compare(ax: Axes, values: FloatArray, *, log: bool) -> None:
-    """Give both axes one scale, and the diagonal."""
+    """Set one scale for both axes and draw the diagonal."""
     high = float(values.max(initial=0.0)) or 1.0
     limits = (-0.02 * high, 1.04 * high)
     if log and (positive := values[values > 0]).size:
@@ -136,7 +135,6 @@ def _compare(ax: Axes, values: FloatArray, *, log: bool) -> None:
             axis.set_minor_locator(NullLocator())
     ax.plot(limits, limits, color=FAINT, linewidth=0.9, zorder=1)
     ax.set(xlim=limits, ylim=limits, aspect="equal")
-    plain(ax)
 
 
 def ppc_counts(
@@ -195,10 +193,9 @@ def ppc_counts(
     ax.set_xlabel(f"count (last bar: {starts[-1]} or more)" if beyond else "count")
     ax.set_ylabel("share of cells (square root scale)")
     ax.set_ylim(0, 1.05 * max(shares[0].max(), upper.max()))
-    ax.set_title(gene, fontsize=9, loc="left")
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    plain(ax)
+    plain(ax, title=gene)
     return ax
 
 

@@ -84,7 +84,7 @@ def _bars(intervals: npt.ArrayLike | None, n_genes: int) -> FloatArray:
     bars = np.full((2, n_genes), np.nan) if intervals is None else np.array(intervals, float)
     if bars.shape != (2, n_genes):
         raise ValueError(
-            f"intervals has shape {bars.shape}, wanted (2, {n_genes}): the lower and the upper end "
+            f"intervals has shape {bars.shape}; expected (2, {n_genes}): the lower and upper end "
             "for each gene of real_delta"
         )
     return np.where(np.isfinite(bars).all(axis=0), bars, np.nan)

@@ -1,7 +1,6 @@
 # What there is to import from here; read when a name is first used, see __init__.py.
 from .answers import Output
 from .ask import counterfactual, posterior_predictive, predict
-from .blockwise import condition_marks
 from .coverage import interval_coverage
 from .curves import dose_response
 from .export import to_arviz
@@ -12,8 +11,7 @@ from .representations import (
     get_latent_representation,
     label_blind_latents,
 )
-from .support import support
-from .targets import AVERAGE, Form, Query
+from .targets import AVERAGE, Form, Query, condition_marks, support
 
 __all__ = [
     "AVERAGE",

@@ -1,7 +1,5 @@
 """What an answer looks like, and how it is put together part by part, in memory or in a file."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +17,9 @@ from scipy import sparse
 from pyro_fcr.draws import QueryError
 from pyro_fcr.draws.sinks import EveryDraw, Moments, Quantiles, Sink
 from pyro_fcr.files import atomic_write
+from pyro_fcr.values import check_choices
 
-Part: TypeAlias = "Mapping[str, np.ndarray | sparse.csr_matrix]"
+Part: TypeAlias = Mapping[str, np.ndarray | sparse.csr_matrix]
 """``"X"`` and layers by name, for the next rows of an answer."""
 
 _SKETCH = 128  # up to so many draws quantiles are exact
@@ -40,8 +39,8 @@ class Output:
         What draws, sd and quantiles are of. ``"latent"``: the expected expression given drawn
         latents, so their spread is how far the latents leave the response open.
         ``"observation"``: drawn expression, which has the noise of counting on top. None stands for
-        ``"observation"`` with draws and for ``"latent"`` otherwise. Neither holds that the
-        parameters might be others.
+        ``"observation"`` with draws and for ``"latent"`` otherwise. Neither contains how uncertain
+        the parameters are.
     quantiles
         Which quantiles a summary has: exact up to 128 draws, see
         :class:`pyro_fcr.draws.sinks.Quantiles` beyond.
@@ -55,7 +54,7 @@ class Output:
     Raises
     ------
     QueryError
-        A choice is none that there is.
+        A choice is unknown, or a number out of its range.
 
     Examples
     --------
@@ -72,12 +71,7 @@ class Output:
     memory: int = 2**30
 
     def __post_init__(self) -> None:
-        if self.form not in ("draws", "mean", "summary"):
-            raise QueryError(f"output is {self.form!r}, wanted 'draws', 'mean' or 'summary'.")
-        if self.uncertainty not in (None, "latent", "observation"):
-            raise QueryError(
-                f"uncertainty is {self.uncertainty!r}, wanted 'latent' or 'observation'."
-            )
+        check_choices(self, error=QueryError)
         if wrong := [q for q in self.quantiles if not 0 <= q <= 1]:
             raise QueryError(f"quantiles: {wrong[0]!r} is not between 0 and 1.")
         if self.store is not None and Path(self.store).suffix not in (".h5ad", ".zarr"):
@@ -94,7 +88,7 @@ class Output:
             raise FileExistsError(f"{self.store} is there already. Give store= another path.")
 
     def sinks(self, n_draws: int) -> list[Sink]:
-        """Make what takes the draws of some cells."""
+        """Return what takes the draws of some cells."""
         if self.form == "draws":
             return [EveryDraw()]
         if self.form == "mean" or not self.quantiles:
@@ -173,13 +167,13 @@ def _in_memory(frame: AnnData, parts: Iterable[Part]) -> AnnData:
     counts: list[sparse.csr_matrix] = []
     start = 0
     for part in parts:
-        stop = start + part["X"].shape[0]
+        rows = slice(start, start + part["X"].shape[0])
         for name, values in part.items():
             if sparse.issparse(values):
                 counts.append(values)
             else:
-                dense.setdefault(name, np.empty(frame.shape, values.dtype))[start:stop] = values
-        start = stop
+                dense.setdefault(name, np.empty(frame.shape, values.dtype))[rows] = values
+        start = rows.stop
     frame.X = sparse.vstack(counts, format="csr") if counts else dense.pop("X")
     for name, values in dense.items():
         frame.layers[name] = values
@@ -202,8 +196,7 @@ def _append(group: Any, name: str, values: Any, *, new: bool) -> None:
     if new:
         write_elem(group, name, values, dataset_kwargs=_growing(group, values))
     elif sparse.issparse(values):
-        stored: Any = sparse_dataset(group[name])
-        stored.append(values)
+        sparse_dataset(group[name]).append(values)
     else:
         array = group[name]
         start = array.shape[0]
@@ -212,13 +205,11 @@ def _append(group: Any, name: str, values: Any, *, new: bool) -> None:
 
 
 def _growing(group: Any, values: Any) -> dict[str, Any]:
-    """How to create an array that rows are appended to, in chunks as long as the parts."""
+    """Return how to create an array that rows are appended to, in chunks as long as the parts."""
     if sparse.issparse(values):
         return {"indptr_dtype": "int64"}  # there may be more counts than 32 bits number
-    kwargs: dict[str, Any] = {"chunks": values.shape}
-    if isinstance(group, h5py.Group):
-        kwargs["maxshape"] = (None, values.shape[1])
-    return kwargs
+    growing = {"maxshape": (None, values.shape[1])} if isinstance(group, h5py.Group) else {}
+    return {"chunks": values.shape, **growing}
 
 
 @contextmanager

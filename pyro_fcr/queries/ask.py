@@ -1,18 +1,28 @@
-"""Cells that a fitted model expects: under a condition, after an intervention, or as they are."""
+"""Cells that a fitted model expects: under a condition, after an intervention, or as they are.
 
-from __future__ import annotations
+Cells are drawn block by block, each from a seed of its own: an answer depends on the seed and on
+which cells stand in which order, not on the memory that it may take.
+"""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
+import pandas as pd
+import torch
 from anndata import AnnData
+from torch import Tensor
 
-from pyro_fcr.draws import check_held, held_by_default
-from pyro_fcr.queries.answers import Output
-from pyro_fcr.queries.blockwise import Asked, answer, chunks_of_new_cells, library_column
-from pyro_fcr.queries.fitted import Fitted, Source
-from pyro_fcr.queries.targets import Form, Query
+from pyro_fcr.batch import Batch
+from pyro_fcr.draws import QueryError, block_size, new_cells
+from pyro_fcr.draws.sinks import Rows
+from pyro_fcr.queries.answers import Output, Part, assemble, read_part
+from pyro_fcr.queries.fitted import Fitted, Source, drawn_blocks, make_responder
+from pyro_fcr.queries.targets import Asked, Form, Query, condition_marks, intervene
+
+_Chunks: TypeAlias = Iterable[tuple[Batch, slice]]
+_FED: Final = {"latent": "expected", "observation": "drawn"}
 
 
 def predict(  # noqa: PLR0913 (the words of one question)
@@ -61,9 +71,9 @@ def predict(  # noqa: PLR0913 (the words of one question)
         n_draws=n_draws,
     )
     size = (fcr.registry.target_sum or 1.0) if library is None else library
-    obs, column = query.condition_obs(fcr.registry, n_cells), library_column(size, n_cells)
-    chunks = chunks_of_new_cells(fcr, fcr.registry.encode_obs(obs), column)
-    return answer(fcr, query, Asked(obs=obs), chunks)
+    obs, column = query.condition_obs(fcr.registry, n_cells), _library_column(size, n_cells)
+    chunks = _chunks_of_new_cells(fcr, fcr.registry.encode_obs(obs), column)
+    return _answer(fcr, query, Asked(obs=obs), chunks)
 
 
 def counterfactual(  # noqa: PLR0913 (the words of one question)
@@ -94,7 +104,7 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
         The target; what is left out stays as it is in each cell. At least one of them. A
         covariate such as a technical batch can be set to :data:`pyro_fcr.AVERAGE`.
     hold
-        Latents that cells keep; None holds every latent that the target is no cause of (z_x
+        Latents that cells keep; None holds every latent that the target does not cause (z_x
         for another treatment, z_t for another context).
     library
         Counts per cell: a number, or one for each cell; None leaves the cells their own.
@@ -107,13 +117,13 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
         :class:`pyro_fcr.Output`, for the spread of drawn counts, other quantiles, and answers
         that are written to a file within a bound of memory.
     seed
-        Of the draws.
+        Seed of the draws.
 
     Returns
     -------
     Predicted cells. ``obs`` is that of the source with the target in the schema's columns, the
     source's own values in ``source_<column>``, ``extrapolated`` (no training cell had this
-    treatment in this context) and ``support`` (:func:`pyro_fcr.queries.support.support`);
+    treatment in this context) and ``support`` (:func:`pyro_fcr.queries.support`);
     ``uns["pyro_fcr"]`` holds the query.
 
     Raises
@@ -131,18 +141,9 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
         seed=seed,
         n_draws=n_draws,
     )
-    source, intervened = fcr.source(adata), query.intervened(fcr.registry.schema)
-    held = held_by_default(fcr.graph, intervened) if hold is None else tuple(hold)
-    check_held(fcr.graph, held, intervened)
-    obs = query.target_obs(source.obs, fcr.registry)
-    target = fcr.registry.encode_obs(obs)
-    asked = Asked(
-        obs=obs,
-        held=held,
-        do={name: target[name] for name in intervened},
-        library=None if library is None else library_column(library, len(obs)),
-    )
-    return answer(fcr, query, asked, fcr.chunks(source))
+    source = fcr.source(adata)
+    asked = intervene(fcr, query, source.obs, hold=hold)
+    return _answer(fcr, query, asked, fcr.chunks(source), library=library)
 
 
 def posterior_predictive(
@@ -156,7 +157,7 @@ def posterior_predictive(
 ) -> AnnData:
     """Draw the cells again, as they are: all latents from the guide given the cell, then y.
 
-    It is what the model makes of cells that it is shown, for checks of the model, and no
+    This shows what the model makes of cells that it has read, for checks of the model. It is not a
     prediction: expression that the guide reads is given back. For cells of another condition
     see :meth:`pyro_fcr.FCR.counterfactual`.
 
@@ -174,7 +175,7 @@ def posterior_predictive(
         Counts per cell of the answer: a number, or one for each cell; None leaves the cells
         their own.
     seed
-        Of the draws.
+        Seed of the draws.
 
     Returns
     -------
@@ -198,10 +199,93 @@ def posterior_predictive(
     ((20, 300), ['q05', 'q50', 'q95', 'sd'])
     """
     source = fcr.source(adata)
-    asked = Asked(
-        obs=source.obs.copy(),
-        held=fcr.graph.blocks,
-        library=None if library is None else library_column(library, source.n_obs),
-    )
     query = Query(output=output, n_draws=n_draws, seed=seed)
-    return answer(fcr, query, asked, fcr.chunks(source))
+    asked = Asked(obs=source.obs.copy(), held=fcr.graph.blocks)
+    return _answer(fcr, query, asked, fcr.chunks(source), library=library)
+
+
+def _library_column(size: npt.ArrayLike, n_cells: int) -> Tensor:
+    """Return counts per cell, ``(n_cells, 1)``, of a number or of one for each cell."""
+    sizes = np.asarray(size, dtype=np.float32)
+    if sizes.shape not in ((), (n_cells,)):
+        raise QueryError(
+            f"library has the shape {sizes.shape}; expected a number or one for each of "
+            f"{n_cells} cells."
+        )
+    if not (sizes > 0).all():
+        raise QueryError("library: counts per cell must be positive.")
+    return torch.from_numpy(np.broadcast_to(sizes, n_cells).copy()).unsqueeze(1)
+
+
+def _chunks_of_new_cells(
+    fcr: Fitted, sites: Mapping[str, Tensor], library: Tensor
+) -> Iterator[tuple[Batch, slice]]:
+    """Yield cells without expression whose sites have the given values, block by block."""
+    n_genes = len(fcr.registry.genes)
+    size = block_size(n_genes)
+    for start in range(0, len(library), size):
+        rows = slice(start, start + size)
+        cut = {name: values[rows] for name, values in sites.items()}
+        yield new_cells(cut, library[rows], n_genes=n_genes).to(fcr.device), rows
+
+
+def _answer(
+    fcr: Fitted,
+    query: Query,
+    asked: Asked,
+    chunks: _Chunks,
+    *,
+    library: npt.ArrayLike | None = None,
+) -> AnnData:
+    """Draw what is asked of cells, and put it together in the form that the query asks for."""
+    column = None if library is None else _library_column(library, len(asked.obs))
+    obs = asked.obs.assign(**condition_marks(asked.obs, fcr.registry))
+    if query.answer.form == "draws":
+        obs = _row_per_draw(obs, query.n_draws)
+    genes = pd.DataFrame(index=pd.Index(fcr.registry.genes, dtype=str))
+    frame = AnnData(obs=obs, var=genes, uns={"pyro_fcr": _record(query, asked.held)})
+    parts = _parts(fcr, query, asked, chunks, column)
+    answer = assemble(frame, parts, store=query.answer.store)
+    layer = fcr.registry.schema.layer
+    if layer is not None and query.answer.store is None:
+        answer.layers[layer] = answer.X  # where the model, and whoever joins it to the cells, looks
+    return answer
+
+
+def _parts(
+    fcr: Fitted, query: Query, asked: Asked, chunks: _Chunks, library: Tensor | None
+) -> Iterator[Part]:
+    """Draw block by block; a block whose draws do not fit into memory is drawn anew per part."""
+    output, n_draws = query.answer, query.n_draws
+    responder = make_responder(fcr, asked.held)
+    as_counts = fcr.registry.schema.expression == "counts" and output.kind == "observation"
+    for batch, cells, seed in drawn_blocks(fcr, chunks, seed=query.seed):
+        do = {name: values[cells].to(fcr.device) for name, values in asked.do.items()}
+        size = None if library is None else library[cells].to(fcr.device)
+        for rows in output.rows(len(batch), len(fcr.registry.genes), n_draws=n_draws):
+            sinks = output.sinks(n_draws)
+            taken = {_FED[output.kind]: [Rows(sink, rows) for sink in sinks]}
+            responder.feed(batch, do=do, library=size, n_draws=n_draws, seed=seed, **taken)
+            yield read_part(sinks, as_counts=as_counts)
+
+
+def _row_per_draw(obs: pd.DataFrame, n_draws: int) -> pd.DataFrame:
+    if n_draws == 1:
+        return obs
+    repeated = obs.iloc[np.repeat(np.arange(len(obs)), n_draws)]
+    draw = np.tile(np.arange(n_draws), len(obs))
+    names = [f"{cell}-draw{i}" for cell, i in zip(repeated.index, draw, strict=True)]
+    return repeated.assign(draw=draw).set_axis(pd.Index(names, dtype=str))
+
+
+def _record(query: Query, held: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "treatment": "" if query.treatment is None else query.treatment,
+        "dose": "" if query.dose is None else str(query.dose),
+        "covariates": {key: str(level) for key, level in query.covariates.items()},
+        "held": list(held),
+        "output": query.answer.form,
+        "uncertainty": query.answer.kind,
+        "n_draws": query.n_draws,
+        "seed": query.seed,
+    }

@@ -1,7 +1,5 @@
 """How often a fitted model's intervals hold what cells express that it has not seen."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,14 +8,12 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from pyro_fcr.batch import Batch
-from pyro_fcr.draws import QueryError, Responder, block_seed, block_size, blocks_of
+from pyro_fcr.draws import QueryError
 from pyro_fcr.draws.sinks import Sink
 from pyro_fcr.metrics.arrays import FloatArray
-from pyro_fcr.metrics.intervals import central_shares, check_levels, pit_of_draws
-from pyro_fcr.queries.blockwise import condition_marks
-from pyro_fcr.queries.fitted import Fitted, Source
-from pyro_fcr.queries.targets import check_draws
+from pyro_fcr.metrics.intervals import central_shares, pit_of_draws
+from pyro_fcr.queries.fitted import Fitted, Source, drawn_blocks, make_responder
+from pyro_fcr.queries.targets import check_draws, check_level, condition_marks
 
 SEEN, UNSEEN = "observation", "observation, unseen condition"
 
@@ -49,7 +45,7 @@ def interval_coverage(
     n_draws
         Draws per cell; they are counted and not kept.
     seed
-        Of the draws, and of the places of observed counts among equal ones.
+        Seed of the draws, and of the places of observed counts among equal ones.
 
     Returns
     -------
@@ -86,7 +82,9 @@ def interval_coverage(
     0  observation      0.5  15000
     1  observation      0.9  15000
     """
-    _check(levels, n_draws)
+    for level in levels:
+        check_level(level)
+    check_draws(n_draws)
     cells = _heldout_cells(fcr) if adata is None else fcr.source(adata)
     if cells.n_obs == 0:
         raise QueryError("interval_coverage: there are no cells.")
@@ -100,14 +98,6 @@ def interval_coverage(
         for level, share in zip(levels, inside[chosen].mean(axis=0), strict=True)
     ]
     return pd.DataFrame(rows, columns=["kind", "nominal", "observed", "n"])
-
-
-def _check(levels: Sequence[float], n_draws: int) -> None:
-    try:
-        check_levels(levels)
-    except ValueError as error:
-        raise QueryError(str(error)) from None
-    check_draws(n_draws)
 
 
 def _heldout_cells(fcr: Fitted) -> AnnData:
@@ -128,27 +118,16 @@ def _heldout_cells(fcr: Fitted) -> AnnData:
 def _inside(
     fcr: Fitted, cells: AnnData, levels: Sequence[float], *, n_draws: int, seed: int
 ) -> FloatArray:
-    """Share of each cell's values inside the intervals, ``(n_cells, n_levels)``."""
-    # What all cells have in common was learnt in training and is no latent of a cell.
-    responder = Responder(fcr.model, fcr.guide, hold=fcr.graph.shared)
-    size = block_size(len(fcr.registry.genes))
-    blocks = (block for chunk, _ in fcr.chunks(cells) for block, _ in blocks_of(chunk, size))
-    shares = []
-    for number, block in enumerate(blocks):
-        own = block_seed(seed, number)
-        below, equal = _ranks(responder, block, n_draws=n_draws, seed=own)
+    """Return the share of each cell's values inside the intervals, ``(n_cells, n_levels)``."""
+    # What all cells have in common was learnt in training and is not a latent of a cell.
+    responder, shares = make_responder(fcr), []
+    for block, _, own in drawn_blocks(fcr, fcr.chunks(cells), seed=seed):
+        sink = _Ranks(block["y"])
+        responder.feed(block, drawn=[sink], n_draws=n_draws, seed=own)
+        below, equal = (counts.cpu().numpy() for counts in sink.result().values())
         pit = pit_of_draws(below, equal, n_draws, rng=np.random.default_rng(own))
         shares.append(central_shares(pit, levels))
     return np.concatenate(shares)
-
-
-def _ranks(
-    responder: Responder, block: Batch, *, n_draws: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    sink = _Ranks(block["y"])
-    responder.feed(block, drawn=[sink], n_draws=n_draws, seed=seed)
-    below, equal = (counts.cpu().numpy() for counts in sink.result().values())
-    return below, equal
 
 
 class _Ranks(Sink):
@@ -165,9 +144,9 @@ class _Ranks(Sink):
         self._equal += values == self.observed
 
     def result(self) -> dict[str, Tensor]:
-        """Give ``below`` and ``equal``, ``(n_cells, n_genes)`` each."""
+        """Return ``below`` and ``equal``, ``(n_cells, n_genes)`` each."""
         return {"below": self._below, "equal": self._equal}
 
     def bytes_per_value(self, n_draws: int) -> int:
-        """Give the memory that a cell and gene takes."""
+        """Return the memory that a cell and gene takes."""
         return 2 * 4

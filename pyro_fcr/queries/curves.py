@@ -1,7 +1,5 @@
 """How expression changes with the dose: curves from a fitted model, as tidy tables."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias, cast
 
@@ -14,19 +12,10 @@ from torch import Tensor
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry
 from pyro_fcr.data.treatments import parse_agents
-from pyro_fcr.draws import (
-    QueryError,
-    Responder,
-    block_seed,
-    block_size,
-    blocks_of,
-    held_by_default,
-    new_cells,
-)
+from pyro_fcr.draws import QueryError, Responder, held_by_default
 from pyro_fcr.draws.sinks import Moments, Quantiles, Sink
-from pyro_fcr.queries.fitted import Fitted
-from pyro_fcr.queries.support import support
-from pyro_fcr.queries.targets import check_draws, gene_positions
+from pyro_fcr.queries.fitted import Fitted, context_cells, drawn_blocks, make_responder
+from pyro_fcr.queries.targets import check_draws, check_level, find_genes, mark
 
 _GRID = 8  # doses where none are given
 _SKETCH = 512  # cells up to which quantiles over cells are exact
@@ -56,7 +45,7 @@ def dose_response(
     cells
         Whose curve. None: new cells of each context of training. A mapping with a level for
         every covariate: new cells of this context, latents from their priors. Cells (mostly
-        controls): their counterfactuals, latents that the treatment is no cause of held, a
+        controls): their counterfactuals, latents that the treatment does not cause held, a
         curve for each context among them.
     doses
         The grid; None takes eight doses over the trained range, evenly on the log scale.
@@ -68,7 +57,7 @@ def dose_response(
     level
         Share of the cells within the bands.
     seed
-        Of the draws.
+        Seed of the draws.
 
     Returns
     -------
@@ -84,7 +73,7 @@ def dose_response(
     pyro_fcr.QueryError
         The model knows no doses, or none of this treatment to span a grid.
     pyro_fcr.SchemaError
-        A treatment, level or dose is none that the model can take; lists the known ones.
+        The model cannot take a treatment, level or dose; lists the known ones.
 
     Examples
     --------
@@ -106,16 +95,17 @@ def dose_response(
     """
     registry = fcr.registry
     grid = np.array([0.0, *_grid(registry, treatment, doses)])
-    if not 0 < level < 1:
-        raise QueryError(f"level is {level}, wanted a share of the cells between 0 and 1.")
+    check_level(level)
     check_draws(n_draws)
-    kept = gene_positions(registry, genes)
+    kept = find_genes(registry, genes)
     rows = [registry.encode_treatment(treatment, float(dose)) for dose in grid[1:]]
     t = torch.from_numpy(np.stack([np.zeros_like(rows[0]), *rows])).to(fcr.device)
     tables = []
-    for levels, batches, n_each in _contexts(fcr, cells, n_draws):
+    held = held_by_default(fcr.graph, ("t",)) if isinstance(cells, AnnData) else ()
+    responder = make_responder(fcr, held)
+    for levels, chunks, n_each in _contexts(fcr, cells, n_draws):
         pools = [_Pool(kept.to(fcr.device), level) for _ in grid]
-        _fill(fcr, pools, batches, t=t, n_draws=n_each, seed=seed, given=isinstance(cells, AnnData))
+        _fill(pools, responder, drawn_blocks(fcr, chunks, seed=seed), t=t, n_draws=n_each)
         for dose, values in zip(grid, _changes(pools, registry), strict=True):
             condition = {"treatment": registry.canonical(treatment), **levels, "dose": dose}
             names = {"gene": np.array(registry.genes)[kept.numpy()]}
@@ -139,18 +129,20 @@ class _Pool(Sink):
                 sink.update(cell)
 
     def result(self) -> dict[str, Tensor]:
-        """Give mean, sd and two quantiles over cells, ``(1, n_kept)`` each."""
+        """Return mean, sd and two quantiles over cells, ``(1, n_kept)`` each."""
         return {k: v for sink in self.sinks for k, v in sink.result().items()}
 
     def bytes_per_value(self, n_draws: int) -> int:
-        """Give the memory per gene."""
+        """Return the memory per gene."""
         return sum(sink.bytes_per_value(n_draws) for sink in self.sinks)
 
 
 def _grid(registry: Registry, treatment: str, doses: Sequence[float] | None) -> list[float]:
     schema = registry.schema
     if schema.dose_key is None:
-        raise QueryError("dose_response: the model knows no doses, its schema has no dose_key.")
+        raise QueryError(
+            "dose_response: the model does not know doses, its schema has no dose_key."
+        )
     label = registry.canonical(treatment)
     agents = parse_agents(label, schema)
     if not agents:
@@ -159,7 +151,7 @@ def _grid(registry: Registry, treatment: str, doses: Sequence[float] | None) -> 
         if wrong := [dose for dose in doses if not (np.isfinite(dose) and dose >= 0)]:
             raise QueryError(f"doses: {wrong[0]!r} is not a number from 0 up.")
         if not any(doses):
-            raise QueryError("doses: there is none above 0.")
+            raise QueryError("doses: none of them is above 0.")
         return sorted({float(dose) for dose in doses if dose > 0})
     if len(agents) > 1:
         raise QueryError(f"dose_response: {label!r} is a combination; give doses= for its parts.")
@@ -172,58 +164,38 @@ def _grid(registry: Registry, treatment: str, doses: Sequence[float] | None) -> 
 
 def _contexts(
     fcr: Fitted, cells: AnnData | _Levels | None, n_draws: int
-) -> Iterator[tuple[_Levels, Iterable[Batch], int]]:
-    """Give each context, its cells in chunks, and how often each cell is to be drawn."""
+) -> Iterator[tuple[_Levels, Iterable[tuple[Batch, slice]], int]]:
+    """Yield each context, its cells in chunks, and how often each cell is to be drawn."""
     if isinstance(cells, AnnData):
         fcr.registry.encode_obs(cells.obs)  # all levels are known before long work
         keys = list(fcr.registry.schema.covariate_keys)
         obs = cast(pd.DataFrame, cells.obs)
         for levels, at in obs.groupby(keys, observed=True).indices.items():
             named = dict(zip(keys, map(str, np.atleast_1d(levels)), strict=True))
-            chunks = (batch for batch, _ in fcr.chunks(cells[at]))
-            yield named, chunks, -(-n_draws // len(at))
+            yield named, fcr.chunks(cells[at]), -(-n_draws // len(at))
         return
     known = {str(each.covariates): each.covariates for each in fcr.registry.conditions}
     for context in known.values() if cells is None else [cells]:
-        yield context, [_drawn_cells(fcr, context, n_draws)], 1
-
-
-def _drawn_cells(fcr: Fitted, levels: _Levels, n_cells: int) -> Batch:
-    rows = fcr.registry.encode_covariates(levels)
-    sites = {name: torch.from_numpy(row).repeat(n_cells, 1) for name, row in rows.items()}
-    sites["t"] = torch.zeros(n_cells, fcr.registry.widths["t"])
-    return new_cells(sites, torch.ones(n_cells, 1), n_genes=len(fcr.registry.genes)).to(fcr.device)
+        yield context, [(context_cells(fcr, context, n_draws), slice(0, n_draws))], 1
 
 
 def _fill(
-    fcr: Fitted,
     pools: list[_Pool],
-    batches: Iterable[Batch],
+    responder: Responder,
+    blocks: Iterable[tuple[Batch, slice, int]],
     *,
     t: Tensor,
     n_draws: int,
-    seed: int,
-    given: bool,
 ) -> None:
-    held = held_by_default(fcr.graph, ("t",)) if given else ()
-    responder = Responder(fcr.model, fcr.guide, hold=(*held, *fcr.graph.shared))
-    size = block_size(len(fcr.registry.genes))
-    blocks = (block for batch in batches for block, _ in blocks_of(batch, size))
-    for number, block in enumerate(blocks):
-        share = torch.ones_like(block["library"])  # of a library of 1, expectations are shares
+    for block, _, seed in blocks:
+        one = torch.ones_like(block["library"])  # of a library of 1, expectations are shares
         for pool, row in zip(pools, t, strict=True):
-            responder.feed(
-                block,
-                expected=[pool],
-                do={"t": row.expand(len(block), -1)},
-                library=share,
-                n_draws=n_draws,
-                seed=block_seed(seed, number),
-            )
+            do = {"t": row.expand(len(block), -1)}
+            responder.feed(block, expected=[pool], do=do, library=one, n_draws=n_draws, seed=seed)
 
 
 def _changes(pools: list[_Pool], registry: Registry) -> list[dict[str, np.ndarray]]:
-    """Give estimate and band of each dose against the mean of the first."""
+    """Return estimate and band of each dose against the mean of the first."""
     found = [[v[0].double().cpu().numpy() for v in pool.result().values()] for pool in pools]
     base, of_counts = found[0][0], registry.schema.expression == "counts"
 
@@ -236,12 +208,10 @@ def _changes(pools: list[_Pool], registry: Registry) -> list[dict[str, np.ndarra
     ]
 
 
-def _marks(registry: Registry, treatment: str, levels: _Levels, dose: float) -> dict[str, object]:
+def _marks(
+    registry: Registry, treatment: str, levels: _Levels, dose: float
+) -> dict[str, bool | float]:
     control = registry.schema.control
     if dose == 0 and control is None:
         return {"extrapolated": True, "support": 0.0}  # training had no cell without treatment
-    asked = (treatment, levels) if dose > 0 else (str(control), levels)
-    return {
-        "extrapolated": registry.is_extrapolated(*asked, dose=dose),
-        "support": support(registry, *asked, dose=dose),
-    }
+    return mark(registry, treatment if dose > 0 else str(control), levels, dose=dose)

@@ -3,26 +3,27 @@
 ArviZ and xarray are imported when they are needed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
-from torch import Tensor
 
 from pyro_fcr.data import Registry
-from pyro_fcr.draws import QueryError, block_seed, check_held, held_by_default
+from pyro_fcr.draws import QueryError, block_seed
 from pyro_fcr.draws.sites import Draws, Sampler
-from pyro_fcr.queries.blockwise import condition_marks
 from pyro_fcr.queries.fitted import Fitted, Source
-from pyro_fcr.queries.targets import Query, check_draws, gene_positions
+from pyro_fcr.queries.targets import (
+    Asked,
+    Query,
+    check_draws,
+    condition_marks,
+    find_genes,
+    intervene,
+)
 
 _TARGET = ("treatment", "dose", "covariates", "hold")
 _SAMPLE = ("chain", "draw")
@@ -58,7 +59,7 @@ def to_arviz(
     n_draws
         Draws per cell.
     seed
-        Of the draws; the global random state is left alone.
+        Seed of the draws; the global random state is left alone.
 
     Returns
     -------
@@ -88,7 +89,7 @@ def to_arviz(
     ImportError
         ArviZ is not installed.
     pyro_fcr.QueryError
-        A gene, the target or ``n_draws`` is none that there is.
+        A gene or the target is unknown, or ``n_draws`` is less than 1.
     pyro_fcr.SchemaError
         The cells or the target are not what the schema says.
 
@@ -127,8 +128,8 @@ def to_arviz(
     """
     _arviz_version()
     source = fcr.source(adata)
-    target = None if predictions is None else _Target.read(fcr, predictions, source.obs, seed)
-    kept = gene_positions(fcr.registry, genes)
+    target = None if predictions is None else _target(fcr, predictions, source.obs, seed)
+    kept = find_genes(fcr.registry, genes)
     check_draws(n_draws)
     sampler = Sampler(
         model=fcr.model, guide=fcr.guide, graph=fcr.graph, genes=kept, n_draws=n_draws
@@ -139,36 +140,15 @@ def to_arviz(
     return _container({name: _dataset(group, coords) for name, group in groups.items()})
 
 
-@dataclass(frozen=True)
-class _Target:
-    """The condition of the predictions: annotation, values of the sites, what is set and held."""
-
-    obs: pd.DataFrame
-    sites: Mapping[str, Tensor]
-    intervened: tuple[str, ...]
-    held: tuple[str, ...]
-
-    @classmethod
-    def read(cls, fcr: Fitted, asked: Mapping[str, Any], obs: pd.DataFrame, seed: int) -> _Target:
-        if unknown := set(asked) - set(_TARGET):
-            raise QueryError(
-                f"predictions: {sorted(unknown)[0]!r} is no part of a target; these are: "
-                f"{', '.join(_TARGET)}."
-            )
-        query = Query(
-            treatment=asked.get("treatment"),
-            dose=asked.get("dose"),
-            covariates=asked.get("covariates") or {},
-            seed=seed,
+def _target(fcr: Fitted, words: Mapping[str, Any], obs: pd.DataFrame, seed: int) -> Asked:
+    if unknown := set(words) - set(_TARGET):
+        raise QueryError(
+            f"predictions: {sorted(unknown)[0]!r} is not a part of a target; these are: "
+            f"{', '.join(_TARGET)}."
         )
-        intervened, hold = query.intervened(fcr.registry.schema), asked.get("hold")
-        held = held_by_default(fcr.graph, intervened) if hold is None else tuple(hold)
-        check_held(fcr.graph, held, intervened)
-        target = query.target_obs(obs, fcr.registry)
-        return cls(target, fcr.registry.encode_obs(target), intervened, held)
-
-    def do(self, rows: slice, device: torch.device) -> dict[str, Tensor]:
-        return {site: self.sites[site][rows].to(device) for site in self.intervened}
+    given = {key: value for key, value in words.items() if value is not None}
+    hold = given.pop("hold", None)
+    return intervene(fcr, Query(**given, seed=seed), obs, hold=hold)
 
 
 def _arviz_version() -> int:
@@ -181,20 +161,15 @@ def _arviz_version() -> int:
 
 
 def _sample(
-    fcr: Fitted, sampler: Sampler, source: AnnData, target: _Target | None, seed: int
+    fcr: Fitted, sampler: Sampler, source: AnnData, target: Asked | None, seed: int
 ) -> tuple[dict[str, Draws], dict[str, np.ndarray]]:
     chunks: list[dict[str, Draws]] = []
     fixed: list[dict[str, np.ndarray]] = []
+    asked = target or Asked(obs=source.obs)
     for number, (batch, rows) in enumerate(fcr.chunks(source)):
-        chunks.append(
-            sampler.groups(
-                batch,
-                do={} if target is None else target.do(rows, fcr.device),
-                hold=() if target is None else target.held,
-                first=chunks[0] if chunks else None,
-                seed=block_seed(seed, number),
-            )
-        )
+        do = {site: value[rows].to(fcr.device) for site, value in asked.do.items()}
+        first, own = chunks[0] if chunks else None, block_seed(seed, number)
+        chunks.append(sampler.groups(batch, do=do, hold=asked.held, first=first, seed=own))
         values = {**batch.values, "y": batch["y"][:, sampler.genes.to(fcr.device)]}
         fixed.append({name: value.cpu().numpy() for name, value in values.items()})
     draws = {
@@ -220,27 +195,27 @@ def _groups(
     draws: Mapping[str, Draws],
     fixed: Mapping[str, np.ndarray],
     obs: pd.DataFrame,
-    target: _Target | None,
+    target: Asked | None,
 ) -> dict[str, Variables]:
-    registry, posterior, prior = fcr.registry, draws["posterior"], draws["prior"]
-    score, latents = posterior.log_likelihood, [_latents(d, fcr) for d in (posterior, prior)]
+    registry, score = fcr.registry, draws["posterior"].log_likelihood
     assert score is not None  # the cells have expression
+    latents = {name: _latents(drawn, fcr) for name, drawn in draws.items()}
+    y = {name: {"y": _drawn_y(drawn, registry)} for name, drawn in draws.items()}
     groups: dict[str, Variables] = {
-        "posterior": latents[0],
-        "posterior_predictive": {"y": _drawn_y(posterior, registry)},
+        "posterior": latents["posterior"],
+        "posterior_predictive": y["posterior"],
         "log_likelihood": {"y": ((*_SAMPLE, "cell"), score.numpy()[None])},
-        "prior": latents[1],
-        "prior_predictive": {"y": _drawn_y(prior, registry)},
+        "prior": latents["prior"],
+        "prior_predictive": y["prior"],
         "observed_data": {"y": (("cell", "gene"), _counts(fixed["y"], registry))},
         "constant_data": _constants(fixed, obs, registry),
     }
     if target is not None:
-        predicted = draws["predictions"]
-        sites = {site: value.numpy() for site, value in target.sites.items()}
+        sites = {site: value.numpy() for site, value in target.do.items()}
         constants = _constants({**fixed, **sites}, target.obs, registry)
         marks = condition_marks(target.obs, registry)
         constants |= {name: (("cell",), values) for name, values in marks.items()}
-        groups["predictions"] = {**_latents(predicted, fcr), "y": _drawn_y(predicted, registry)}
+        groups["predictions"] = {**latents["predictions"], **y["predictions"]}
         groups["predictions_constant_data"] = constants
     return groups
 
@@ -260,7 +235,7 @@ def _drawn_y(draws: Draws, registry: Registry) -> tuple[tuple[str, ...], np.ndar
 
 
 def _counts(values: np.ndarray, registry: Registry) -> np.ndarray:
-    """Make whole numbers of counts, which ArviZ then plots as discrete."""
+    """Return counts as integers, which ArviZ then plots as discrete."""
     if registry.schema.expression != "counts":
         return values
     with np.errstate(invalid="ignore"):
@@ -291,13 +266,9 @@ def _label(column: pd.Series) -> np.ndarray:
 def _dataset(variables: Variables, coords: Mapping[str, Any]) -> Any:
     import xarray  # noqa: PLC0415
 
-    sizes = {
-        dim: size
-        for dims, values in variables.values()
-        for dim, size in zip(dims, values.shape, strict=True)
-    }
-    named = {dim: coords.get(dim, np.arange(size)) for dim, size in sizes.items()}
-    return xarray.Dataset(variables, coords=named, attrs=_attrs())
+    dataset = xarray.Dataset(variables, attrs=_attrs())
+    named = {d: coords.get(str(d), np.arange(n)) for d, n in dataset.sizes.items()}
+    return dataset.assign_coords(named)
 
 
 def _attrs() -> dict[str, str]:

@@ -1,7 +1,5 @@
 """Latents of cells, as a fitted model encodes them."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import torch
@@ -73,11 +71,7 @@ def dimension_use(fcr: Fitted, adata: Source = None) -> pd.DataFrame:
 
 
 def label_blind_latents(
-    fcr: Fitted,
-    adata: Source = None,
-    *,
-    n_labels: int = 32,
-    seed: int = 0,
+    fcr: Fitted, adata: Source = None, *, n_labels: int = 32, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Return the posterior mean of every block for cells whose labels are not looked at.
 
@@ -138,24 +132,21 @@ def label_distribution(registry: Registry, *, n_labels: int, seed: int) -> Label
 
 
 def condition_cells(registry: Registry) -> Batch:
-    """Make a cell of each training condition, of median library size and without expression."""
-    rows: dict[str, list[np.ndarray]] = {}
-    for each in registry.conditions:
-        sites = registry.encode_covariates(each.covariates)
-        sites["t"] = registry.encode_treatment(each.treatment, each.dose or None)
-        for name, row in sites.items():
-            rows.setdefault(name, []).append(row)
-    values = {name: torch.from_numpy(np.stack(each)) for name, each in rows.items()}
+    """Return a cell of each training condition, of median library size and without expression."""
+    rows = [
+        {
+            **registry.encode_covariates(each.covariates),
+            "t": registry.encode_treatment(each.treatment, each.dose or None),
+        }
+        for each in registry.conditions
+    ]
+    values = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
     library = torch.full((len(registry.conditions), 1), registry.target_sum or 1.0)
     return new_cells(values, library, n_genes=len(registry.genes))
 
 
 def _latents(
-    fcr: Fitted,
-    adata: Source,
-    blocks: tuple[str, ...],
-    *,
-    labelled: bool = True,
+    fcr: Fitted, adata: Source, blocks: tuple[str, ...], *, labelled: bool = True
 ) -> dict[str, np.ndarray]:
     if unknown := set(blocks) - set(fcr.graph.blocks):
         raise ValueError(

@@ -3,8 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -17,17 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from pyro_fcr import plots
 from pyro_fcr.metrics.response_table import REAL
 from pyro_fcr.metrics.scores import SCORES
-from pyro_fcr.plots._axes import (
-    BLUE,
-    FAINT,
-    INK,
-    ORANGE,
-    dot,
-    grid,
-    legend_outside,
-    new_axes,
-    plain,
-)
+from pyro_fcr.plots import _axes
+from pyro_fcr.plots._axes import BLUE, FAINT, INK, ORANGE, plain
 
 _TRUTH: Final[Mapping[str, str]] = {
     "mcc_within_pearson": "strong MCC, within",
@@ -39,11 +29,10 @@ _TRUTH: Final[Mapping[str, str]] = {
 _BLOCK_ORDER = {"z_x": 0, "z_t": 1, "z_tx": 2}
 
 
-@dataclass(frozen=True)
-class UmapGrid:
+class UmapGrid(NamedTuple):
     """Images of the latent blocks: a row per block, a column per colouring.
 
-    Parameters
+    Attributes
     ----------
     rows
         Block and its images, in the order of `legends`.
@@ -68,17 +57,14 @@ def umap_grid(cells: AnnData, color_by: Sequence[str]) -> UmapGrid:
     Raises
     ------
     ValueError
-        If a column is missing.
+        A column is missing.
     """
     legends = tuple((color, plots.category_colors(cells, color)) for color in color_by)
-    names = [key.removeprefix("X_fcr_").removesuffix("_umap") for key in _umap_keys(cells)]
+    keys = [key for key in cells.obsm if key.startswith("X_fcr_") and key.endswith("_umap")]
+    names = [key.removeprefix("X_fcr_").removesuffix("_umap") for key in keys]
     blocks = sorted(names, key=lambda name: _BLOCK_ORDER.get(name, len(_BLOCK_ORDER)))
     rows = tuple((b, tuple(_umap_png(cells, b, color) for color in color_by)) for b in blocks)
     return UmapGrid(rows, legends)
-
-
-def _umap_keys(cells: AnnData) -> list[str]:
-    return [key for key in cells.obsm if key.startswith("X_fcr_") and key.endswith("_umap")]
 
 
 def _umap_png(cells: AnnData, block: str, color: str) -> str:
@@ -130,7 +116,7 @@ def gains(headline: pd.DataFrame) -> str:
         `pyro_fcr.metrics.headline`.
     """
     metrics = [name for name in SCORES if name in set(headline["metric"])]
-    figure, axes = grid(len(metrics), 4, width=2.45, height=1.35)
+    figure, axes = _axes.grid(len(metrics), 4, width=2.45, height=1.35)
     for ax, metric in zip(axes, metrics, strict=True):
         _gain(ax, headline[headline["metric"] == metric], metric)
     return svg(figure)
@@ -156,7 +142,7 @@ def _gain(ax: Axes, rows: pd.DataFrame, metric: str) -> None:
 
 def singular_values(table: pd.DataFrame, tolerance: float) -> str:
     """Draw the singular values of the priors' natural parameters, in nats."""
-    ax = new_axes(5.2, 2.6)
+    ax = _axes.new_axes(5.2, 2.6)
     for number, (block, rows) in enumerate(table.groupby("block", sort=False)):
         style: dict[str, Any] = {"marker": "os^D"[number % 4], "markersize": 5, "linewidth": 0.8}
         ax.plot(rows["number"], rows["value"].clip(lower=1e-4), color=BLUE, label=block, **style)
@@ -173,24 +159,21 @@ def singular_values(table: pd.DataFrame, tolerance: float) -> str:
 def truth(table: pd.DataFrame) -> str:
     """Draw each measure between its floor and ceiling, see `identifiability_table`."""
     rows = pd.concat([table[table["metric"] == metric] for metric in _TRUTH])
-    ax = new_axes(7.2, 0.6 + 0.21 * len(rows))
+    ax = _axes.new_axes(7.2, 0.6 + 0.21 * len(rows))
     for place, row in enumerate(rows.itertuples()):
         ends = [row.floor, row.ceiling]
         ax.plot(ends, [place, place], color=FAINT, linewidth=5, solid_capstyle="butt", zorder=1)
-        ax.plot(row.value, place, "o", color=_color(row.metric), markersize=5.5, zorder=2)
+        color = ORANGE if row.metric.startswith("leak") else BLUE
+        ax.plot(row.value, place, "o", color=color, markersize=5.5, zorder=2)
     labels = [f"{_TRUTH[row.metric]}: {row.block}" for row in rows.itertuples()]
     ax.set_yticks(range(len(rows)), labels)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlim(min(-0.05, np.nanmin(rows[["value", "floor"]].to_numpy())), 1.05)
-    kinds = [dot("found", BLUE), dot("found, of a leak", ORANGE)]
-    span = dot("floor to ceiling", FAINT, marker="", linestyle="-", linewidth=5)
-    legend_outside(ax, [*kinds, span])
+    kinds = [_axes.dot("found", BLUE), _axes.dot("found, of a leak", ORANGE)]
+    span = _axes.dot("floor to ceiling", FAINT, marker="", linestyle="-", linewidth=5)
+    _axes.legend_outside(ax, [*kinds, span])
     plain(ax)
     return svg(cast(Figure, ax.figure))
-
-
-def _color(metric: str) -> str:
-    return ORANGE if metric.startswith("leak") else BLUE
 
 
 def svg(figure: Figure) -> str:

@@ -114,12 +114,20 @@ class FCRDesign:
 
     Parameters
     ----------
-    n_cells, n_genes
-        Number of cells and of genes.
-    n_contexts, n_treatments
-        Number of levels of x and of t; the first treatment is the control.
-    n_x, n_tx, n_t
-        Number of dimensions of each block.
+    n_cells
+        Number of cells.
+    n_genes
+        Number of genes.
+    n_contexts
+        Number of levels of x.
+    n_treatments
+        Number of levels of t; the first is the control.
+    n_x
+        Number of dimensions of z_x.
+    n_tx
+        Number of dimensions of z_tx.
+    n_t
+        Number of dimensions of z_t.
     mean_shift
         Standard deviation over conditions of the priors' means.
     scale_shift
@@ -142,14 +150,18 @@ class FCRDesign:
     signal
         Standard deviation over cells of a gene's mean, on the scale of log1p expression or of
         natural log rates of counts.
-    depth, dispersion, dropout
-        Median total of a cell, theta (variance = mean + mean**2 / theta), and the probability that
-        a count is lost (set to 0). They apply to counts only.
+    depth
+        Median total count of a cell.
+    dispersion
+        Theta of counts: variance = mean + mean**2 / theta.
+    dropout
+        Probability that a count is lost (set to 0).
     imbalance
         Coefficient of variation of the expected sizes of the conditions.
-    n_batches, batch_effect
-        Number of technical batches, drawn independently of all else, and the standard deviation of
-        what each adds to the means of the genes. ``obs["batch"]`` names them.
+    n_batches
+        Number of technical batches, drawn independently of all else; ``obs["batch"]`` names them.
+    batch_effect
+        Standard deviation of what each batch adds to the means of the genes.
     leaks
         Dependences against the graph by (block, cause), see :data:`LEAKS`. Each is the share of the
         block's variance within its own causes that the other variable explains.

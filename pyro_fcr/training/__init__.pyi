@@ -1,8 +1,7 @@
 # What there is to import from here; read when a name is first used, see __init__.py.
 from .batches import Batches
 from .checkpoint import CheckpointError
-from .diagnosis import NonFiniteError
-from .optimizer import GuardedOptimizer
+from .optimizer import GuardedOptimizer, NonFiniteError
 from .plan import TrainingPlan
 from .trainer import Trainer, fit, mean_terms
 

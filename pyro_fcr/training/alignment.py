@@ -1,23 +1,24 @@
 """Part-way through training, turn the latents to the axes that their priors ask for.
 
-Encoder and decoder hold on to the directions on which they first agreed, long before the priors
-tell treatment from context: the ELBO comes within a few nats of its optimum and stays there, the
+Encoder and decoder keep the directions on which they first agreed, long before the priors tell
+treatment from context: the ELBO comes within a few nats of its optimum and stays there, with the
 blocks entangled. The latents themselves are a few numbers per cell. An invertible map of them,
 fitted together with the priors by maximum likelihood, finds the axes in seconds: a normalizing flow
-whose base are the model's conditional priors. Model and guide are then taught the mapped latents,
-and training goes on from there.
+whose base distributions are the model's conditional priors. Model and guide are then taught the
+mapped latents, and training goes on from there.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.distributions import constraints
-from pyro.poutine.messenger import Messenger
+from pyro.distributions import constraints, transforms
+from pyro.poutine.runtime import NonlocalExit
 from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
@@ -27,11 +28,11 @@ from pyro_fcr.modes import looking, outside_param_store
 from pyro_fcr.objective import Objective
 from pyro_fcr.objective.terms import Reconstruction
 from pyro_fcr.training.batches import Batches
-from pyro_fcr.training.flow import Flow
 from pyro_fcr.training.optimizer import GuardedOptimizer
 
 _CELLS, _CHUNK, _DRAWS = 50_000, 4_096, 4
 _FLOW_STEPS, _FLOW_BATCH, _FLOW_RATE = 750, 2_048, 1e-2
+_COUPLINGS, _REFLECTIONS, _N_HIDDEN = 6, 3, 64
 _CLIP = 10.0
 
 _Sizes = Mapping[str, int]
@@ -45,12 +46,12 @@ class Aligned(NamedTuple):
     ----------
     gain
         Nats per cell by which the latents have become more probable under their priors, the
-        change of volume included.
+        change of volume included; None if the programs were left alone.
     obstacle
-        Why the programs were left alone; empty where they were not.
+        Why the programs were left alone; empty if they were not.
     """
 
-    gain: float = 0.0
+    gain: float | None = None
     obstacle: str = ""
 
 
@@ -81,16 +82,17 @@ def align(
     Parameters
     ----------
     objective
-        Holds the two programs. Discriminators and label heads are left as they are: they learn the
-        new latents when training goes on.
+        The loss, which holds the two programs. Discriminators and label heads are left as they are:
+        they learn the new latents when training goes on.
     batches
         The training cells.
     teach_steps
-        Steps in which model and guide learn the mapped latents.
+        Number of steps in which model and guide learn the mapped latents.
     learning_rate
-        The largest of these steps.
+        Largest learning rate of these steps.
     after_step
-        Called after every step; what it raises ends the alignment half-way.
+        Function that is called after every step. If it raises, the alignment ends half-way and the
+        parameters are put back.
 
     Returns
     -------
@@ -127,7 +129,7 @@ def _lesson(guide: nn.Module, flow: Flow, sizes: _Sizes) -> _Lesson:
 
 
 def _obstacle(run: Run) -> str:
-    """Say what keeps latents from being mapped together and taught; nothing for shipped graphs."""
+    """Return what keeps latents from being mapped together and taught, or an empty string."""
     for site in drawn_sites(run.guide_trace):
         if CELLS not in plates(run.guide_trace.nodes[site]):
             return f"{site} is shared by all cells"
@@ -141,7 +143,7 @@ def _obstacle(run: Run) -> str:
 
 
 def _encode(guide: nn.Module, batches: Batches, sizes: _Sizes) -> _Sample:
-    """Draw latents of the training cells, or of some where there are many."""
+    """Draw latents of the training cells, or of 50,000 of them."""
     order = torch.randperm(len(batches.rows))[:_CELLS]
     cells, drawn = [], []
     with looking(guide, device=batches.device):
@@ -165,7 +167,7 @@ def _split(latents: Tensor, sizes: _Sizes) -> dict[str, Tensor]:
 def _fit(
     model: nn.Module, sample: _Sample, sizes: _Sizes, after_step: Callable[[], None]
 ) -> tuple[Flow, float]:
-    """Maximum likelihood of the latents under a flow and the priors, and the nats per cell gained.
+    """Fit a flow and the priors to latents by maximum likelihood; return it and the gain in nats.
 
     The decoder is not run.
     """
@@ -173,7 +175,7 @@ def _fit(
     before = _mean_density(model, sample, sizes)
     parameters = [*flow.parameters(), *model.parameters()]
     optimizer = GuardedOptimizer(parameters, learning_rate=_FLOW_RATE, gradient_clip=_CLIP)
-    schedule = _one_cycle(optimizer, _FLOW_RATE, _FLOW_STEPS)
+    schedule = optimizer.scheduler("one-cycle", n_steps=_FLOW_STEPS)
     for step in range(_FLOW_STEPS):
         density = _log_density(model, sample.pick(_FLOW_BATCH), sizes, flow)
         optimizer.step(-density.mean(), number=step)
@@ -193,7 +195,7 @@ def _mean_density(
 def _log_density(
     model: nn.Module, sample: _Sample, sizes: _Sizes, flow: Flow | None = None
 ) -> Tensor:
-    """Give log p(latents | exogenous) per cell; with a flow, of what it was mapped from."""
+    """Return log p(latents | exogenous) per cell; with a flow, of the latents that it maps."""
     latents, volume = (sample.drawn, 0.0) if flow is None else flow(sample.drawn)
     values = _split(latents, sizes)
     priors = _priors(model, sample.cells, values)
@@ -202,28 +204,11 @@ def _log_density(
 
 def _priors(model: nn.Module, cells: Batch, latents: dict[str, Tensor]) -> dict[str, Any]:
     """Run the model, with its latents given, up to the last of them."""
-    tracer = poutine.trace()
-    try:
-        with outside_param_store(), tracer, _UpTo(list(latents)[-1]):
-            poutine.condition(model, data=latents)(cells)
-    except _Reached:
-        pass
-    nodes: Any = tracer.trace.nodes
+    last, traced = list(latents)[-1], poutine.trace(poutine.condition(model, data=latents))
+    with outside_param_store(), suppress(NonlocalExit):
+        poutine.escape(traced, lambda site: site["name"] == last)(cells)
+    nodes: Any = traced.trace.nodes
     return {site: nodes[site]["fn"] for site in latents}
-
-
-class _Reached(Exception):  # noqa: N818
-    """A program came to the site at which it was to end."""
-
-
-class _UpTo(Messenger):
-    def __init__(self, site: str) -> None:
-        super().__init__()
-        self.site = site
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] == self.site:
-            raise _Reached
 
 
 def _teach(
@@ -233,12 +218,12 @@ def _teach(
     plan: tuple[int, float],
     after_step: Callable[[], None],
 ) -> None:
-    """Train model and guide on given latents: log p(y, z) + log q(z | y), both for fixed z."""
+    """Train model and guide on given latents by log p(y, z) + log q(z | y), both for fixed z."""
     n_steps, learning_rate = plan
     optimizer = GuardedOptimizer(
         objective.main_parameters(), learning_rate=learning_rate, gradient_clip=_CLIP
     )
-    schedule = _one_cycle(optimizer, learning_rate, n_steps)
+    schedule = optimizer.scheduler("one-cycle", n_steps=n_steps)
     seed = int(torch.randint(2**31, ()))
     for step in range(n_steps):
         epoch, number = divmod(step, len(batches))
@@ -260,7 +245,46 @@ def _lesson_loss(objective: Objective, batch: Batch, latents: dict[str, Tensor])
     return torch.stack(losses).sum()
 
 
-def _one_cycle(optimizer: GuardedOptimizer, rate: float, n_steps: int) -> Any:
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer.torch, rate, total_steps=n_steps, pct_start=0.1
-    )
+class Flow(nn.Module):
+    """Reflections and affine couplings in turns (Dinh et al. 2017, arXiv 1605.08803).
+
+    It starts as a random rotation: a map that starts near the identity would keep the axes that it
+    is to replace.
+
+    Parameters
+    ----------
+    latents
+        Values to be mapped, ``(n, n_latents)``; they are standardised first.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, latents: Tensor) -> None:
+        super().__init__()
+        n = latents.shape[-1]
+        self.register_buffer("center", latents.mean(dim=0))
+        self.register_buffer("scale", latents.std(dim=0).clamp(min=1e-6))
+        pairs = [part for _ in range(_COUPLINGS) for part in (_rotation(n), _coupling(n))]
+        self.parts = transforms.ComposeTransformModule([*pairs, _rotation(n)])
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mapped latents, and for each row the logarithm of the change of volume."""
+        standard = (latents - self.center) / self.scale
+        mapped = self.parts(standard)
+        volume = self.parts.log_abs_det_jacobian(standard, mapped)
+        return mapped, volume - self.scale.log().sum()
+
+
+def _rotation(n: int) -> nn.Module:
+    rotation = transforms.householder(n, count_transforms=min(n, _REFLECTIONS))
+    nn.init.normal_(rotation.u_unnormed)
+    return rotation
+
+
+def _coupling(n: int) -> nn.Module:
+    coupling = transforms.affine_coupling(n, [_N_HIDDEN, _N_HIDDEN])
+    coupling.nn.f = nn.SiLU()
+    nn.init.zeros_(coupling.nn.layers[-1].weight)
+    nn.init.zeros_(coupling.nn.layers[-1].bias)
+    return coupling

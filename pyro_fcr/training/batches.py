@@ -1,24 +1,34 @@
-"""Batches by index: shuffled by seed and epoch, so that any position can be returned to."""
+"""Batches by index: shuffled by seed and epoch, so that any position can be returned to.
+
+What every step would compute anew of the counts is prepared once: they stay on the GPU, where a
+batch is a gather of rows, or their sums are kept for count likelihoods.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy import sparse
+from scipy.special import gammaln
 from torch import Tensor
 
-from pyro_fcr.batch import Batch
+from pyro_fcr.batch import TAIL_BOUND, Batch, CountSummary, tabulate_tails
 from pyro_fcr.data import Cells
-from pyro_fcr.training.resident import ResidentCells, fits
-from pyro_fcr.training.summaries import Summaries
+from pyro_fcr.data.io import Matrix
+
+_SHARE_OF_FREE_MEMORY = 0.5
+_CELLS_AT_ONCE = 4_096
+_KINDS = (torch.uint8, torch.int16, torch.int32)  # of which torch can gather rows
 
 
 def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield batches, each next one being prepared in a thread while the last is worked on."""
+    """Yield batches; each next one is prepared in a thread while the last is worked on."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         upcoming = thread.submit(next, batches, None)
         while (batch := upcoming.result()) is not None:
@@ -34,15 +44,15 @@ class Batches:
     cells
         The resident data set.
     rows
-        The cells of it to use, ``(n,)`` positions.
+        Positions of the cells to use, ``(n,)``.
     batch_size
         Cells per batch.
     device
-        Where batches go.
+        The device of the batches.
 
     Notes
     -----
-    What many passes over the data profit from is made by :meth:`for_training` only.
+    Only :meth:`for_training` prepares what pays over many passes over the data.
     """
 
     def __init__(
@@ -61,7 +71,7 @@ class Batches:
         self = cls(cells, rows, batch_size=batch_size, device=device)
         if not np.issubdtype(cells.expression.dtype, np.unsignedinteger):  # no counts
             return self
-        if device.type == "cuda" and fits(cells, device):
+        if device.type == "cuda" and _fits(cells, device):
             self._resident = ResidentCells(cells, device)
         else:
             tails = device.type == "cpu"
@@ -69,7 +79,7 @@ class Batches:
         return self
 
     def of(self, rows: np.ndarray) -> Batches:
-        """Give other cells of the data set, ``(n,)`` positions; all that is prepared is shared."""
+        """Return other cells of the data set, ``(n,)`` positions; what is prepared is shared."""
         other = copy.copy(self)
         other.rows = torch.as_tensor(rows, dtype=torch.long)
         return other
@@ -80,13 +90,13 @@ class Batches:
     def shuffled(self, seed: int, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the whole batches of an epoch, from batch ``start`` on.
 
-        The few cells that do not fill a batch are left out; other ones in every epoch.
+        The few cells that do not fill a batch are left out; they differ from epoch to epoch.
         """
         for rows in self.shuffled_rows(seed, epoch)[start:]:
             yield self.batch(rows)
 
     def shuffled_rows(self, seed: int, epoch: int) -> list[Tensor]:
-        """Give the cells of every whole batch of an epoch."""
+        """Return the positions of the cells of every whole batch of an epoch."""
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.rows), generator=generator)
         return list(self.rows[order].split(self.batch_size)[: len(self)])
@@ -103,10 +113,103 @@ class Batches:
             yield self.batch(rows)
 
     def batch(self, rows: Tensor) -> Batch:
-        """Give some cells as a batch; a pass over the data is all cells of this object."""
+        """Return some cells as a batch; a pass over the data is all cells of this object."""
         if self._resident is not None:
             batch = self._resident.batch(rows.to(self.device))
         else:
             summarise = None if self._summaries is None else self._summaries.summary
             batch = self.cells.batch(rows, device=self.device, summarise=summarise)
         return replace(batch, n_total=len(self.rows))
+
+
+class ResidentCells:
+    """All cells of a data set on a device, counts in the narrowest type that can be gathered.
+
+    Parameters
+    ----------
+    cells
+        The data set, of counts.
+    device
+        The device that holds it.
+    """
+
+    def __init__(self, cells: Cells, device: torch.device) -> None:
+        kind = _kind(cells)
+        chunks = np.split(np.arange(len(cells)), range(_CELLS_AT_ONCE, len(cells), _CELLS_AT_ONCE))
+        parts = (cells.batch(rows) for rows in chunks)
+        self._all = Batch.concatenate([_with_counts(each, kind) for each in parts]).to(device)
+        per_cell = torch.from_numpy(log_factorials(cells.expression))
+        self._log_factorial = per_cell.float().to(device)
+
+    def batch(self, rows: Tensor) -> Batch:
+        """Gather cells, ``(n,)`` positions on the device; nothing waits for it."""
+        batch = _with_counts(self._all.take(rows), torch.float32)
+        return replace(batch, counts=CountSummary(self._log_factorial[rows].sum()))
+
+
+def _with_counts(batch: Batch, kind: torch.dtype) -> Batch:
+    return replace(batch, values={**batch.values, "y": batch["y"].to(kind)})
+
+
+def _fits(cells: Cells, device: torch.device) -> bool:
+    """Return whether half of the device's free memory holds the counts densely."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return len(cells) * cells.n_genes * _kind(cells).itemsize < _SHARE_OF_FREE_MEMORY * free
+
+
+def _kind(cells: Cells) -> torch.dtype:
+    values = cells.expression if isinstance(cells.expression, np.ndarray) else cells.expression.data
+    largest = int(values.max(initial=0))
+    return next(kind for kind in _KINDS if largest <= torch.iinfo(kind).max)
+
+
+class Summaries:
+    """Make the :class:`pyro_fcr.batch.CountSummary` of batches.
+
+    Parameters
+    ----------
+    expression
+        Counts, shape (n_cells, n_genes), CSR or dense.
+    rows
+        Positions of the cells that batches are made of, shape (n,).
+    batch_size
+        Cells per batch; the tables of all batches of this size have one shape.
+    tails
+        Whether to tabulate counts by gene, which pays on a CPU only.
+    """
+
+    def __init__(
+        self, expression: Matrix, rows: npt.NDArray[np.int64], *, batch_size: int, tails: bool
+    ) -> None:
+        self.tails = tails
+        self._log_factorial = log_factorials(expression)
+        high = _sum_per_cell(expression, lambda y: y > TAIL_BOUND)[rows]
+        # Room for the cells with the most high counts, so that all batches have the same shape.
+        self._n_high = int(np.sort(high)[::-1][:batch_size].sum())
+
+    def summary(self, rows: npt.NDArray[np.int64], counts: Matrix) -> CountSummary:
+        """Return the summary of some cells, at positions ``rows``, whose counts are given."""
+        log_factorial = torch.tensor(np.float32(self._log_factorial[rows].sum()))
+        if not self.tails:
+            return CountSummary(log_factorial)
+        entries = sparse.csr_array(counts)
+        tails = tabulate_tails(
+            entries.indices, entries.data, n_genes=counts.shape[1], n_high=self._n_high
+        )
+        return CountSummary(log_factorial, tails)
+
+
+def log_factorials(expression: Matrix) -> npt.NDArray[np.float64]:
+    """Return the sum of ``lgamma(y + 1)`` over the genes of each cell, shape (n_cells,)."""
+    return _sum_per_cell(expression, lambda y: gammaln(y + np.float64(1.0)))
+
+
+def _sum_per_cell(
+    matrix: Matrix, function: Callable[[npt.NDArray], npt.NDArray]
+) -> npt.NDArray[np.float64]:
+    """Add up a function of the entries that is 0 at 0, over the genes of each cell."""
+    if isinstance(matrix, np.ndarray):
+        return np.array([function(row).sum(dtype=np.float64) for row in matrix])
+    values = function(matrix.data).astype(np.float64)
+    mapped = sparse.csr_array((values, matrix.indices, matrix.indptr), matrix.shape)
+    return np.asarray(mapped.sum(axis=1)).reshape(-1)

@@ -1,21 +1,18 @@
 """How a step is taken: through Python every time, or as a graph that was traced once.
 
-The programs know nothing of it. Every level gives the numbers of eager mode; before a traced step
-is used it is held against eager mode under the same noise, and left where it differs.
+The programs know nothing of it. Every engine computes the numbers of eager mode: before a traced
+step is used, it is compared with eager mode under the same noise, and dropped if it differs.
 """
-
-from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pyro_fcr._torch import tree_leaves, tree_map
+from pyro_fcr._torch import tree_leaves
 from pyro_fcr.batch import Batch
 from pyro_fcr.graph.runs import Run
 from pyro_fcr.modes import seeded
@@ -31,7 +28,7 @@ _LOSS_TOLERANCE, _GRADIENT_TOLERANCE = 1e-4, 1e-2  # relative
 
 @dataclass(eq=False)
 class Engine(ABC):
-    """Takes the steps of both optimisers on a batch.
+    """Take the steps of both optimisers on a batch.
 
     Parameters
     ----------
@@ -50,15 +47,15 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, batch: Batch, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Take step ``number``; give all terms of the loss, ``(n_terms,)``, and the adversaries'.
+        """Take step ``number``; return the terms of the loss, ``(n_terms,)``, and the adversaries'.
 
-        Both are on the device, nothing waits for them.
+        Both stay on the device, so that nothing waits for them.
         """
 
 
 @dataclass(eq=False)
 class EagerEngine(Engine):
-    """Runs the programs at every step: errors point at the line that made them."""
+    """Run the programs at every step: errors point at the line that made them."""
 
     def step(self, batch: Batch, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Take a step."""
@@ -87,7 +84,7 @@ class EagerEngine(Engine):
 
 @dataclass(eq=False)
 class TracedEngine(Engine):
-    """Runs the compiled graph of the step; see :mod:`pyro_fcr.training.tracing`.
+    """Run the compiled graph of the step; see :mod:`pyro_fcr.training.tracing`.
 
     Parameters
     ----------
@@ -99,7 +96,7 @@ class TracedEngine(Engine):
     Raises
     ------
     NotTraceableError
-        The step cannot be traced, or does not give what eager mode gives.
+        The step cannot be traced, or differs from eager mode.
     """
 
     batch: InitVar[Batch]
@@ -111,11 +108,8 @@ class TracedEngine(Engine):
         self.traced = TracedStep(self.objective, batch).compiled()
         self._compare(batch)
 
-    def step(self, batch: Batch, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
+    def step(self, batch: Batch, *, number: int | Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Take a step."""
-        return self._apply(batch, number)
-
-    def _apply(self, batch: Batch, number: int | Tensor) -> tuple[Tensor, Tensor]:
         found = self.traced(batch)
         self.main.apply(found.main, found.total, number=number)
         if self.adversary is not None:
@@ -134,37 +128,38 @@ class TracedEngine(Engine):
 
 @dataclass(eq=False)
 class GraphEngine(TracedEngine):
-    """Replays a whole step, optimisers included, from one CUDA graph.
+    """Replay a whole step, optimisers included, from one CUDA graph.
 
-    The kernels of one step, once recorded, are launched together: below some thousand cells a batch
-    a GPU waits for launches, not for arithmetic. They read their batch, the number of the step,
-    weights and learning rates from fixed places, and draw fresh noise at each replay.
+    The kernels of one step, once recorded, are launched together: with batches below a few thousand
+    cells, a GPU waits for launches, not for arithmetic. The kernels read the batch, the number of
+    the step, weights and learning rates from fixed places, and draw fresh noise at each replay.
 
     Parameters
     ----------
     objective, main, adversary, plan, batch
-        As in :class:`TracedEngine`, the optimisers made with ``recorded=True``. On the CPU there is
-        nothing to record and the same step is taken from the same places.
+        As in :class:`TracedEngine`; the optimisers are made with ``recorded=True``. On the CPU
+        nothing is recorded, and the same step is taken from the same places.
     """
 
     def __post_init__(self, batch: Batch) -> None:
         super().__post_init__(batch)
         device = batch["library"].device
         self._number = torch.zeros((), dtype=torch.long, device=device)
-        self._place = batch.with_tensors(tree_map(torch.clone, batch.tensors()))
+        self._place = batch.map(torch.clone)
         self._replay = self._recorded() if device.type == "cuda" else self._take
 
-    def step(self, batch: Batch, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
+    def step(self, batch: Batch, *, number: int | Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Take a step."""
         places, values = (tree_leaves(each.tensors()) for each in (self._place, batch))
         for place, value in zip(places, values, strict=True):
-            place.copy_(value)
+            if place is not None:  # sums that were not prepared
+                place.copy_(value)
         self._number.fill_(number)
         self._replay()
         return self._found
 
     def _take(self) -> None:
-        self._found = self._apply(self._place, self._number)
+        self._found = super().step(self._place, number=self._number, epoch=0)
 
     def _recorded(self) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
@@ -177,7 +172,7 @@ def _difference(traced: Gradients, eager: Gradients) -> str:
     for name in ("total", "adversary_total"):
         loss, expected = (float(getattr(each, name)) for each in (traced, eager))
         if not abs(loss - expected) <= _LOSS_TOLERANCE * max(1.0, abs(expected)):
-            return f"{name} is {loss:.6g}, eager mode gives {expected:.6g}"
+            return f"{name} is {loss:.6g}, but {expected:.6g} in eager mode"
     for name in ("main", "adversary"):
         mine, theirs = (_flat(getattr(each, name)) for each in (traced, eager))
         if mine.shape != theirs.shape:
@@ -192,16 +187,19 @@ def _flat(gradients: list[Tensor | None]) -> Tensor:
     return torch.cat([g.flatten() for g in gradients if g is not None] or [torch.zeros(0)])
 
 
-def compiled_or_none(
-    level: Literal["trace", "graph"], eager: EagerEngine, batch: Batch
-) -> TracedEngine | None:
-    """Build the engine that is to follow an eager one; where it cannot, say why in a line."""
-    kind = GraphEngine if level == "graph" else TracedEngine
+COMPILED: Mapping[str, type[TracedEngine]] = {"trace": TracedEngine, "graph": GraphEngine}
+
+
+def compiled_if_possible(level: str, eager: EagerEngine, batch: Batch) -> Engine:
+    """Return the engine of a level, or the eager one, with a line in the log if it must stay."""
+    if level == "eager":
+        return eager
     try:
-        return kind(eager.objective, eager.main, eager.adversary, eager.plan, batch=batch)
+        parts = eager.objective, eager.main, eager.adversary, eager.plan
+        return COMPILED[level](*parts, batch=batch)
     except NotTraceableError as error:
         reason = str(error)
     except Exception as error:  # a compiler that is not there, a handler that tracing cannot run
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    logger.warning("Training goes on in eager mode, the step cannot be compiled: %s.", reason)
-    return None
+    logger.warning("Training stays in eager mode, the step cannot be compiled: %s.", reason)
+    return eager

@@ -1,33 +1,37 @@
-"""One optimiser step that is not taken when the loss or its gradient is not finite."""
-
-from __future__ import annotations
+"""Optimiser steps that are not taken if the loss or its gradient is not finite, and why not."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import pyro
 import torch
 from torch import Tensor, nn
 
 from pyro_fcr._torch import skip_where
+from pyro_fcr.graph.runs import Run
+from pyro_fcr.objective import Objective
+from pyro_fcr.objective.terms import KL, Reconstruction
+from pyro_fcr.training.batches import Batches
 
 
 class GuardedOptimizer:
     """AdamW with gradient clipping that stands still from the first non-finite step on.
 
-    The finding stays on the device, where the fused kernels read it; the host asks for it when it
-    likes, so that no step waits for the device.
+    The finding stays on the device, where the fused kernels read it. The host asks for it from time
+    to time, so that no step waits for the device.
 
     Parameters
     ----------
     parameters
-        What to train.
+        The parameters to train.
     learning_rate, weight_decay
-        Of AdamW.
+        Settings of AdamW.
     gradient_clip
         Largest norm of the gradient.
     recorded
-        Whether steps are to be recorded in a CUDA graph, which asks for a learning rate and a
-        count of steps on the device.
+        Whether steps are recorded in a CUDA graph, which needs the learning rate and the number of
+        steps on the device.
     """
 
     def __init__(
@@ -40,7 +44,7 @@ class GuardedOptimizer:
         recorded: bool = False,
     ) -> None:
         self.parameters = list(parameters)
-        self.gradient_clip = gradient_clip
+        self.learning_rate, self.gradient_clip = learning_rate, gradient_clip
         device = self.parameters[0].device
         self.torch = torch.optim.AdamW(
             self.parameters,
@@ -61,7 +65,7 @@ class GuardedOptimizer:
         loss
             A scalar.
         number
-            The number of the step, which :meth:`bad_step` gives back.
+            The number of the step, which :meth:`bad_step` returns.
         """
         self.torch.zero_grad()
         loss.backward()
@@ -70,7 +74,7 @@ class GuardedOptimizer:
     def apply(
         self, gradients: Sequence[Tensor | None], loss: Tensor, *, number: int | Tensor
     ) -> None:
-        """Step along gradients that were taken elsewhere, unless something was not finite.
+        """Step along gradients that were computed elsewhere, unless something was not finite.
 
         Parameters
         ----------
@@ -95,10 +99,83 @@ class GuardedOptimizer:
         number = int(self._bad_step.item())
         return None if number < 0 else number
 
-    def state_dict(self) -> dict[str, Any]:
-        """Give the state of the optimiser."""
-        return self.torch.state_dict()
+    def scheduler(self, kind: str, *, n_steps: int, patience: int = 0) -> Any:
+        """Return a schedule of the learning rate.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put a state back."""
-        self.torch.load_state_dict(state)
+        Parameters
+        ----------
+        kind
+            ``"cosine"``, ``"plateau"`` or ``"constant"`` as in
+            :attr:`pyro_fcr.training.TrainingPlan.lr_schedule`, or ``"one-cycle"``.
+        n_steps
+            Number of steps of the training.
+        patience
+            Epochs without improvement after which the training would stop.
+        """
+        schedules = torch.optim.lr_scheduler
+        if kind == "cosine":
+            return schedules.CosineAnnealingLR(self.torch, T_max=n_steps)
+        if kind == "one-cycle":
+            rate = self.learning_rate
+            return schedules.OneCycleLR(self.torch, rate, total_steps=n_steps, pct_start=0.1)
+        if kind == "plateau":
+            return schedules.ReduceLROnPlateau(
+                self.torch, mode="max", factor=0.2, patience=max(1, patience // 3)
+            )
+        return schedules.ConstantLR(self.torch, factor=1.0)
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss or its gradient was not finite; the parameters are those before that step.
+
+    Parameters
+    ----------
+    message
+        Names step, terms and cells.
+    is_reproduced
+        Whether a term was not finite when the batch was evaluated again.
+    """
+
+    def __init__(self, message: str, *, is_reproduced: bool) -> None:
+        super().__init__(message)
+        self.is_reproduced = is_reproduced
+
+
+def non_finite_error(
+    objective: Objective, batches: Batches, *, rows: Tensor, step: int
+) -> NonFiniteError:
+    """Evaluate a batch again and say what is not finite in it.
+
+    Parameters
+    ----------
+    objective
+        The loss, with the parameters from before the bad step.
+    batches, rows
+        The data set and the cells of that step.
+    step
+        Its number, from 0.
+    """
+    with torch.no_grad(), pyro.validation_enabled(is_validate=False):
+        losses = objective(batches.batch(rows))
+        names = batches.cells.obs_names[rows.numpy()][_bad_cells(objective, losses.run)]
+    terms = [name for name, value in losses.terms.items() if not torch.isfinite(value)]
+    where = f"terms not finite: {', '.join(terms)}" if terms else _GRADIENT_ONLY
+    cells = f"; cells: {', '.join(names[:5])} ({len(names)} of {len(rows)})" if len(names) else ""
+    return NonFiniteError(
+        f"Training stopped before step {step}: {where}{cells}. The parameters are those of the "
+        "step before. Look at these cells for extreme counts, or lower learning_rate.",
+        is_reproduced=bool(terms),
+    )
+
+
+_GRADIENT_ONLY = "the terms are finite when evaluated again, but their gradient or draw was not"
+
+
+def _bad_cells(objective: Objective, run: Run) -> np.ndarray:
+    bad = torch.zeros(len(run.batch), dtype=torch.bool)
+    for term in objective.terms.values():
+        if isinstance(term, Reconstruction | KL):
+            density = run.prior(term.site).log_prob(run.value(term.site))
+            if density.shape == bad.shape:
+                bad |= ~torch.isfinite(density).cpu()
+    return bad.numpy()

@@ -1,4 +1,4 @@
-"""What a training run is told, in one record."""
+"""The settings of a training run, in one record."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STEPS_WORTH_TRACING = 6_000
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """How to train; every default holds from 2,000 to 2,000,000 cells.
+    """How to train; the defaults hold from 2,000 to 2,000,000 cells.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class TrainingPlan:
         Weight decay of AdamW.
     lr_schedule
         ``cosine`` falls to zero over all epochs, ``plateau`` divides by 5 when the held-out ELBO
-        has not improved for a third of the patience, ``constant``.
+        has not improved for a third of the patience, ``constant`` keeps the rate.
     gradient_clip
         Largest norm of the gradient; larger ones are scaled down.
     patience
@@ -46,8 +46,8 @@ class TrainingPlan:
         ``batch``: discriminators are trained on every batch; ``epoch``: epochs of model and guide
         alternate with epochs of the discriminators.
     align_at
-        Share of the training after which the latents are aligned with their priors, which
-        trainings of less than 2,000 steps do without; None never aligns them.
+        Share of the training after which the latents are aligned with their priors; None never
+        aligns them. Trainings of fewer than 2,000 steps do without.
     engine
         How steps are taken: ``eager`` runs the programs in Python every time; ``trace`` runs them
         once, and has what they compute compiled (10 to 60 s, and a C++ compiler); ``graph`` replays
@@ -55,17 +55,23 @@ class TrainingPlan:
         steps on. All give the same numbers; what cannot be traced stays eager.
     precision
         Precision of matrix products in training; ``tf32`` needs CUDA. One step of 2,000 genes in
-        ``bf16`` has the loss to 4e-5 and the gradient to 0.5 % of its length. Parameters,
+        ``bf16`` reproduces the loss to 4e-5 and the gradient to 0.5 % of its length. Parameters,
         likelihoods and held-out cells stay in float32.
     seed
         Seed of initial noise, batches and draws. The global random state is left alone.
     device
-        ``auto``, ``cpu`` or ``cuda``, or one GPU as ``cuda:1``; ``auto`` takes CUDA where there is
-        one.
+        ``auto``, ``cpu`` or ``cuda``, or one GPU as ``cuda:1``; ``auto`` takes CUDA if it is
+        available.
     checkpoint_every
-        Epochs between checkpoints, where a path for them is given.
+        Epochs between checkpoints, if a path for them is given.
     progress
         Whether to show a progress bar; None shows it in terminals and notebooks.
+
+    Examples
+    --------
+    >>> plan = TrainingPlan(max_epochs=50, lr_schedule="constant")
+    >>> plan.epochs(10_000), TrainingPlan().epochs(10_000)
+    (50, 205)
     """
 
     max_epochs: int | None = None

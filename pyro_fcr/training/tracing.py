@@ -87,7 +87,7 @@ class TracedStep:
 
     Examples
     --------
-    ``TracedStep(objective, batch).compiled()(batch)`` gives :class:`Gradients`.
+    ``TracedStep(objective, batch).compiled()(batch)`` returns :class:`Gradients`.
     """
 
     def __init__(self, objective: Objective, batch: Batch) -> None:
@@ -165,7 +165,7 @@ def _gradients(loss: Tensor | None, leaves: Sequence[Tensor]) -> list[Tensor | N
 
 
 def _keeping_validation(function: Callable) -> Callable:
-    """Compilation switches the validation of all distributions off; have it as it was."""
+    """Put the validation of distributions back, which compilation switches off."""
 
     def call(*inputs: Any) -> Any:
         before = validates_by_default()

@@ -1,7 +1,5 @@
 """The training loop."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import sys
@@ -22,16 +20,14 @@ from pyro_fcr.objective import Objective
 from pyro_fcr.training.alignment import Aligned, align
 from pyro_fcr.training.batches import Batches, prefetched
 from pyro_fcr.training.checkpoint import (
-    CheckpointError,
+    Interrupt,
     random_state,
     read_checkpoint,
     set_random_state,
     write_checkpoint,
 )
-from pyro_fcr.training.diagnosis import NonFiniteError, non_finite_error
-from pyro_fcr.training.engines import EagerEngine, Engine, TracedEngine, compiled_or_none
-from pyro_fcr.training.interrupt import Interrupt
-from pyro_fcr.training.optimizer import GuardedOptimizer
+from pyro_fcr.training.engines import EagerEngine, Engine, compiled_if_possible
+from pyro_fcr.training.optimizer import GuardedOptimizer, NonFiniteError, non_finite_error
 from pyro_fcr.training.plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -59,9 +55,9 @@ def fit(
     cells
         The resident data set.
     split
-        Which cells train and which are held out.
+        The cells to train on and to hold out.
     plan
-        How to train.
+        How to train; None takes the defaults of :class:`TrainingPlan`.
     checkpoint
         File to write checkpoints to.
     resume
@@ -71,9 +67,9 @@ def fit(
     -------
     One row per epoch: ``train/<term>`` and ``heldout/<term>`` (unweighted, nats per cell),
     ``heldout/elbo``, ``weight/<term>``, ``lr`` and ``seconds``. ``attrs["stopped"]`` says why
-    training ended, ``attrs["best_epoch"]`` whose parameters were kept, ``attrs["alignment_gain"]``
-    the nats per cell by which alignment made the latents more probable under their priors, None
-    where there was none.
+    training ended, ``attrs["best_epoch"]`` from which epoch the parameters are, and
+    ``attrs["alignment_gain"]`` by how many nats per cell alignment made the latents more probable
+    under their priors; None without alignment.
 
     Raises
     ------
@@ -86,7 +82,7 @@ def fit(
     trainer = Trainer(objective, cells, split=split, plan=plan, checkpoint=checkpoint)
     with seeded(plan.seed, device=trainer.device):
         if resume is not None:
-            trainer.load_state_dict(read_checkpoint(resume, plan))
+            trainer.load_state_dict(read_checkpoint(resume, plan, n_epochs=trainer.n_epochs))
         return trainer.run()
 
 
@@ -117,7 +113,7 @@ class Trainer:
         self.n_epochs = plan.epochs(len(split.train))
         self.patience = plan.patience_for(len(split.train))
         self.align_epoch = plan.align_epoch(len(split.train))
-        self.aligned: Aligned | None = None
+        self.aligned = Aligned()
         self.n_steps = self.n_epochs * len(self.train)
         self.epoch, self.batch_number, self.step = 0, 0, 0
         self.sums = torch.zeros(len(objective.terms) + 1, device=self.device)
@@ -142,12 +138,14 @@ class Trainer:
             if adversary
             else None
         )
-        self.scheduler = _scheduler(self.main.torch, plan, self.n_steps, self.patience)
+        self.scheduler = self.main.scheduler(
+            plan.lr_schedule, n_steps=self.n_steps, patience=self.patience
+        )
         self.eager = EagerEngine(self.objective, self.main, self.adversary, plan)
-        self.traced: TracedEngine | None = None
+        self.compiled: Engine | None = None
 
     def run(self) -> pd.DataFrame:
-        """Train until an end is reached; keep the best state whatever the end is."""
+        """Train to an end and keep the best state, whatever the end is."""
         stopped = "all epochs done"
         logger.info(
             "%d cells in batches of %d, %d steps (%s); cells and a batch take %.0f MB.",
@@ -210,7 +208,7 @@ class Trainer:
         if self.aligned.obstacle:
             logger.info("Latents are not aligned with their priors: %s.", self.aligned.obstacle)
         else:
-            logger.info("Aligned: priors give %.2f nats per cell more.", self.aligned.gain)
+            logger.info("Alignment with the priors gained %.2f nats per cell.", self.aligned.gain)
 
     def _validated_step(self, batch: Batch) -> None:
         validate = self.step < _VALIDATED_STEPS
@@ -234,13 +232,12 @@ class Trainer:
             self._raise_if_bad()
 
     def _engine(self, batch: Batch) -> Engine:
-        """Give the engine of this step; the first steps are eager, with their checks on."""
-        if self.step < _VALIDATED_STEPS or self.level == "eager":
+        """Return the engine of this step; the first steps are eager, with their checks on."""
+        if self.step < _VALIDATED_STEPS:
             return self.eager
-        if self.traced is None:
-            self.traced = compiled_or_none(self.level, self.eager, batch)
-            self.level = "eager" if self.traced is None else self.level
-        return self.traced or self.eager
+        if self.compiled is None:
+            self.compiled = compiled_if_possible(self.level, self.eager, batch)
+        return self.compiled
 
     def _raise_if_bad(self) -> None:
         for optimizer in (self.main, self.adversary):
@@ -270,13 +267,11 @@ class Trainer:
     def _keep_if_best(self, elbo: float) -> None:
         if self.plan.lr_schedule == "plateau":
             self.scheduler.step(elbo)
-        if self._settled() and elbo > self.best["elbo"]:
+        aligned = self.align_epoch is None or self.epoch >= self.align_epoch
+        settled = aligned and self.step >= self.objective.settled_after * self.n_steps
+        if settled and elbo > self.best["elbo"]:
             state = copy.deepcopy(self.objective.state_dict())
             self.best = {"elbo": elbo, "epoch": self.epoch, "state": state}
-
-    def _settled(self) -> bool:
-        aligned = self.align_epoch is None or self.epoch >= self.align_epoch
-        return aligned and self.step >= self.objective.settled_after * self.n_steps
 
     def _out_of_patience(self) -> bool:
         return self.best["epoch"] >= 0 and self.epoch - 1 - self.best["epoch"] >= self.patience
@@ -291,8 +286,7 @@ class Trainer:
         self.objective.eval()
         history = pd.DataFrame(self.rows).rename_axis("epoch")
         best = self.best["epoch"] if self.best["state"] else self.epoch - 1
-        gain = None if self.aligned is None or self.aligned.obstacle else self.aligned.gain
-        history.attrs.update(stopped=stopped, best_epoch=best, alignment_gain=gain)
+        history.attrs.update(stopped=stopped, best_epoch=best, alignment_gain=self.aligned.gain)
         return history
 
     def _write_checkpoint(self) -> None:
@@ -300,37 +294,31 @@ class Trainer:
             write_checkpoint(self.checkpoint, self.state_dict(), self.plan)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give everything that resuming needs: states, position, history and generators."""
+        """Return everything that resuming needs: states, position, history and generators."""
         return {
             "objective": self.objective.state_dict(),
-            "main": self.main.state_dict(),
-            "adversary": None if self.adversary is None else self.adversary.state_dict(),
+            "main": self.main.torch.state_dict(),
+            "adversary": None if self.adversary is None else self.adversary.torch.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "position": [self.epoch, self.batch_number, self.step, self.n_epochs],
             "sums": self.sums,
             "rows": self.rows,
             "best": self.best,
-            "aligned": None if self.aligned is None else list(self.aligned),
+            "aligned": list(self.aligned),
             "random": random_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put a state back."""
-        if state["position"][3] != self.n_epochs:
-            raise CheckpointError(
-                f"The checkpoint belongs to a run of {state['position'][3]} epochs, this one has "
-                f"{self.n_epochs}. Schedules depend on it: resume with the same max_epochs and "
-                "number of cells."
-            )
         self.objective.load_state_dict(state["objective"])
-        self.main.load_state_dict(state["main"])
+        self.main.torch.load_state_dict(state["main"])
         if self.adversary is not None:
-            self.adversary.load_state_dict(state["adversary"])
+            self.adversary.torch.load_state_dict(state["adversary"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.batch_number, self.step, _ = state["position"]
         self.sums.copy_(state["sums"])
         self.rows, self.best = state["rows"], state["best"]
-        self.aligned = None if state["aligned"] is None else Aligned(*state["aligned"])
+        self.aligned = Aligned(*state["aligned"])
         set_random_state(state["random"])
 
 
@@ -344,31 +332,17 @@ def mean_terms(objective: Objective, batches: Batches, *, seed: int = 0) -> dict
     batches
         The cells.
     seed
-        Of the draws.
+        Seed of the draws.
 
     Returns
     -------
     ``{term: nats per cell}`` with ``"loss"`` (weighted) and ``"elbo"`` (all weights 1).
     """
+    rows = []
     with looking(objective, seed=seed, device=batches.device):
-        rows = [_weighted_row(objective, batch) for batch in batches.in_order()]
+        for batch in batches.in_order():
+            losses = objective(batch)
+            row = [*losses.terms.values(), losses.total, objective.elbo(losses)]
+            rows.append(torch.stack(row) * len(batch))
     mean = (torch.stack(rows).sum(dim=0) / len(batches.rows)).tolist()
     return dict(zip([*objective.terms, "loss", "elbo"], mean, strict=True))
-
-
-def _weighted_row(objective: Objective, batch: Batch) -> torch.Tensor:
-    losses = objective(batch)
-    row = [*losses.terms.values(), losses.total, objective.elbo(losses)]
-    return torch.stack(row) * len(batch)
-
-
-def _scheduler(
-    optimizer: torch.optim.Optimizer, plan: TrainingPlan, n_steps: int, patience: int
-) -> Any:
-    if plan.lr_schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=n_steps)
-    if plan.lr_schedule == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, mode="max", factor=0.2, patience=max(1, patience // 3)
-        )
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)

@@ -24,7 +24,7 @@ import scanpy as sc
 import pyro_fcr
 from pyro_fcr.comparison import COMPARISONS, fit_comparison
 from pyro_fcr.data.scenarios import unseen_contexts, unseen_pairs, unseen_treatments
-from pyro_fcr.metrics.predictions import predicted_cells
+from pyro_fcr.metrics.profiles import predicted_cells
 from pyro_fcr.metrics.response_table import headline, response_table
 from pyro_fcr.metrics.scores import SCORES
 
