@@ -5,6 +5,7 @@ Torch may change them without notice: with a new version of torch, look here fir
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # A traced step is computed on tensors without values; these errors name what a graph cannot hold.
@@ -26,6 +27,7 @@ __all__ = [
     "DataDependentOutputException",
     "DynamicOutputShapeException",
     "FakeTensorMode",
+    "compiles_noise",
     "get_proxy_mode",
     "make_fx",
     "skip_where",
@@ -36,6 +38,12 @@ __all__ = [
 
 SAME_NOISE: dict[str, Any] = {"fallback_random": True}
 """Option of the compiler (``torch._inductor.config``) for the noise that eager mode draws."""
+
+
+def compiles_noise() -> bool:
+    """Return whether compiled steps draw eager mode's noise: not up to torch 2.10 (measured)."""
+    major, minor = torch.__version__.split(".")[:2]
+    return (int(major), int(minor)) > (2, 10)
 
 
 def validates_by_default() -> bool:

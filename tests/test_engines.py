@@ -14,6 +14,7 @@ from operations import Operations
 from pyro.poutine import runtime
 from torch.distributions import Distribution
 
+from pyro_fcr._torch import compiles_noise
 from pyro_fcr.data import register
 from pyro_fcr.modes import in_precision, seeded
 from pyro_fcr.objective import Objective
@@ -23,6 +24,9 @@ from pyro_fcr.training.batches import Batches, ResidentCells
 from pyro_fcr.training.engines import GraphEngine, TracedEngine
 from pyro_fcr.training.tracing import NotTraceableError, TracedStep, eager_gradients
 
+OLD_TORCH_DIFFERS = pytest.mark.skipif(
+    not compiles_noise(), reason="compiled noise and bfloat16 of torch up to 2.10 are other ones"
+)
 NEEDS_COMPILER = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"
 )
@@ -128,6 +132,7 @@ def plan(**changes):
 
 
 @NEEDS_COMPILER
+@OLD_TORCH_DIFFERS
 def test_compiled_training_is_eager_training(cells, split, caplog, monkeypatch):
     results, before, taken = {}, Distribution._validate_args, []
 
@@ -186,7 +191,7 @@ def test_a_step_that_differs_from_eager_mode_is_not_taken(cells, split, caplog, 
 
 def test_short_trainings_stay_eager():
     assert plan().engine_for(100, CPU) == "eager"
-    assert plan().engine_for(8_000, CPU) == "trace"
+    assert plan().engine_for(8_000, CPU) == ("trace" if compiles_noise() else "eager")
     assert plan(engine="eager").engine_for(8_000, CPU) == "eager"
     assert plan(engine="graph").engine_for(10, CPU) == "trace"
     assert plan(engine="graph").engine_for(10, torch.device("cuda")) == "graph"
@@ -299,6 +304,7 @@ def test_a_lean_step(cells, split, weights, kernels, messages):
     assert 100 < operations.count <= kernels
 
 
+@OLD_TORCH_DIFFERS
 def test_products_in_bfloat16_are_near_those_in_float32(cells):
     objective, batch = fresh(cells), first_batch(cells)
     exact = eager_gradients_of(objective, batch)

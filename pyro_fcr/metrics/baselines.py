@@ -8,7 +8,7 @@ is nan where the training conditions do not define it. A function that is decora
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from sklearn.linear_model import RidgeCV
@@ -103,7 +103,8 @@ def training_means(values: Values, layout: Layout, train: Mask, *, scale: Scale)
 Predict: TypeAlias = Callable[[ConditionMeans, Components, Context], FloatArray]
 
 
-class Baseline(NamedTuple):
+@dataclass(frozen=True)
+class Baseline:
     """A prediction without a model, and what it is in words."""
 
     words: str

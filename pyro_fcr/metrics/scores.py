@@ -4,8 +4,9 @@ All scores compare a *predicted change* with the *real change* against control c
 context, on one of the scales of `pyro_fcr.metrics.profiles`; last axis genes, any axes before.
 """
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +16,8 @@ from scipy.spatial.distance import cdist
 from pyro_fcr.metrics.arrays import FloatArray
 
 
-class Score(NamedTuple):
+@dataclass(frozen=True)
+class Score:
     """What a score means; the defaults are those of a correlation.
 
     Parameters
