@@ -262,14 +262,15 @@ class FCR:
         own = self._own()
         cells = own.cells
         checked = check_programs(self.model, self.guide, self._example())
-        start = self._start(warm_start=warm_start, resume=resume)
-        if warm_start and self.history is not None:
+        if warm_start and self._was_begun:
             if split is not None:
                 raise ValueError("warm_start keeps the split of the last fit: leave out split=.")
             split = self.split_of()
-        self.split = split or split_cells(
+        split = split or split_cells(
             own.adata.obs, self.registry.schema, heldout_fraction=heldout_fraction, seed=plan.seed
         )
+        start = self._start(warm_start=warm_start, resume=resume)
+        self.split, self.history = split, None
         own.warn_if_changed()
         report_conditions(self.registry, checked)
         objective = self._objective(weights, enforced, extra, plan.seed)
@@ -278,6 +279,11 @@ class FCR:
         )
         self.history.attrs["start"] = start
         return self.history
+
+    @property
+    def _was_begun(self) -> bool:
+        """Whether a fit has changed the parameters, were it one that failed."""
+        return self.split is not None or self.history is not None
 
     @property
     def _programs(self) -> nn.ModuleDict:
@@ -294,15 +300,16 @@ class FCR:
         initial = self._initial_state()
         if resume is not None:
             return f"resumed from {resume}"
-        if self.history is None:
+        if not self._was_begun:
             return "from initial parameters"
+        n_epochs = 0 if self.history is None else len(self.history)
         if warm_start:
-            return f"went on from {len(self.history)} epochs"
+            return f"went on from {n_epochs} epochs"
         self._programs.load_state_dict(initial)
         logger.info(
             "The model was fitted before, for %d epochs. This fit starts anew from its initial "
             "parameters; fit(warm_start=True) would go on.",
-            len(self.history),
+            n_epochs,
         )
         return "anew from initial parameters"
 

@@ -434,4 +434,4 @@ def test_demo_writes_everything_it_promises(tmp_path):
     assert 'id="nmi"' not in report
     again = run("demo", "--out", out)
     assert again.exit_code == 1
-    assert "exists already" in again.output
+    assert "is there already" in again.output

@@ -11,7 +11,7 @@ import torch
 from cli_helpers import succeed
 from conftest import SCHEMA, simulate
 
-from pyro_fcr import FCR
+from pyro_fcr import FCR, api
 from pyro_fcr.data import SchemaError, checks, encoding, ownership, register
 from pyro_fcr.training import batches
 
@@ -228,6 +228,32 @@ def test_a_warm_start_goes_on_and_keeps_the_split(adata):
     assert history.attrs["start"] == "went on from 2 epochs"
     with pytest.raises(ValueError, match="leave out split="):
         fcr.fit(**still, warm_start=True, split=split)
+
+
+def test_a_fit_that_is_refused_changes_nothing_and_one_that_failed_is_started_anew(
+    adata, monkeypatch
+):
+    fcr, fresh = FCR(adata, SCHEMA), FCR(adata, SCHEMA)
+    history, before = fcr.fit(**PLAN), state(fcr)
+    with pytest.raises(SchemaError, match="heldout_fraction"):
+        fcr.fit(**PLAN, heldout_fraction=2.0)
+    assert torch.equal(state(fcr), before)
+    assert fcr.history is history
+    with monkeypatch.context() as broken:
+        broken.setattr(api, "fit", fail_after_changes)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            fcr.fit(**PLAN, seed=1)
+    assert fcr.history is None
+    fcr.fit(**PLAN, seed=2)
+    fresh.fit(**PLAN, seed=2)
+    assert torch.equal(state(fcr), state(fresh))
+
+
+def fail_after_changes(objective, *_, **__):
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter.add_(1.0)
+    raise RuntimeError("in the middle")
 
 
 def test_a_loaded_model_goes_on_with_its_split_by_name(adata, tmp_path):
