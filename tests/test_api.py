@@ -152,7 +152,7 @@ def test_unknown_levels_are_refused_with_the_known_ones(fitted, adata):
         fitted.predict("drug1", covariates={"line": "line7"})
     with pytest.raises(QueryError, match=r"Unknown covariates.*'lin'.*line"):
         fitted.predict("drug1", covariates={"lin": "line0"})
-    with pytest.raises(QueryError, match="knows no doses"):
+    with pytest.raises(QueryError, match="does not know doses"):
         fitted.predict("drug1", covariates={"line": "line0"}, dose=1.0)
 
 

@@ -105,6 +105,17 @@ def test_the_compiler_knows_the_option_of_the_same_noise():
     assert config.fallback_random is False
 
 
+def test_old_versions_do_not_compile_the_noise_of_eager_mode(monkeypatch):
+    for version, compiles in {
+        "2.6.0": False,
+        "2.10.1+cu128": False,
+        "2.11.0": True,
+        "3.0": True,
+    }.items():
+        monkeypatch.setattr(torch, "__version__", version)
+        assert _torch.compiles_noise() is compiles
+
+
 def test_a_fused_step_is_skipped_where_told():
     found = torch.zeros(())
     weight = torch.nn.Parameter(torch.ones(2))
