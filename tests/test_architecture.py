@@ -1,8 +1,10 @@
 """The shape of the house: which room may look into which."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 import pyro_fcr
@@ -98,3 +100,25 @@ def test_functions_stay_short():
                 if node.end_lineno - first + 1 > 40:
                     long.append(f"{path.name}:{node.name}")
     assert long == []
+
+
+def test_no_file_and_no_class_has_the_name_of_another():
+    files = Counter(path.name for path in modules() if path.name != "__init__.py")
+    classes = Counter(
+        node.name
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, n in (files + classes).items() if n > 1] == []
+
+
+def test_files_do_not_import_one_another_in_a_circle():
+    names = {
+        ".".join(["pyro_fcr", *path.relative_to(ROOT).with_suffix("").parts]): path
+        for path in modules()
+    }
+    arrows = nx.DiGraph(
+        (name, other) for name, path in names.items() for other in imports(path) if other in names
+    )
+    assert list(nx.simple_cycles(arrows)) == []
