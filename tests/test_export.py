@@ -29,7 +29,8 @@ DRAWN = ["posterior", "prior", "posterior_predictive", "prior_predictive", "log_
 @pytest.fixture(scope="module")
 def fcr():
     model = FCR(simulate(300, n_genes=12), SCHEMA)
-    model.fit(max_epochs=30, batch_size=64, learning_rate=1e-2, progress=False)
+    # Long enough for a response well above the noise of its draws.
+    model.fit(max_epochs=60, batch_size=64, learning_rate=1e-2, progress=False)
     return model
 
 
