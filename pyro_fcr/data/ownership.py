@@ -122,8 +122,7 @@ class OwnCells:
                 f"{error}. The model keeps a copy of its own cells: leave out adata to ask about "
                 "them as they were when it was made"
             ) from None
-        changed = _changed(self.cells, others) if self.is_encoded else {}
-        for what, names in changed.items():
+        for what, names in self._changed_cells(others).items():
             logger.warning(
                 "%d of %d cells are known to the model with other values of %s, first %r. They are "
                 "taken as they are now; adata=None takes them as they were when it was made.",
@@ -131,16 +130,24 @@ class OwnCells:
             )
         return others
 
+    def _changed_cells(self, others: Cells) -> dict[str, npt.NDArray[np.str_]]:
+        """Return names of cells that both have, by what differs: expression, or a site."""
+        if not self.is_encoded:
+            return {}
+        at = self.obs_names.get_indexer(others.obs_names)
+        rows = np.flatnonzero(at >= 0)
+        at = at[rows]
+        differs = {"expression": ~np.isclose(self._digest[at], _digest(others)[rows], rtol=1e-5)}
+        for name, levels in others.levels.items():
+            own = self.cells.levels[name][self.cells.codes[name][at]]
+            differs[name] = (own != levels[others.codes[name][rows]]).any(dim=1).numpy()
+        found = {name: others.obs_names[rows[cells]] for name, cells in differs.items()}
+        return {name: names for name, names in found.items() if len(names)}
 
-def _changed(own: Cells, others: Cells) -> dict[str, npt.NDArray[np.str_]]:
-    """Return names of cells that both have, by what differs: expression, or a site such as t."""
-    at = pd.Index(own.obs_names).get_indexer(others.obs_names)
-    rows = np.flatnonzero(at >= 0)
-    at = at[rows]
-    differs = {"expression": ~np.isclose(_digest(own)[at], _digest(others)[rows], rtol=1e-5)}
-    for name in others.levels:
-        differs[name] = (own.site(name)[at] != others.site(name)[rows]).any(dim=1).numpy()
-    return {name: others.obs_names[rows[cells]] for name, cells in differs.items() if cells.any()}
+    @cached_property
+    def _digest(self) -> npt.NDArray[np.float64]:
+        # Questions about a few cells at a time would otherwise read all of the model's own.
+        return _digest(self.cells)
 
 
 def _digest(cells: Cells) -> npt.NDArray[np.float64]:
