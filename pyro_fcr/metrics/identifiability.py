@@ -15,7 +15,14 @@ from numpy.typing import ArrayLike
 
 from pyro_fcr.metrics import arrays
 from pyro_fcr.metrics.arrays import Blocks, Codes, FloatArray
-from pyro_fcr.metrics.recovery import block_r2, leakage, mcc, rotation_floor, weak_mcc
+from pyro_fcr.metrics.recovery import (
+    block_r2,
+    block_r2_tables,
+    leakage,
+    mcc,
+    rotation_floor,
+    weak_mcc,
+)
 from pyro_fcr.metrics.regression import dci
 
 Scores = dict[tuple[str, str], float]
@@ -46,12 +53,12 @@ def identifiability_table(
         :func:`mcc` of the block; floor: random rotations of the true block.
     ``weak_mcc``, ``weak_mcc_within``
         :func:`weak_mcc`.
-    ``r2``, ``r2_within``
-        Diagonal of :func:`block_r2`.
-    ``leak_within``
-        Off-diagonal of :func:`block_r2` within conditions; block ``"z_t -> z_x"`` says that
-        estimated z_t holds true z_x. The ceiling is what the true blocks hold of one another.
-    ``leak_within_max``, ``leak_within_mean``
+    ``r2``, ``r2_within``, ``r2_one_map``
+        Diagonal of :func:`block_r2`; the last within conditions by one map for all of them.
+    ``leak_within``, ``leak_one_map``
+        Off-diagonal of the last two; block ``"z_t -> z_x"`` says that estimated z_t holds true z_x.
+        The ceiling is what the true blocks hold of one another.
+    ``leak_within_max``, ``leak_within_mean``, ``leak_one_map_max``, ``leak_one_map_mean``
         :func:`leakage`; block ``"all"``.
     ``dci_dimensions_*``, ``dci_blocks_*``
         :func:`dci` within conditions; block ``"all"``.
@@ -148,10 +155,11 @@ def _scores(truth: _Blocks, estimate: _Blocks, codes: Codes, *, seed: int) -> Sc
         scores |= _each(name, mcc, truth, estimate, **form)
     scores |= _each("weak_mcc", weak_mcc, truth, estimate, seed=seed)
     scores |= _each("weak_mcc_within", weak_mcc, truth, estimate, condition=codes, seed=seed)
-    within = block_r2(truth, estimate, condition=codes, seed=seed)
     scores |= _diagonal("r2", block_r2(truth, estimate, seed=seed))
-    scores |= _diagonal("r2_within", within) | _leaks("leak_within", within)
-    scores |= {(f"leak_within_{name}", "all"): value for name, value in leakage(within).items()}
+    tables = block_r2_tables(truth, estimate, codes, seed=seed)
+    for maps, table in zip(("within", "one_map"), tables, strict=True):
+        scores |= _diagonal(f"r2_{maps}", table) | _leaks(f"leak_{maps}", table)
+        scores |= {(f"leak_{maps}_{name}", "all"): v for name, v in leakage(table).items()}
     parts = dci(truth, estimate, condition=codes, seed=seed).stack()
     return scores | {(f"dci_{level}_{part}", "all"): v for (level, part), v in parts.items()}
 

@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 from sklearn.preprocessing import scale
 
 from pyro_fcr.metrics import arrays
-from pyro_fcr.metrics.arrays import Blocks, FloatArray
+from pyro_fcr.metrics.arrays import Blocks, Codes, FloatArray
 from pyro_fcr.metrics.regression import draw_roles, r2, regress
 
 Method = Literal["pearson", "spearman"]
@@ -187,7 +187,12 @@ def rotation_floor(
 
 
 def block_r2(
-    truth: Blocks, estimate: Blocks, *, condition: ArrayLike | None = None, seed: int = 0
+    truth: Blocks,
+    estimate: Blocks,
+    *,
+    condition: ArrayLike | None = None,
+    own_maps: bool = True,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Measure how well each true block is predicted from each estimated one, on held-out cells.
 
@@ -204,6 +209,10 @@ def block_r2(
         Labels, ``(n_cells,)``: R2 *within conditions*. The baseline is the condition's mean (of
         fitting cells) instead of the overall mean, so that labels alone score 0. Conditions of
         fewer than 7 of the cells used are left out.
+    own_maps
+        Whether a condition may have a linear map of its own. Without, one regression has to serve
+        all conditions: an estimate that is right within each, but turned from one to the next, is
+        found out. With `condition` only.
     seed
         Seed of the division of the cells and of the Fourier features.
 
@@ -228,15 +237,29 @@ def block_r2(
     [[0.7]]
     >>> block_r2(truth, copied, condition=x).round(1).abs().to_numpy().tolist()
     [[0.0]]
+    >>> turned = {"z_x": truth["z_x"] * np.where(x > 0, -1.0, 1.0)[:, None]}
+    >>> tables = [block_r2(truth, turned, condition=x, own_maps=own) for own in (True, False)]
+    >>> [round(table.loc["z_x", "z_x"], 1) for table in tables]
+    [1.0, 0.7]
     """
-    true, estimated, codes = arrays.checked_blocks(truth, estimate, condition)
-    roles, target = draw_roles(codes, seed=seed), np.concatenate(list(true.values()), axis=1)
-    held, scores = roles.test, {}
-    for block, latent in estimated.items():
+    given = arrays.checked_blocks(truth, estimate, condition)
+    return block_r2_tables(*given, seed=seed)[0 if own_maps else 1]
+
+
+def block_r2_tables(
+    truth: Mapping[str, FloatArray], estimate: Mapping[str, FloatArray], codes: Codes, *, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return both tables of :func:`block_r2`, with and without maps of the conditions' own."""
+    roles, target = draw_roles(codes, seed=seed), np.concatenate(list(truth.values()), axis=1)
+    held = roles.test
+    scores: list[dict[str, dict[str, float]]] = [{}, {}]
+    for block, latent in estimate.items():
         fitted = regress(latent, target, codes=codes, roles=roles, seed=seed)
-        found = (target[held], fitted(latent[held], codes[held]), fitted.baseline(codes[held]))
-        scores[block] = _by_block(found, true)
-    return pd.DataFrame.from_dict(scores, orient="index")[list(true)]
+        for table, each in zip(scores, (fitted, fitted.with_one_map()), strict=True):
+            found = (target[held], each(latent[held], codes[held]), each.baseline(codes[held]))
+            table[block] = _by_block(found, truth)
+    own, one = (pd.DataFrame.from_dict(each, orient="index")[list(truth)] for each in scores)
+    return own, one
 
 
 def _by_block(

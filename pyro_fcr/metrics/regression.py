@@ -91,6 +91,10 @@ class Regression(NamedTuple):
         """Return condition means of the target over the fitting cells, ``(n_cells, n_targets)``."""
         return self.target_means[codes]
 
+    def with_one_map(self) -> "Regression":
+        """Return the regression without maps of the conditions' own, only with their means."""
+        return self._replace(maps=np.zeros_like(self.maps))
+
     def __call__(self, latent: FloatArray, codes: Codes) -> FloatArray:
         """Predict the targets, ``(n_cells, n_targets)``."""
         features = self.basis(latent) - self.feature_means[codes]
