@@ -11,17 +11,19 @@ from scipy import sparse
 
 from pyro_fcr.simulation import planted
 from pyro_fcr.simulation.fcr_design import FCRDesign, names
+from pyro_fcr.simulation.mixing import mix
 from pyro_fcr.simulation.planted import Codes, Floats
 
 
 @dataclass(frozen=True)
-class _Prior:
+class Prior:
     """Mean and log standard deviation per condition, ``(n_treatments, n_contexts, n_latent)``."""
 
     mean: Floats
     log_scale: Floats
 
     def draw(self, t: Codes, x: Codes, rng: np.random.Generator) -> Floats:
+        """Draw latents of cells, ``(n_cells, n_latent)``."""
         noise = rng.normal(size=(len(t), self.mean.shape[-1]))
         return self.mean[t, x] + np.exp(self.log_scale[t, x]) * noise
 
@@ -52,26 +54,27 @@ def simulate(design: FCRDesign | None = None, *, seed: int = 0) -> AnnData:
     ((300, 60), (300, 4))
     """
     d, rng = design or FCRDesign(), np.random.default_rng(seed)
-    priors = _priors(d, rng)
-    t, x = _conditions(d, rng)
-    latents = {site: prior.draw(t, x, rng) for site, prior in priors.items()}
+    priors = draw_priors(d, rng)
+    t, x = draw_conditions(d, rng)
+    acting = t * (rng.random(len(t)) < d.responding) if d.responding < 1 else t
+    latents = {site: prior.draw(acting, x, rng) for site, prior in priors.items()}
     _plant_leaks(latents, priors, (t, x), d, rng)
     interactions = planted.draw_pairs(d.interactions, d.levels, np.random.default_rng([seed, 1]))
-    mean = _mix(latents, d, rng) + planted.log_fold_changes(interactions, d.levels)[t, x]
+    mean = mix(latents, d, rng) + planted.log_fold_changes(interactions, d.levels)[t, x]
     obs = planted.observations(t, x)
     if d.n_batches:
-        batch = rng.integers(d.n_batches, size=d.n_cells)
+        batch = draw_batches(x, d, rng)
         mean += rng.normal(0, d.batch_effect, (d.n_batches, d.n_genes))[batch]
         obs["batch"] = pd.Categorical(np.array(names("batch", d.n_batches))[batch])
     adata = AnnData(_observe(mean, d, rng), obs=obs)
     adata.obsm.update(latents)
     adata.var_names = names("gene", d.n_genes)
     adata.layers["mean"] = mean.astype(np.float32)
-    adata.uns["truth"] = {**_truth(priors, d, seed), "interactions": planted.tidy(interactions)}
+    adata.uns["truth"] = {**truth(priors, d, seed), "interactions": planted.tidy(interactions)}
     return adata
 
 
-def _priors(d: FCRDesign, rng: np.random.Generator) -> dict[str, _Prior]:
+def draw_priors(d: FCRDesign, rng: np.random.Generator) -> dict[str, Prior]:
     """Draw the conditional priors; they are constant along an axis that is not a cause."""
     n_t, n_x = d.n_treatments, d.n_contexts
     shapes = {"z_x": (1, n_x, d.n_x), "z_tx": (n_t, n_x, d.n_tx), "z_t": (n_t, 1, d.n_t)}
@@ -80,25 +83,47 @@ def _priors(d: FCRDesign, rng: np.random.Generator) -> dict[str, _Prior]:
         mean = rng.normal(0, d.mean_shift, shape)
         log_scale = rng.uniform(-d.scale_shift, d.scale_shift, shape)
         for values in (mean, log_scale):
-            if site != "z_x":
+            if site == "z_t" or (site == "z_tx" and not d.free_control):
                 values[0] = 0.0
+            if site != "z_x" and d.n_inert:
+                values[-d.n_inert :] = values[0]
             if site == "z_tx" and d.centred:
                 values[:] = values - values.mean(axis=1, keepdims=True)
         full = (n_t, n_x, shape[-1])
-        found[site] = _Prior(np.broadcast_to(mean, full), np.broadcast_to(log_scale, full))
+        found[site] = Prior(np.broadcast_to(mean, full), np.broadcast_to(log_scale, full))
     return found
 
 
-def _conditions(d: FCRDesign, rng: np.random.Generator) -> tuple[Codes, Codes]:
+def draw_conditions(d: FCRDesign, rng: np.random.Generator) -> tuple[Codes, Codes]:
+    """Draw treatment and context of every cell."""
     n = d.n_treatments * d.n_contexts
     sizes = rng.gamma(d.imbalance**-2, size=n) if d.imbalance > 0 else np.ones(n)
+    if d.missing:
+        sizes = sizes * _present(d, rng).ravel()
     t, x = np.divmod(rng.choice(n, d.n_cells, p=sizes / sizes.sum()), d.n_contexts)
     return t, x
 
 
+def _present(d: FCRDesign, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Return which pairs have cells, ``(n_treatments, n_contexts)``."""
+    present = rng.random((d.n_treatments, d.n_contexts)) >= d.missing
+    present[0] = True
+    kept = rng.integers(d.n_contexts, size=d.n_treatments)
+    present[np.arange(d.n_treatments), kept] = True
+    return present
+
+
+def draw_batches(x: Codes, d: FCRDesign, rng: np.random.Generator) -> Codes:
+    """Draw the batch of every cell."""
+    batch = rng.integers(d.n_batches, size=d.n_cells)
+    if not d.confounding:
+        return batch
+    return np.where(rng.random(d.n_cells) < d.confounding, x % d.n_batches, batch)
+
+
 def _plant_leaks(
     latents: dict[str, Floats],
-    priors: Mapping[str, _Prior],
+    priors: Mapping[str, Prior],
     codes: tuple[Codes, Codes],
     d: FCRDesign,
     rng: np.random.Generator,
@@ -128,24 +153,6 @@ def _standardised_within(values: Floats, group: Codes) -> Floats:
     return result
 
 
-def _mix(latents: Mapping[str, Floats], d: FCRDesign, rng: np.random.Generator) -> Floats:
-    """Return each gene's mean per cell, ``(n_cells, n_genes)``: injective in the latents."""
-    blocks = [latents[site] for site in ("z_x", "z_tx", "z_t")]
-    blocks = [np.concatenate(blocks, axis=1)] if d.mixing == "joint" else blocks
-    mean = np.sum([_network(block, d, rng) for block in blocks], axis=0)
-    return np.asarray(d.signal * (mean - mean.mean(axis=0)) / mean.std(axis=0))
-
-
-def _network(z: Floats, d: FCRDesign, rng: np.random.Generator) -> Floats:
-    """Rotate and bend, layer by layer, then map to genes: every step can be undone."""
-    h = z / z.std(axis=0)
-    for _ in range(d.n_layers):
-        n = h.shape[1]
-        h = h @ np.linalg.qr(rng.normal(size=(n, n)))[0] + rng.normal(0, 0.5, n)
-        h = 0.2 * h + np.tanh(h)
-    return h @ rng.normal(size=(h.shape[1], d.n_genes))
-
-
 def _observe(
     mean: Floats, d: FCRDesign, rng: np.random.Generator
 ) -> npt.NDArray[np.float32] | sparse.csr_matrix:
@@ -158,8 +165,10 @@ def _observe(
     return planted.draw_counts(rate, d.dispersion, rng, dropout=d.dropout)
 
 
-def _truth(priors: Mapping[str, _Prior], d: FCRDesign, seed: int) -> dict[str, object]:
+def truth(priors: Mapping[str, Prior], d: FCRDesign, seed: int) -> dict[str, object]:
+    """Return what ``uns["truth"]`` holds of priors and design."""
     settings = {k: v for k, v in vars(d).items() if k not in ("leaks", "interactions")}
+    settings["widths"] = np.array(d.widths, dtype=int)  # h5ad knows no tuples
     leaks = {f"{block}|{cause}": share for (block, cause), share in d.leaks.items()}
     return {
         **{f"{site}_mean": np.array(prior.mean) for site, prior in priors.items()},

@@ -138,11 +138,27 @@ class FCRDesign:
         a treatment does everywhere is then in z_t alone. If not, every pair of treatment and
         context has its own, as in Mao et al. 2024. z_t and z_tx of controls are standard normal in
         both cases.
+    free_control
+        Whether controls are a condition, too, with a prior of z_tx of their own in every context,
+        as in Mao et al. 2024. If not, z_tx of controls is standard normal.
+    n_inert
+        Number of treatments without any effect, the last ones.
+    responding
+        Share of the treated cells that respond; z_t and z_tx of the others are drawn as in
+        controls.
     mixing
         ``"joint"``: all latents pass through one injective network; ``"additive"``: each block has
         one of its own, and the outputs add up.
     n_layers
-        Number of hidden layers of the network; 0 is linear.
+        Number of hidden layers of the network, each as wide as its input and invertible; 0 is
+        linear.
+    widths
+        Units of the hidden layers of a random network that takes the place of that one.
+    activation
+        Between the layers of a random network.
+    conditioned
+        Whether weights are orthonormal, those of a random network. If not, they are Gaussian, and
+        some directions of the latents are hard to see.
     likelihood
         ``"normal"`` on the log1p scale, ``"nb"`` for counts.
     noise
@@ -158,8 +174,13 @@ class FCRDesign:
         Probability that a count is lost (set to 0).
     imbalance
         Coefficient of variation of the expected sizes of the conditions.
+    missing
+        Share of the pairs of treatment and context that have no cells. Every treatment keeps one
+        context or more, and every context its controls.
     n_batches
-        Number of technical batches, drawn independently of all else; ``obs["batch"]`` names them.
+        Number of technical batches; ``obs["batch"]`` names them.
+    confounding
+        Share of the cells whose batch is that of their context; others are drawn at random.
     batch_effect
         Standard deviation of what each batch adds to the means of the genes.
     leaks
@@ -191,8 +212,14 @@ class FCRDesign:
     mean_shift: float = 1.5
     scale_shift: float = 1.0
     centred: bool = True
+    free_control: bool = False
+    n_inert: int = 0
+    responding: float = 1.0
     mixing: Literal["joint", "additive"] = "joint"
     n_layers: int = 1
+    widths: tuple[int, ...] = ()
+    activation: Literal["leaky_relu", "tanh", "sine"] = "leaky_relu"
+    conditioned: bool = True
     likelihood: Literal["normal", "nb"] = "normal"
     noise: float = 0.1
     signal: float = 0.7
@@ -200,7 +227,9 @@ class FCRDesign:
     dispersion: float = 10.0
     dropout: float = 0.0
     imbalance: float = 0.3
+    missing: float = 0.0
     n_batches: int = 0
+    confounding: float = 0.0
     batch_effect: float = 0.3
     leaks: Mapping[tuple[str, str], float] = field(default_factory=dict)
     interactions: PairEffects | RandomInteractions = field(default_factory=dict)
@@ -211,7 +240,17 @@ class FCRDesign:
         if wrong := [share for share in self.leaks.values() if not 0 <= share < 1]:
             raise ValueError(f"leaks: expected shares of 0 or more and below 1, got {wrong[0]}.")
         check_choices(self)
-        check_least(self, n_cells=1, n_x=1, n_tx=1, n_t=1, n_contexts=2, n_treatments=2)
+        check_least(self, n_cells=1, n_x=1, n_tx=1, n_t=1, n_contexts=2, n_treatments=2, n_inert=0)
+        for name in ("missing", "responding", "confounding"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1.")
+        if self.n_inert >= self.n_treatments:
+            raise ValueError(
+                f"n_inert is {self.n_inert}, but there are {self.n_treatments - 1} treatments "
+                "beside the control."
+            )
+        if any(width < self.n_x + self.n_tx + self.n_t for width in self.widths):
+            raise ValueError(f"widths {self.widths} are too narrow for the latents.")
         n_latent = self.n_x + self.n_tx + self.n_t
         if self.n_genes < n_latent:
             raise ValueError(

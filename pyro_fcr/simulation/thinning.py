@@ -122,7 +122,7 @@ def simulate_from_controls(
     """
     d = design or EffectDesign()
     rng = np.random.default_rng([seed, 2])  # not the stream that drew labels of the same seed
-    counts = _read_counts(adata, context_key, layer)
+    counts = read_counts(adata, context_key, layer)
     contexts = read_labels(adata.obs, context_key, role="context_key")
     levels = _levels(d, contexts.levels, adata)
     main, interactions = (
@@ -150,7 +150,8 @@ def simulate_from_controls(
     return result
 
 
-def _read_counts(adata: AnnData, context_key: str, layer: str | None) -> sparse.csr_matrix:
+def read_counts(adata: AnnData, context_key: str, layer: str | None) -> sparse.csr_matrix:
+    """Return the counts of control cells, which are checked."""
     if context_key == "treatment":
         raise ValueError(
             "context_key is 'treatment', the column of the result's treatments. Rename the column."
