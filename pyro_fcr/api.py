@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -29,17 +30,20 @@ from pyro_fcr.data import (
     split_cells,
 )
 from pyro_fcr.graph import Claim, Graph, check_programs, claims, describe_programs, read_graph
+from pyro_fcr.graph.contract import Checked
+from pyro_fcr.metrics.arrays import draw_rows
 from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.objective import Objective, Term, Weight
 from pyro_fcr.programs import build_programs, example_batch, report_conditions
 from pyro_fcr.queries import Source
 from pyro_fcr.saving import Saved, find_split, name_split, read_model, write_model
-from pyro_fcr.training import Batches, TrainingPlan, fit, mean_terms
+from pyro_fcr.training import Aligned, Batches, TrainingPlan, fit, mean_terms
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 2_048  # cells looked at together outside of training
+_JUDGED = 6_000  # training cells by which a fit is told whether its blocks are apart
 
 
 class FCR:
@@ -155,7 +159,10 @@ class FCR:
         if self.history is None:
             return "not fitted"
         attrs = self.history.attrs
-        said = "; ".join(attrs[key] for key in ("start", "stopped") if key in attrs)
+        parts = [attrs[key] for key in ("start", "stopped") if key in attrs]
+        if "separation" in attrs:
+            parts.append("blocks apart" if attrs["separation"]["separated"] else "blocks NOT apart")
+        said = "; ".join(parts)
         return f"fitted for {len(self.history)} epochs" + (f" ({said})" if said else "")
 
     @property
@@ -251,7 +258,10 @@ class FCR:
 
         Returns
         -------
-        The history, see :func:`pyro_fcr.training.fit`; ``attrs["start"]`` says what it began with.
+        The history, see :func:`pyro_fcr.training.fit`; ``attrs["start"]`` says what it began with,
+        and ``attrs["separation"]`` of aligned latents whether the blocks are apart, as a line in
+        the log does, see :class:`pyro_fcr.evaluation.Separation`. There is a warning if they are
+        not.
 
         Raises
         ------
@@ -278,7 +288,30 @@ class FCR:
             objective, cells, split=self.split, plan=plan, checkpoint=checkpoint, resume=resume
         )
         self.history.attrs["start"] = start
+        self._report_separation(checked, plan.seed)
         return self.history
+
+    def _report_separation(self, checked: Checked, seed: int) -> None:
+        """Say whether the blocks of an aligned fit are apart, and warn if they are not."""
+        assert self.history is not None
+        assert self.split is not None
+        aligned = Aligned(**self.history.attrs["alignment"])
+        if aligned.gain is None:
+            return
+        rows = np.sort(self.split.train)[draw_rows(len(self.split.train), _JUDGED, seed)]
+        batches = self._batches(self._own().cells).of(rows)
+        found = evaluation.measure_separation(
+            (self.model, self.guide),
+            batches.in_order(),
+            sizes={site: checked.run.value(site).shape[-1] for site in checked.graph.latents},
+            claims=self.claims(),
+            aligned=aligned,
+            seed=seed,
+        )
+        self.history.attrs["separation"] = found.to_dict()
+        logger.info("%s", found.line)
+        if found.warning:
+            warnings.warn(found.warning, stacklevel=3)
 
     @property
     def _was_begun(self) -> bool:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyro_fcr.data import Split
+from pyro_fcr.metrics import nan_to_null
 
 FORMAT = 2  # 1: weights by torch.save
 _RECORD, _HISTORY, _SPLIT = "model.json", "history.csv", "split.csv.gz"
@@ -36,7 +37,7 @@ class Saved:
     weights
         State dicts by ``model`` and ``guide``; on the CPU once they were read.
     history
-        Table with a row per epoch, or None.
+        Table with a row per epoch, or None; its ``attrs`` are saved with it.
     split
         Training and held-out cells by name, see :func:`name_split`, or None.
     """
@@ -103,6 +104,8 @@ def write_model(folder: str | Path, saved: Saved, *, overwrite: bool = False) ->
     folder = Path(folder)
     _check_free(folder, overwrite=overwrite)
     record, weights = {"format": FORMAT, **saved.record}, _flat(saved.weights)
+    if saved.history is not None:
+        record["fit"] = nan_to_null(dict(saved.history.attrs))
     with _new_folder(folder) as temporary:
         (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
         save_file(weights, temporary / _WEIGHTS)
@@ -135,11 +138,14 @@ def read_model(folder: str | Path) -> Saved:
             f"{folder} has format {record['format']}; this version of pyro-fcr reads formats up to "
             f"{FORMAT}. Update pyro-fcr to the version that saved it, {record['versions']}."
         )
-    history, split = folder / _HISTORY, folder / _SPLIT
+    path, split = folder / _HISTORY, folder / _SPLIT
+    history = pd.read_csv(path, index_col="epoch") if path.is_file() else None
+    if history is not None:
+        history.attrs.update(record.get("fit", {}))
     return Saved(
         record=record,
         weights=_read_weights(folder, record["format"]),
-        history=pd.read_csv(history, index_col="epoch") if history.is_file() else None,
+        history=history,
         split=pd.read_csv(split, **_TEXT).squeeze(axis=1) if split.is_file() else None,
     )
 

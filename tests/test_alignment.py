@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,9 @@ from torch import nn
 from pyro_fcr.data import register, split_cells
 from pyro_fcr.nn import InteractionPrior, LinearPrior
 from pyro_fcr.objective import Objective
-from pyro_fcr.training import Batches, Trainer, TrainingPlan, alignment, fit
-from pyro_fcr.training.alignment import Flow
+from pyro_fcr.training import Batches, Trainer, TrainingPlan, alignment, axes, fit
+from pyro_fcr.training.axes import Sample, block_scores, find_axes, split
+from pyro_fcr.training.flows import Flows
 
 CPU = torch.device("cpu")
 
@@ -17,7 +20,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def quick(monkeypatch):
     """Few steps, and no training too short for an alignment."""
-    monkeypatch.setattr(alignment, "_FLOW_STEPS", 20)
+    for name in ("_STEPS", "_PLACE_STEPS", "_REFINE_STEPS"):
+        monkeypatch.setattr(axes, name, 20)
     monkeypatch.setattr("pyro_fcr.training.plan._STEPS_WORTH_ALIGNING", 0)
 
 
@@ -48,23 +52,59 @@ def assert_same(one, other):
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_flow_knows_how_it_changes_volumes():
+def random_flows(latents, n):
+    flows = Flows(latents, n)
+    for parameter in flows.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return flows
+
+
+def test_flows_know_how_they_change_volumes():
     torch.manual_seed(0)
     latents = torch.randn(50, 5).double() * torch.tensor([0.1, 1.0, 3.0, 1.0, 1.0]) + 2.0
-    flow = Flow(latents).double()
-    for parameter in flow.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    _, volume = flow(latents)
-    jacobian = torch.autograd.functional.jacobian(lambda z: flow(z[None])[0][0], latents[7])
-    assert volume.shape == (50,)
-    assert volume[7].item() == pytest.approx(torch.linalg.slogdet(jacobian)[1].item(), abs=1e-6)
+    flows = random_flows(latents, 3).double()
+    flows.order[1] = torch.tensor([4, 2, 0, 1, 3])
+    mapped, volume = flows(latents)
+    assert mapped.shape == (3, 50, 5)
+    assert volume.shape == (3, 50)
+    for number in range(3):
+        flow = flows.take([number]).double()
+        jacobian = torch.autograd.functional.jacobian(lambda z: flow(z[None])[0][0, 0], latents[7])  # noqa: B023
+        expected = torch.linalg.slogdet(jacobian)[1].item()
+        assert volume[number, 7].item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_flow_starts_as_a_rotation_of_standardised_latents():
+def test_stacked_flows_are_those_they_are_taken_apart_into():
+    torch.manual_seed(0)
+    latents = torch.randn(20, 4)
+    flows = random_flows(latents, 3)
+    flows.order[2] = torch.tensor([1, 0, 3, 2])
+    mapped, volume = flows(latents)
+    for numbers in ([2], [1, 1, 0]):
+        again, volume_again = flows.take(numbers)(latents)
+        assert torch.allclose(again, mapped[numbers], atol=1e-6)
+        assert torch.allclose(volume_again, volume[numbers], atol=1e-6)
+    by_flow, _ = flows(latents + torch.arange(3.0)[:, None, None])
+    assert torch.allclose(by_flow[1], flows(latents + 1.0)[0][1], atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_latents_can_be_mapped_too(n):
+    mapped, volume = random_flows(torch.randn(30, n), 2)(torch.randn(30, n))
+    assert mapped.shape == (2, 30, n)
+    assert torch.isfinite(volume).all()
+
+
+def test_flows_start_as_different_rotations_of_standardised_latents():
     latents = torch.randn(4_000, 6) * 5.0 + 3.0
-    mapped, _ = Flow(latents)(latents)
-    assert torch.allclose(mapped.T.cov(correction=0).diagonal(), torch.ones(6), atol=0.1)
-    assert not torch.allclose(mapped, (latents - latents.mean(0)) / latents.std(0), atol=0.5)
+    mapped, volume = Flows(latents, 3)(latents)
+    standard = (latents - latents.mean(0)) / latents.std(0)
+    for each in mapped[:2]:
+        assert torch.allclose(each.T.cov(correction=0).diagonal(), torch.ones(6), atol=0.1)
+        assert not torch.allclose(each.abs(), standard.abs(), atol=0.5)
+    assert not torch.allclose(mapped[0], mapped[1], atol=0.5)
+    assert torch.allclose(mapped[2], latents, atol=1e-4)  # the identity
+    assert torch.allclose(volume[2], torch.zeros(4_000), atol=1e-4)
 
 
 class Known(nn.Module):
@@ -100,28 +140,115 @@ def within(values, batch):
     return (left / left.std(0)).numpy()
 
 
-def test_maximum_likelihood_finds_the_blocks_again(monkeypatch):
-    monkeypatch.setattr(alignment, "_FLOW_STEPS", 400)
-    monkeypatch.setattr(alignment, "_FLOW_BATCH", 1_024)
+SIZES = {"z_x": 1, "z_tx": 2, "z_t": 1}
+
+
+def test_maximum_likelihood_finds_the_blocks_again():
     batch, truth, mixed = entangled()
     model, _ = make_programs(batch, n_x=1, n_tx=2, n_t=1)
-    sizes = {"z_x": 1, "z_tx": 2, "z_t": 1}
-    sample = alignment._Sample(batch.without("y"), mixed[None])
-    flow, gain = alignment._fit(model, sample, sizes, lambda: None)
-    assert gain > 0.3
-    found = within(flow(mixed)[0].detach(), batch)
+    before = copy_of(model)
+    found_axes = find_axes(model, Sample(batch.without("y"), mixed[None]), SIZES)
+    assert_same(before, model.state_dict())
+    assert found_axes.gain > 0.3
+    assert found_axes.n_starts in (4, 8, 12)
+    mapped = found_axes.flow(mixed)[0][0].detach()
+    found = within(mapped, batch)
     correlation = np.abs(found.T @ within(truth, batch)) / len(found)
     assert correlation[0, 0] > 0.9
     assert correlation[3, 3] > 0.9
     assert max(correlation[0, 1:].max(), correlation[3, :3].max()) < 0.25
-    with torch.no_grad():
-        latents = alignment._split(flow(mixed)[0], sizes)
-        priors = alignment._priors(model, sample.cells, latents)
-        for site, value in latents.items():  # no larger and no smaller than their priors say
-            standard = (value - priors[site].mean) / priors[site].stddev
-            assert standard.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.1)
     mixed_correlation = np.abs(within(mixed, batch).T @ within(truth, batch)) / len(found)
     assert mixed_correlation[0, 0] < 0.9  # or there was nothing to be found
+
+
+def test_latents_are_as_large_as_their_priors_say():
+    batch, _, mixed = entangled()
+    model, _ = make_programs(batch, n_x=1, n_tx=2, n_t=1)
+    kept, fitted = Sample(batch.without("y"), mixed[None]).divide()
+    flows = Flows(fitted.drawn[0], 2)
+    models = [model, copy.deepcopy(model)]
+    starts = axes._fitted(models, flows, fitted, kept, SIZES, lambda: None, before=0.0)
+    with torch.no_grad():
+        latents = split(starts[1].flow(mixed)[0][0], SIZES)
+        priors = axes._priors(starts[1].model, batch.without("y"), latents)
+    for site, value in latents.items():
+        standard = (value - priors[site].mean) / priors[site].stddev
+        assert standard.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.1)
+
+
+def test_each_dimension_is_most_likely_under_its_own_prior():
+    batch, truth, _ = entangled()
+    model, _ = make_programs(batch, n_x=1, n_tx=2, n_t=1)
+    kept, fitted = Sample(batch.without("y"), truth[None]).divide()
+    scores = block_scores(model, fitted, kept, SIZES)
+    assert scores.shape == (4, 3)
+    assert scores.argmax(dim=1).tolist() == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_dimensions_in_the_wrong_blocks_are_exchanged_if_that_helps(better, monkeypatch):
+    batch, truth, _ = entangled()
+    swapped = truth[:, [0, 3, 2, 1]]  # z_t has a dimension of z_tx, and z_tx the one of z_t
+    model, _ = make_programs(batch, n_x=1, n_tx=2, n_t=1)
+    kept, fitted = Sample(batch.without("y"), swapped[None]).divide()
+
+    def refined(models, flows, *_, **__):
+        gains = (0.0, 1.0 if better else -1.0)
+        return [axes._Start(g, models[i], flows.take([i])) for i, g in enumerate(gains)]
+
+    monkeypatch.setattr(axes, "_fitted", refined)
+    start = axes._Start(0.0, model, Identity(fitted.drawn[0]))
+    found, n_moved = axes._exchanged(start, fitted, kept, SIZES, lambda: None, before=0.0)
+    assert n_moved == (2 if better else 0)
+    expected = truth if better else swapped
+    assert torch.allclose(found.flow(swapped)[0][0], expected, atol=1e-4)
+
+
+def Identity(latents):
+    """A flow that changes nothing but the scale."""
+    return Flows(latents, 2).take([1])
+
+
+def test_what_stays_in_its_block_keeps_its_place():
+    sizes = {"a": 2, "b": 2}
+    scores = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert axes._places(scores, sizes).tolist() == [2, 1, 0, 3]
+    assert axes._places(scores.flip(1), sizes).tolist() in (
+        [0, 3, 2, 1],
+        [3, 0, 1, 2],
+        [0, 3, 1, 2],
+    )
+    assert axes._places(torch.zeros(4, 2), sizes).tolist() == [0, 1, 2, 3]
+    assert axes._places(None, sizes).tolist() == [0, 1, 2, 3]
+
+
+def test_two_starts_agree_if_their_blocks_hold_the_same():
+    batch, truth, _ = entangled()
+    kept = Sample(batch.without("y"), truth + 0.01 * torch.randn(3, *truth.shape))
+    flow = Identity(truth)
+    other = flow.take([0])
+    assert axes._agreement(flow, other, kept, SIZES) == pytest.approx(1.0, abs=1e-3)
+    other.order[0] = torch.tensor([0, 2, 1, 3])
+    assert axes._agreement(flow, other, kept, SIZES) == pytest.approx(1.0, abs=1e-3)
+    other.order[0] = torch.tensor([3, 1, 2, 0])
+    assert axes._agreement(flow, other, kept, SIZES) < 0.2
+
+
+def test_more_starts_are_made_while_they_pay(monkeypatch):
+    gains = iter([[0.1, 0.0, 0.0, 0.5], [0.6, 0.1, 0.2, 0.3], [0.61, 0.6, 0.0, 0.0]])
+
+    def fitted(models, flows, *_, **__):
+        return [
+            axes._Start(g, m, flows.take([0])) for g, m in zip(next(gains), models, strict=True)
+        ]
+
+    monkeypatch.setattr(axes, "_fitted", fitted)
+    monkeypatch.setattr(axes, "_exchanged", lambda start, *_, **__: (start, 0))
+    batch, truth, _ = entangled(300)
+    model, _ = make_programs(batch, n_x=1, n_tx=2, n_t=1)
+    found = find_axes(model, Sample(batch.without("y"), truth.expand(2, -1, -1)), SIZES)
+    assert (found.n_starts, found.gain) == (12, 0.61)
+    assert found.lead == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -143,7 +270,7 @@ def test_every_graph_is_aligned_or_left_alone_with_a_reason(name, quick):
 
 
 def test_most_graphs_can_be_aligned(quick, monkeypatch):
-    monkeypatch.setattr(alignment, "_FLOW_STEPS", 100)
+    monkeypatch.setattr(axes, "_STEPS", 100)
     objective, _, batches = prepared(simulate(400, n_genes=12))
     assert align(objective, batches).obstacle == ""
 
@@ -152,11 +279,12 @@ def test_teaching_makes_model_and_guide_agree_on_the_mapped_latents(quick):
     objective, _, batches = prepared(simulate(600, n_genes=12))
     sizes = {"z_x": 2, "z_tx": 2, "z_t": 2}
     batch = batches.batch(torch.arange(600))
-    flow = Flow(alignment._draw(objective.guide, batch, sizes))
+    with torch.no_grad():
+        flow = Flows(axes.draw(objective.guide, batch, sizes)).requires_grad_(False)
     lesson = alignment._lesson(objective.guide, flow, sizes)
     with torch.no_grad():
         before = alignment._lesson_loss(objective, batch, lesson(batch)).item()
-        alignment_target = lesson(batch)["z_tx"]
+        target = torch.stack([lesson(batch)["z_tx"] for _ in range(30)]).mean(dim=0)
     with torch.enable_grad():
         alignment._teach(objective, batches, lesson, (150, 3e-3), lambda: None)
     with torch.no_grad():
@@ -165,13 +293,17 @@ def test_teaching_makes_model_and_guide_agree_on_the_mapped_latents(quick):
             objective.guide.features(batch["y"], batch["library"]), batch["t"], batch["x"]
         ).mean
     assert after < before - 1.0
-    correlation = np.corrcoef(learnt[:, 0], alignment_target[:, 0])[0, 1]
+    correlation = np.corrcoef(learnt[:, 0], target[:, 0])[0, 1]
     assert correlation > 0.3
 
 
 def test_what_ends_an_alignment_half_way_leaves_no_trace(quick):
     objective, _, batches = prepared(simulate(400, n_genes=12))
-    for last_step in (3, 22):  # while the map is fitted, while it is taught
+    for last_step in (
+        3,
+        22,
+        43,
+    ):  # while maps are fitted, while blocks are scored, while a map is taught
         before, left = copy_of(objective), iter(range(last_step))
 
         def stop(left=left):
@@ -185,7 +317,11 @@ def test_what_ends_an_alignment_half_way_leaves_no_trace(quick):
 
 def test_a_map_that_gains_nothing_is_not_taken(quick, monkeypatch):
     objective, _, batches = prepared(simulate(400, n_genes=12))
-    monkeypatch.setattr(alignment, "_mean_density", lambda *args: float(len(args) == 3))
+    monkeypatch.setattr(
+        axes,
+        "_mean_densities",
+        lambda models, *_: -torch.arange(1.0, 5.0)[: len(models)] * len(models),
+    )
     before = copy_of(objective)
     assert "no map" in align(objective, batches).obstacle
     assert_same(before, objective.state_dict())
@@ -208,13 +344,13 @@ def test_training_aligns_once_and_resumes_across_it_exactly(quick, tmp_path):
         files = {"checkpoint": path, "resume": path}
         history = fit(objective, cells, split=split, plan=settings, **files)
         states.append(copy_of(objective))
-        gains.append(history.attrs["alignment_gain"])
+        gains.append(history.attrs["alignment"]["gain"])
     assert gains[0] == gains[1] > 0
     assert_same(*states)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyro_fcr.training.trainer.align", _interrupt)  # it is behind us
         history = fit(objective, cells, split=split, plan=settings, resume=path)
-    assert history.attrs["alignment_gain"] == gains[0]
+    assert history.attrs["alignment"]["gain"] == gains[0]
 
 
 def _interrupt(*_, **__):

@@ -15,7 +15,7 @@ from pyro_fcr import FCR, api
 from pyro_fcr.data import SchemaError, checks, encoding, ownership, register
 from pyro_fcr.training import batches
 
-PLAN = {"max_epochs": 2, "batch_size": 64, "progress": False, "device": "cpu"}
+PLAN = {"align_at": None, "max_epochs": 2, "batch_size": 64, "progress": False, "device": "cpu"}
 BLOCKS = ("z_x", "z_tx", "z_t")
 
 
@@ -99,7 +99,7 @@ def test_cells_that_are_passed_get_their_own_latents_whatever_their_order(adata,
     fcr.fit(**PLAN)
     own = latents(fcr)
     edit(adata)
-    fcr.add_latents_to(adata)
+    fcr.add_latents_to(adata, encoding="labelled")
     assert_same_latents(
         {b: pd.DataFrame(adata.obsm[f"X_fcr_{b}"], adata.obs_names) for b in BLOCKS}, own
     )

@@ -1,4 +1,5 @@
 # What there is to import from here; read when a name is first used, see __init__.py.
+from .alignment import Aligned
 from .batches import Batches
 from .checkpoint import CheckpointError
 from .optimizer import GuardedOptimizer, NonFiniteError
@@ -6,6 +7,7 @@ from .plan import TrainingPlan
 from .trainer import Trainer, fit, mean_terms
 
 __all__ = [
+    "Aligned",
     "Batches",
     "CheckpointError",
     "GuardedOptimizer",

@@ -120,6 +120,10 @@ class TrainingPlan:
         too_short = n_epochs * self.steps_per_epoch(n_cells) < _STEPS_WORTH_ALIGNING
         return None if self.align_at is None or too_short else int(self.align_at * n_epochs)
 
+    def epochs_to_align(self, n_cells: int) -> int:
+        """Return the number of epochs from which on latents are aligned."""
+        return -(-_STEPS_WORTH_ALIGNING // self.steps_per_epoch(n_cells))
+
     def engine_for(self, n_steps: int, device: torch.device) -> Literal["eager", "trace", "graph"]:
         """Return the engine for so many steps on a device."""
         from pyro_fcr._torch import compiles_noise  # noqa: PLC0415 (reads torch)

@@ -33,6 +33,7 @@ from pyro_fcr.training.plan import TrainingPlan
 logger = logging.getLogger(__name__)
 
 _VALIDATED_STEPS = 3
+_WORTH_SAYING = 2.0  # nats per cell that a held-out ELBO fell from its peak
 _STEPS_BETWEEN_LOOKS = 100  # at the non-finite flag, which the host has to fetch
 
 
@@ -68,8 +69,8 @@ def fit(
     One row per epoch: ``train/<term>`` and ``heldout/<term>`` (unweighted, nats per cell),
     ``heldout/elbo``, ``weight/<term>``, ``lr`` and ``seconds``. ``attrs["stopped"]`` says why
     training ended, ``attrs["best_epoch"]`` from which epoch the parameters are, and
-    ``attrs["alignment_gain"]`` by how many nats per cell alignment made the latents more probable
-    under their priors; None without alignment.
+    ``attrs["alignment"]`` what the alignment did, the fields of
+    :class:`pyro_fcr.training.alignment.Aligned`.
 
     Raises
     ------
@@ -147,6 +148,12 @@ class Trainer:
     def run(self) -> pd.DataFrame:
         """Train to an end and keep the best state, whatever the end is."""
         stopped = "all epochs done"
+        if self.plan.align_at is not None and self.align_epoch is None:
+            logger.warning(
+                "A training of %d steps is too short for the alignment, without which blocks may "
+                "hold one another's variation: leave out max_epochs, or make it %d.",
+                *(self.n_steps, self.plan.epochs_to_align(len(self.train.rows))),
+            )
         logger.info(
             "%d cells in batches of %d, %d steps (%s); cells and a batch take %.0f MB.",
             len(self.train.rows),
@@ -286,7 +293,8 @@ class Trainer:
         self.objective.eval()
         history = pd.DataFrame(self.rows).rename_axis("epoch")
         best = self.best["epoch"] if self.best["state"] else self.epoch - 1
-        history.attrs.update(stopped=stopped, best_epoch=best, alignment_gain=self.aligned.gain)
+        _report_passed_peak(history, best)
+        history.attrs.update(stopped=stopped, best_epoch=best, alignment=self.aligned._asdict())
         return history
 
     def _write_checkpoint(self) -> None:
@@ -320,6 +328,22 @@ class Trainer:
         self.rows, self.best = state["rows"], state["best"]
         self.aligned = Aligned(*state["aligned"])
         set_random_state(state["random"])
+
+
+def _report_passed_peak(history: pd.DataFrame, best: int) -> None:
+    """Say why a better held-out ELBO of an earlier epoch was not kept."""
+    if "heldout/elbo" not in history or not 0 <= best < len(history):
+        return
+    elbo = history["heldout/elbo"]
+    lost = elbo.max() - elbo[best]
+    if lost > _WORTH_SAYING:
+        logger.warning(
+            "The held-out ELBO was %.1f nats per cell higher in epoch %d than in epoch %d, whose "
+            "parameters are kept: before, blocks were not aligned yet, or penalties not at their "
+            "full weight. So long a training overfits these cells: try a larger dropout or "
+            "weight_decay, or fewer epochs.",
+            *(lost, int(elbo.idxmax()), best),
+        )
 
 
 def mean_terms(objective: Objective, batches: Batches, *, seed: int = 0) -> dict[str, float]:
