@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import log
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyro_fcr import nn as fnn
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pyro_fcr.model import Model
 
 _MOST_TX = 8  # dimensions of z_tx where the data may choose
+_DROPOUT, _FEW_CELLS, _MANY_CELLS = 0.2, 2_500, 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +42,11 @@ class Architecture:
         Hidden layers of the encoders and of a joint decoder; an additive one has one layer fewer,
         but at least one.
     dropout
-        Share of hidden units that training drops.
+        Share of hidden units that training drops; None chooses by the number of cells: 0.2 up to
+        2,500 training cells, which are soon overfitted, falling to 0 at 10,000.
     decoder
-        ``additive``: the blocks' effects on log expression add up, that of z_tx is linear, and
-        interactions are z_tx's alone; ``joint``: hidden layers over all blocks together.
+        ``joint``: hidden layers over all blocks together; ``additive``: the blocks' effects on log
+        expression add up, that of z_tx is linear, and interactions are z_tx's alone.
     likelihood
         ``nb`` (negative binomial) or ``zinb`` (zero-inflated) on counts, ``normal`` on log1p; None
         chooses by the data: nb on counts, normal on log1p.
@@ -59,8 +62,8 @@ class Architecture:
     n_embedding: int = 32
     n_hidden: int = 128
     n_layers: int = 2
-    dropout: float = 0.0
-    decoder: Literal["additive", "joint"] = "additive"
+    dropout: float | None = None
+    decoder: Literal["joint", "additive"] = "joint"
     likelihood: Literal["nb", "zinb", "normal"] | None = None
 
     def __post_init__(self) -> None:
@@ -75,6 +78,7 @@ class Architecture:
             self,
             n_tx=self.n_tx or min(_MOST_TX, n_identified),
             likelihood=self.likelihood or by_scale,
+            dropout=_dropout(registry) if self.dropout is None else self.dropout,
         )
 
     @property
@@ -113,7 +117,7 @@ class Architecture:
         from pyro_fcr.nn.decoders import DECODERS  # noqa: PLC0415
 
         x, t, genes = widths["x"], widths["t"], widths["y"]
-        layers: dict[str, Any] = {"n_hidden": self.n_hidden, "dropout": self.dropout}
+        layers: dict[str, Any] = {"n_hidden": self.n_hidden, "dropout": self.dropout or 0.0}
         n_x, n_tx, n_t = self.blocks.values()
         likelihood = self.likelihood or _likelihood(counts=target_sum is not None)
         decoder = DECODERS[likelihood](
@@ -144,3 +148,9 @@ class Architecture:
 
 def _likelihood(*, counts: bool) -> Literal["nb", "normal"]:
     return "nb" if counts else "normal"
+
+
+def _dropout(registry: Registry) -> float:
+    n_cells = sum(condition.n_cells for condition in registry.conditions)
+    share = log(_MANY_CELLS / max(n_cells, 1)) / log(_MANY_CELLS / _FEW_CELLS)
+    return round(_DROPOUT * min(1.0, max(0.0, share)), 2)
