@@ -90,9 +90,9 @@ def hold_out(adata: AnnData) -> AnnData:
 
 
 def latent_cells(fcr: FCR, adata: AnnData, *, seed: int) -> AnnData:
-    """Copy the cells, with each block and its UMAP in ``obsm``."""
+    """Copy the cells, with each block, encoded without labels, and its UMAP in ``obsm``."""
     cells = adata.copy()
-    fcr.add_latents_to(cells)
+    fcr.add_latents_to(cells, only_in_use=True)
     for block in fcr.graph.latents:
         cells.obsm[f"X_fcr_{block}_umap"] = umap(cells.obsm[f"X_fcr_{block}"], seed=seed)
     if fcr.split is not None:

@@ -39,11 +39,42 @@ def test_latents_have_one_row_per_cell_and_do_not_touch_the_data(fitted, adata):
     assert np.isfinite(z_tx).all()
     assert list(adata.obsm) == list(before.obsm) == []
     copied = adata.copy()
-    fitted.add_latents_to(copied)
+    fitted.add_latents_to(copied, encoding="labelled")
     assert sorted(copied.obsm) == ["X_fcr_z_t", "X_fcr_z_tx", "X_fcr_z_x"]
     np.testing.assert_array_equal(copied.obsm["X_fcr_z_tx"], z_tx)
+    assert copied.uns["fcr"]["encoding"] == "labelled"
     with pytest.raises(ValueError, match="Unknown block 'z_y'.*z_x, z_tx, z_t"):
         fitted.get_latent_representation("z_y")
+
+
+def test_latents_are_label_blind_unless_asked_for(fitted, adata):
+    cells = adata.copy()
+    fitted.add_latents_to(cells)
+    blind = fitted.label_blind_latents()
+    np.testing.assert_array_equal(cells.obsm["X_fcr_z_t"], blind["z_t"])
+    assert cells.uns["fcr"]["encoding"] == "label-blind"
+    same = fitted.get_latent_representation("z_t", encoding="label-blind")
+    np.testing.assert_array_equal(same, blind["z_t"])
+    with pytest.raises(ValueError, match="Unknown encoding 'blind'; expected label-blind or lab"):
+        fitted.add_latents_to(cells, encoding="blind")
+
+
+def test_dimensions_that_are_not_in_use_can_be_left_out(fitted, adata, monkeypatch):
+    use = fitted.dimension_use().assign(in_use=True)
+    use.loc[(use["block"] == "z_x") & (use["dimension"] == 1), ["share", "in_use"]] = 0.0, False
+    name = "pyro_fcr.queries.representations.dimension_use"
+    monkeypatch.setattr(name, lambda *_: use)
+    whole = fitted.get_latent_representation("z_x")
+    kept = np.delete(whole, 1, axis=1)
+    for some in (None, adata[:30].copy()):  # whatever the cells, the dimensions are the model's
+        left = fitted.get_latent_representation("z_x", some, only_in_use=True)
+        np.testing.assert_allclose(left, kept[: len(left)], atol=1e-5)
+    cells = adata.copy()
+    fitted.add_latents_to(cells, encoding="labelled", only_in_use=True)
+    np.testing.assert_array_equal(cells.obsm["X_fcr_z_x"], kept)
+    assert 1 not in cells.uns["fcr"]["in_use"]["z_x"]
+    fitted.add_latents_to(cells)
+    assert cells.obsm["X_fcr_z_x"].shape == whole.shape
 
 
 def test_latents_of_new_cells_with_genes_in_another_order(fitted, adata):

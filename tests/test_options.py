@@ -100,10 +100,11 @@ def test_what_was_chosen_is_saved_and_the_rest_follows_the_data(cells, tmp_path)
 def test_what_an_architecture_leaves_open_is_chosen_by_the_data(cells, tmp_path):
     schema = Schema(treatment_key="drug", control="control", covariate_keys="line")
     fcr = FCR(cells, schema, architecture=Architecture(decoder="joint", n_hidden=8))
-    wanted = Architecture(decoder="joint", n_hidden=8, n_tx=3, likelihood="nb")  # 7 conditions
+    sizes = {"n_hidden": 8, "n_tx": 3}  # 7 conditions
+    wanted = Architecture(**sizes, likelihood="nb", dropout=0.2)
     assert fcr.architecture == wanted == wanted.resolve(fcr.registry)
     assert FCR.load(fcr.save(tmp_path / "model")).architecture == wanted
-    chosen = Architecture(n_tx=1, likelihood="zinb")
+    chosen = Architecture(n_tx=1, likelihood="zinb", dropout=0.1)
     assert FCR(cells, schema, architecture=chosen).architecture == chosen
     with pytest.raises(ValueError, match="n_tx is left to the data; give a number"):
         Architecture().build({"y": 5, "x": 2, "t": 1}, target_sum=10.0)

@@ -15,12 +15,24 @@ def latents(
     /,
     *,
     out: shell.Out,
+    encoding: Literal["label-blind", "labelled"] = "label-blind",
+    only_in_use: bool = False,
     overwrite: shell.Overwrite = False,
 ) -> None:
-    """Write the cells with each block's posterior mean in obsm (X_fcr_z_x, ...) as h5ad."""
+    """Write the cells with each block's posterior mean in obsm (X_fcr_z_x, ...) as h5ad.
+
+    Parameters
+    ----------
+    encoding
+        label-blind: cells are encoded without their labels, so that what is seen of a label was
+        read from expression. labelled: with them.
+    only_in_use
+        Leave out dimensions that the model does not use.
+    """
     shell.check_file(out, ".h5ad", overwrite=overwrite)
     adata = pyro_fcr.data.read_cells(cells)
-    pyro_fcr.FCR.load(model).add_latents_to(adata)
+    fitted = pyro_fcr.FCR.load(model)
+    fitted.add_latents_to(adata, encoding=encoding, only_in_use=only_in_use)
     shell.write_adata(adata, out)
 
 

@@ -55,7 +55,8 @@ def latent_umap(
     Parameters
     ----------
     adata
-        Cells with ``obsm["X_fcr_<block>_umap"]``, ``(n_cells, 2)``.
+        Cells with ``obsm["X_fcr_<block>_umap"]``, ``(n_cells, 2)``. The title says how they were
+        encoded, where ``uns["fcr"]`` knows, see :func:`pyro_fcr.queries.add_latents_to`.
     block
         Name of the block, such as ``"z_tx"``.
     color
@@ -94,7 +95,9 @@ def latent_umap(
     size = float(np.clip(18_000 / max(len(points), 1), 0.8, 22))
     ax.scatter(points[:, 0], points[:, 1], s=size, c=colors[order], linewidths=0, rasterized=True)
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
-    ax.set_title(f"{block}, coloured by {color}", fontsize=9.5, loc="left")
+    encoding = adata.uns.get("fcr", {}).get("encoding")
+    shown = block if encoding is None else f"{block} ({encoding})"
+    ax.set_title(f"{shown}, coloured by {color}", fontsize=9.5, loc="left")
     plain(ax)
     if legend:
         handles = [dot(level, level_color) for level, level_color in levels.items()]

@@ -1,5 +1,8 @@
 """Latents of cells, as a fitted model encodes them."""
 
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, get_args
+
 import numpy as np
 import pandas as pd
 import torch
@@ -16,10 +19,20 @@ from pyro_fcr.draws import (
 )
 from pyro_fcr.metrics import dimensions
 from pyro_fcr.queries.fitted import Fitted, Source
+from pyro_fcr.values import unknown
+
+Encoding: TypeAlias = Literal["label-blind", "labelled"]
+"""Whether latents are encoded without a cell's labels, or with them."""
 
 
 def get_latent_representation(
-    fcr: Fitted, block: str, adata: Source = None, *, labelled: bool = True
+    fcr: Fitted,
+    block: str,
+    adata: Source = None,
+    *,
+    encoding: Encoding = "labelled",
+    only_in_use: bool = False,
+    labelled: bool = True,
 ) -> np.ndarray:
     """Return the posterior mean of a block for cells.
 
@@ -31,21 +44,78 @@ def get_latent_representation(
         ``"z_x"``, ``"z_t"``, ``"z_tx"``, or another latent of the model.
     adata
         The cells; None takes the model's own.
+    encoding
+        ``"labelled"``: the posterior given a cell's expression, treatment and covariates, which is
+        what the model means by the block, and may show what the label says rather than what the
+        cell does. ``"label-blind"``: see :func:`label_blind_latents`.
+    only_in_use
+        Whether to leave out the dimensions that stay at their prior, see :func:`dimension_use`.
     labelled
         Whether treatment and covariates of the cells are known; if not, the guide must be one
         that reads expression only.
 
     Returns
     -------
-    ``(n_cells, n_latent)``.
+    ``(n_cells, n_latent)``, fewer columns with ``only_in_use``.
     """
-    return _latents(fcr, adata, (block,), labelled=labelled)[block]
+    _check_encoding(encoding)
+    if encoding == "label-blind" and labelled:
+        _check_blocks(fcr, (block,))
+        values = label_blind_latents(fcr, adata)[block]
+    else:
+        values = _latents(fcr, adata, (block,), labelled=labelled)[block]
+    if not only_in_use:
+        return values
+    return dimensions.only_in_use({block: values}, _use_of(fcr, adata, [block]))[block]
 
 
-def add_latents_to(fcr: Fitted, adata: AnnData) -> None:
-    """Write every block's posterior mean into ``adata.obsm["X_fcr_<block>"]``."""
-    for block, values in _latents(fcr, adata, fcr.graph.blocks).items():
+def _use_of(fcr: Fitted, adata: Source, blocks: Iterable[str]) -> pd.DataFrame:
+    """Return which dimensions are in use, by the model's own cells if it has them."""
+    try:
+        own = dimension_use(fcr)
+    except ValueError:  # loaded without data
+        own = dimension_use(fcr, adata)
+    return own[own["block"].isin(list(blocks))]
+
+
+def add_latents_to(
+    fcr: Fitted, adata: AnnData, *, encoding: Encoding = "label-blind", only_in_use: bool = False
+) -> None:
+    """Write every block's posterior mean into ``adata.obsm["X_fcr_<block>"]``.
+
+    Parameters
+    ----------
+    fcr
+        A fitted model.
+    adata
+        The cells.
+    encoding
+        ``"label-blind"``, or ``"labelled"``. Encoders are given the labels: on data without any
+        effect, labelled latents still tell the treatments apart. In a figure or a neighbourhood
+        graph, take label-blind ones; ``"labelled"`` are those that the model's statements are
+        about.
+    only_in_use
+        Whether to leave out the dimensions that stay at their prior.
+
+    Notes
+    -----
+    ``adata.uns["fcr"]`` says which ``encoding`` it was, and which dimensions of each block are
+    ``in_use``, counted from 0.
+    """
+    _check_encoding(encoding)
+    blocks, use = fcr.graph.blocks, _use_of(fcr, adata, fcr.graph.blocks)
+    if encoding == "label-blind":
+        found = label_blind_latents(fcr, adata)
+    else:
+        found = _latents(fcr, adata, blocks)
+    kept = dimensions.only_in_use(found, use) if only_in_use else found
+    for block, values in kept.items():
         adata.obsm[f"X_fcr_{block}"] = values
+    in_use = use[use["in_use"]].groupby("block")["dimension"]
+    adata.uns["fcr"] = {
+        "encoding": encoding,
+        "in_use": {block: in_use.get_group(block).to_numpy() for block in in_use.groups},
+    }
 
 
 def dimension_use(fcr: Fitted, adata: Source = None) -> pd.DataFrame:
@@ -148,10 +218,19 @@ def condition_cells(registry: Registry) -> Batch:
 def _latents(
     fcr: Fitted, adata: Source, blocks: tuple[str, ...], *, labelled: bool = True
 ) -> dict[str, np.ndarray]:
-    if unknown := set(blocks) - set(fcr.graph.blocks):
-        raise ValueError(
-            f"Unknown block {sorted(unknown)[0]!r}. The model's latents are "
-            f"{', '.join(fcr.graph.blocks)}."
-        )
+    _check_blocks(fcr, blocks)
     batches = (batch for batch, _ in fcr.chunks(adata, labelled=labelled))
     return posterior_means(fcr.model, fcr.guide, batches, blocks=blocks)
+
+
+def _check_encoding(encoding: str) -> None:
+    if encoding not in get_args(Encoding):
+        raise ValueError(unknown("encoding", encoding, get_args(Encoding)))
+
+
+def _check_blocks(fcr: Fitted, blocks: tuple[str, ...]) -> None:
+    if wrong := set(blocks) - set(fcr.graph.blocks):
+        raise ValueError(
+            f"Unknown block {sorted(wrong)[0]!r}. The model's latents are "
+            f"{', '.join(fcr.graph.blocks)}."
+        )
