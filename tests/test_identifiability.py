@@ -14,6 +14,7 @@ from pyro_fcr.metrics.identifiability import (
 )
 from pyro_fcr.metrics.recovery import block_r2, leakage, mcc, rotation_floor, weak_mcc
 from pyro_fcr.metrics.regression import dci
+from pyro_fcr.metrics.supervised import supervised_latents
 
 DIMS = {"z_x": 2, "z_tx": 4, "z_t": 2}
 N, N_X, N_T = 5_000, 4, 3
@@ -350,3 +351,33 @@ GOOD = np.zeros((N, 2))
 def test_refuses(plain, call, message):
     with pytest.raises(ValueError, match=message):
         call(plain)
+
+
+def test_one_map_for_all_conditions_finds_out_what_turns_from_one_to_the_next():
+    rng = np.random.default_rng(0)
+    x, t = rng.integers(4, size=(2, 6_000))
+    true = {block: rng.normal(size=(6_000, 2)) for block in ("z_x", "z_t")}
+    sign = rng.choice([-1.0, 1.0], size=(4, 4))[x, t]
+    turned = {block: z * sign[:, None] for block, z in true.items()}
+    table = identifiability_table(true, turned, x=x, t=t).set_index(["metric", "block"])
+    assert table.loc[("r2_within", "z_x"), "value"] > 0.95
+    assert table.loc[("r2_one_map", "z_x"), "value"] < 0.2
+    assert table.loc[("r2_one_map", "z_x"), "ceiling"] > 0.99
+    assert table.loc[("leak_one_map_max", "all"), "value"] < 0.05
+
+
+def test_supervised_latents_are_a_ceiling_between_labels_and_truth():
+    rng = np.random.default_rng(0)
+    x, t = rng.integers(3, size=(2, 3_000))
+    true = {"z_x": rng.normal(size=(3_000, 2)) + x[:, None], "z_t": rng.normal(size=(3_000, 1))}
+    joined = np.hstack(list(true.values()))
+    expression = np.tanh(joined @ rng.normal(size=(3, 40))) + rng.normal(size=(3_000, 40))
+    found = supervised_latents(true, expression, 3 * x + t, seed=1)
+    assert {block: z.shape for block, z in found.items()} == {"z_x": (3_000, 2), "z_t": (3_000, 1)}
+    scores = block_r2(true, found, condition=3 * x + t, own_maps=False)
+    assert 0.5 < scores.loc["z_x", "z_x"] < 0.98
+    assert scores.loc["z_x", "z_t"] < 0.1
+    again = supervised_latents(true, expression, 3 * x + t, seed=1)
+    np.testing.assert_array_equal(again["z_x"], found["z_x"])
+    noise = supervised_latents(true, rng.normal(size=(3_000, 40)), 3 * x + t)
+    assert block_r2(true, noise, condition=3 * x + t).loc["z_t", "z_t"] < 0.05

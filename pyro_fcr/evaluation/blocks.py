@@ -19,6 +19,8 @@ from pyro_fcr.metrics.clustering import cluster_agreement
 from pyro_fcr.metrics.dimensions import Latents, dimension_use, only_in_use, prior_rank
 from pyro_fcr.metrics.identifiability import identifiability_table
 from pyro_fcr.metrics.independence import independence_table
+from pyro_fcr.metrics.profiles import log_values
+from pyro_fcr.metrics.supervised import supervised_latents
 from pyro_fcr.queries import Fitted, Source
 from pyro_fcr.queries.representations import condition_cells, label_distribution
 
@@ -172,14 +174,14 @@ def independence(
 
 
 def identifiability(
-    adata: AnnData, cells: SplitCells, *, max_cells: int, seed: int
+    fcr: Fitted, adata: AnnData, cells: SplitCells, *, max_cells: int, seed: int
 ) -> pd.DataFrame:
     """Hold the latents against the true ones in ``adata.obsm``, where these are known.
 
     Returns
     -------
-    See :func:`pyro_fcr.metrics.identifiability_table`, of the dimensions in use;
-    empty without truth.
+    See :func:`pyro_fcr.metrics.identifiability_table`, of the dimensions in use, with the scores of
+    a supervised regression from expression; empty without truth.
     """
     blocks = tuple(cells.encoded.labelled)
     if not set(blocks) <= set(adata.obsm):
@@ -187,11 +189,16 @@ def identifiability(
     rows = np.concatenate([cells.split.train, cells.split.heldout])
     rows = np.sort(rows[draw_rows(len(rows), max_cells, seed)])
     some = cells.encoded.take(rows)
+    truth = {block: np.asarray(adata.obsm[block])[rows] for block in blocks}
+    condition = joint_codes(*some.codes.values())
+    counts = np.concatenate([batch["y"].cpu().numpy() for batch, _ in fcr.chunks(adata[rows])])
+    expression = log_values(counts, expression=fcr.registry.schema.expression)
     return identifiability_table(
-        {block: np.asarray(adata.obsm[block])[rows] for block in blocks},
+        truth,
         only_in_use(some.labelled, cells.dimensions),
-        x=joint_codes(*some.codes.values()),
+        x=condition,
         t=np.zeros(len(rows), dtype=int),
+        supervised=supervised_latents(truth, expression, condition, seed=seed),
         seed=seed,
     )
 

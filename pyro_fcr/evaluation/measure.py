@@ -125,7 +125,7 @@ def _of_blocks(
         )
     with _timed(seconds, "identifiability"):
         found["prior_rank"], found["singular_values"] = blocks.rank(fcr)
-        found["identifiability"] = blocks.identifiability(adata, cells, **some)
+        found["identifiability"] = blocks.identifiability(fcr, adata, cells, **some)
     return found
 
 

@@ -15,6 +15,7 @@ from .profiles import SCALES, Prediction, log_values, predicted_cells, profile
 from .recovery import block_r2, leakage, mcc, weak_mcc
 from .response_table import ResponseTable, headline, response_table
 from .scores import SCORES, Score, e_distance, largest_changes
+from .supervised import supervised_latents
 
 __all__ = [
     "BASELINES",
@@ -49,6 +50,7 @@ __all__ = [
     "prior_rank",
     "profile",
     "response_table",
+    "supervised_latents",
     "umap",
     "weak_mcc",
 ]

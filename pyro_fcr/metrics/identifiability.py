@@ -30,7 +30,13 @@ _Blocks = dict[str, FloatArray]
 
 
 def identifiability_table(
-    truth: Blocks, estimate: Blocks, *, x: ArrayLike, t: ArrayLike, seed: int = 0
+    truth: Blocks,
+    estimate: Blocks,
+    *,
+    x: ArrayLike,
+    t: ArrayLike,
+    supervised: Blocks | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Measure an estimate against simulated truth in every way, between floor and ceiling.
 
@@ -42,12 +48,16 @@ def identifiability_table(
         Block name to ``(n_cells, n_dims)``, of the same names. The dimensions may differ.
     x, t
         Covariate and treatment of each cell, ``(n_cells,)``; numbers or names.
+    supervised
+        What was predicted of the truth by a model that was trained on it, see
+        :func:`pyro_fcr.metrics.supervised_latents`.
     seed
         Seed of the division of cells, the floors and the regressions.
 
     Returns
     -------
-    Columns ``metric, block, value, floor, ceiling``. Metrics:
+    Columns ``metric, block, value, floor, ceiling`` and, if it is given, ``supervised``: its own
+    scores, of what noise leaves to be found. Metrics:
 
     ``mcc_pearson``, ``mcc_spearman``, ``mcc_within_pearson``, ``mcc_within_spearman``
         :func:`mcc` of the block; floor: random rotations of the true block.
@@ -96,6 +106,9 @@ def identifiability_table(
         "floor": floors,
         "ceiling": _scores(true, true, codes, seed=seed),
     }
+    if supervised is not None:
+        known = arrays.matrices(supervised, "supervised")
+        columns["supervised"] = _scores(true, known, codes, seed=seed)
     return _by_metric(pd.DataFrame(columns))
 
 

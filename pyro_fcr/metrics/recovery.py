@@ -237,10 +237,11 @@ def block_r2(
     [[0.7]]
     >>> block_r2(truth, copied, condition=x).round(1).abs().to_numpy().tolist()
     [[0.0]]
-    >>> turned = {"z_x": truth["z_x"] * np.where(x > 0, -1.0, 1.0)[:, None]}
-    >>> tables = [block_r2(truth, turned, condition=x, own_maps=own) for own in (True, False)]
-    >>> [round(table.loc["z_x", "z_x"], 1) for table in tables]
-    [1.0, 0.7]
+    >>> turned = {"z_x": noise * np.where(x > 0, -1.0, 1.0)[:, None]}
+    >>> own = block_r2({"z_x": noise}, turned, condition=x)
+    >>> one = block_r2({"z_x": noise}, turned, condition=x, own_maps=False)
+    >>> [round(float(table.loc["z_x", "z_x"]), 1) for table in (own, abs(one))]
+    [1.0, 0.0]
     """
     given = arrays.checked_blocks(truth, estimate, condition)
     return block_r2_tables(*given, seed=seed)[0 if own_maps else 1]

@@ -23,8 +23,9 @@ _TRUTH: Final[Mapping[str, str]] = {
     "mcc_within_pearson": "strong MCC, within",
     "weak_mcc_within": "weak MCC, within",
     "r2_within": "block R², within",
+    "r2_one_map": "block R², within, one map",
     "r2": "block R²",
-    "leak_within": "leak, within",
+    "leak_one_map": "leak, within, one map",
 }
 _BLOCK_ORDER = {"z_x": 0, "z_t": 1, "z_tx": 2}
 
@@ -165,13 +166,16 @@ def truth(table: pd.DataFrame) -> str:
         ax.plot(ends, [place, place], color=FAINT, linewidth=5, solid_capstyle="butt", zorder=1)
         color = ORANGE if row.metric.startswith("leak") else BLUE
         ax.plot(row.value, place, "o", color=color, markersize=5.5, zorder=2)
+        if hasattr(row, "supervised"):
+            ax.plot(row.supervised, place, "|", color=INK, markersize=8, zorder=3)
     labels = [f"{_TRUTH[row.metric]}: {row.block}" for row in rows.itertuples()]
     ax.set_yticks(range(len(rows)), labels)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlim(min(-0.05, np.nanmin(rows[["value", "floor"]].to_numpy())), 1.05)
     kinds = [_axes.dot("found", BLUE), _axes.dot("found, of a leak", ORANGE)]
     span = _axes.dot("floor to ceiling", FAINT, marker="", linestyle="-", linewidth=5)
-    _axes.legend_outside(ax, [*kinds, span])
+    known = _axes.dot("supervised regression", INK, marker="|")
+    _axes.legend_outside(ax, [*kinds, span, *([known] if "supervised" in rows else [])])
     plain(ax)
     return svg(cast(Figure, ax.figure))
 
