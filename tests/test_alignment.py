@@ -11,8 +11,10 @@ from pyro_fcr.data import register, split_cells
 from pyro_fcr.nn import InteractionPrior, LinearPrior
 from pyro_fcr.objective import Objective
 from pyro_fcr.training import Batches, Trainer, TrainingPlan, alignment, axes, fit
-from pyro_fcr.training.axes import Sample, block_scores, find_axes, split
+from pyro_fcr.training.axes import find_axes
 from pyro_fcr.training.flows import Flows
+from pyro_fcr.training.places import best_order, block_scores
+from pyro_fcr.training.samples import Sample, draw, priors_of, split
 
 CPU = torch.device("cpu")
 
@@ -20,8 +22,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def quick(monkeypatch):
     """Few steps, and no training too short for an alignment."""
-    for name in ("_STEPS", "_PLACE_STEPS", "_REFINE_STEPS"):
-        monkeypatch.setattr(axes, name, 20)
+    for name in ("axes._STEPS", "axes._REFINE_STEPS", "places._STEPS"):
+        monkeypatch.setattr(f"pyro_fcr.training.{name}", 20)
     monkeypatch.setattr("pyro_fcr.training.plan._STEPS_WORTH_ALIGNING", 0)
 
 
@@ -170,7 +172,7 @@ def test_latents_are_as_large_as_their_priors_say():
     starts = axes._fitted(models, flows, fitted, kept, SIZES, lambda: None, before=0.0)
     with torch.no_grad():
         latents = split(starts[1].flow(mixed)[0][0], SIZES)
-        priors = axes._priors(starts[1].model, batch.without("y"), latents)
+        priors = priors_of(starts[1].model, batch.without("y"), latents)
     for site, value in latents.items():
         standard = (value - priors[site].mean) / priors[site].stddev
         assert standard.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.1)
@@ -212,14 +214,14 @@ def Identity(latents):
 def test_what_stays_in_its_block_keeps_its_place():
     sizes = {"a": 2, "b": 2}
     scores = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    assert axes._places(scores, sizes).tolist() == [2, 1, 0, 3]
-    assert axes._places(scores.flip(1), sizes).tolist() in (
+    assert best_order(scores, sizes).tolist() == [2, 1, 0, 3]
+    assert best_order(scores.flip(1), sizes).tolist() in (
         [0, 3, 2, 1],
         [3, 0, 1, 2],
         [0, 3, 1, 2],
     )
-    assert axes._places(torch.zeros(4, 2), sizes).tolist() == [0, 1, 2, 3]
-    assert axes._places(None, sizes).tolist() == [0, 1, 2, 3]
+    assert best_order(torch.zeros(4, 2), sizes).tolist() == [0, 1, 2, 3]
+    assert best_order(None, sizes).tolist() == [0, 1, 2, 3]
 
 
 def test_two_starts_agree_if_their_blocks_hold_the_same():
@@ -280,7 +282,7 @@ def test_teaching_makes_model_and_guide_agree_on_the_mapped_latents(quick):
     sizes = {"z_x": 2, "z_tx": 2, "z_t": 2}
     batch = batches.batch(torch.arange(600))
     with torch.no_grad():
-        flow = Flows(axes.draw(objective.guide, batch, sizes)).requires_grad_(False)
+        flow = Flows(draw(objective.guide, batch, sizes)).requires_grad_(False)
     lesson = alignment._lesson(objective.guide, flow, sizes)
     with torch.no_grad():
         before = alignment._lesson_loss(objective, batch, lesson(batch)).item()

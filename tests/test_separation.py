@@ -92,8 +92,8 @@ def test_a_block_that_holds_a_label_which_is_no_cause_is_named():
 def short(monkeypatch):
     """Few steps suffice to be aligned."""
     monkeypatch.setattr("pyro_fcr.training.plan._STEPS_WORTH_ALIGNING", 0)
-    for name in ("_STEPS", "_PLACE_STEPS", "_REFINE_STEPS"):
-        monkeypatch.setattr(f"pyro_fcr.training.axes.{name}", 20)
+    for name in ("axes._STEPS", "axes._REFINE_STEPS", "places._STEPS"):
+        monkeypatch.setattr(f"pyro_fcr.training.{name}", 20)
 
 
 PLAN = {"max_epochs": 4, "batch_size": 64, "progress": False, "device": "cpu"}

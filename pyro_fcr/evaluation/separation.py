@@ -19,7 +19,8 @@ from pyro_fcr.metrics.dimensions import Latents, dimension_use, only_in_use
 from pyro_fcr.metrics.independence import independence_table
 from pyro_fcr.modes import looking, seeded
 from pyro_fcr.training.alignment import Aligned
-from pyro_fcr.training.axes import Sample, Sizes, block_of, block_scores, draw_latents
+from pyro_fcr.training.places import block_of, block_scores
+from pyro_fcr.training.samples import Sample, Sizes, draw_latents
 
 _DRAWS, _PERMUTATIONS = 8, 20
 _FEW = 0.1  # share of a dimension that is known of the cells, below which its block hardly matters

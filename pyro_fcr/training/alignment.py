@@ -25,10 +25,11 @@ from pyro_fcr.graph.runs import Run, auxiliary_sites, drawn_sites, plates
 from pyro_fcr.modes import looking
 from pyro_fcr.objective import Objective
 from pyro_fcr.objective.terms import Reconstruction
-from pyro_fcr.training.axes import Sample, Sizes, draw, draw_latents, find_axes, split
+from pyro_fcr.training.axes import find_axes
 from pyro_fcr.training.batches import Batches
 from pyro_fcr.training.flows import Flows
 from pyro_fcr.training.optimizer import GuardedOptimizer
+from pyro_fcr.training.samples import Sample, Sizes, draw, draw_latents, split
 
 _CELLS, _CHUNK = 50_000, 4_096
 _ENCODINGS, _LEAST_DRAWS, _MOST_DRAWS = 400_000, 4, 16
