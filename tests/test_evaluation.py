@@ -499,7 +499,12 @@ def test_traces_of_other_blocks_in_unused_dimensions_are_no_leak():
         Encoded(means, means, variances, codes), Split(np.arange(500), np.arange(500, 600))
     )
     assert cells.dimensions["in_use"].tolist() == [True, False, True, True]
-    table = blocks.identifiability(ad.AnnData(obsm=truth), cells, max_cells=600, seed=0)
+    y = torch.from_numpy(np.hstack(list(truth.values())) + 0.1 * rng.normal(size=(600, 3)))
+    expression = SimpleNamespace(schema=SimpleNamespace(expression="log1p"))
+    fcr = SimpleNamespace(registry=expression, chunks=lambda _: [({"y": y}, slice(0, 600))])
+    table = blocks.identifiability(fcr, ad.AnnData(obsm=truth), cells, max_cells=600, seed=0)
+    supervised = table.set_index(["metric", "block"])["supervised"]
+    assert 0.8 < supervised["r2_one_map", "z_x"] < 1.0
     value = table.set_index(["metric", "block"])["value"]
     assert value["r2_within", "z_x"] > 0.9
     assert value["leak_within", "z_x -> z_t"] < 0.1

@@ -140,7 +140,7 @@ class Comparison:
     plan: Mapping[str, Any] = field(default_factory=dict)
 
     def latents(self, fcr: FCR, adata: AnnData | str | Path | None = None) -> dict[str, np.ndarray]:
-        """Return the posterior means that stand for each block of FCR.
+        """Return the posterior means that stand for each block of FCR, of dimensions in use.
 
         Parameters
         ----------
@@ -154,7 +154,9 @@ class Comparison:
         ``{"z_x": (n_cells, n_latent), "z_t": ..., "z_tx": ...}``.
         """
         names = sorted({name for own in self.blocks.values() for name in own})
-        found = {name: fcr.get_latent_representation(name, adata) for name in names}
+        found = {
+            name: fcr.get_latent_representation(name, adata, only_in_use=True) for name in names
+        }
         return {
             block: np.concatenate([found[name] for name in own], axis=1)
             for block, own in self.blocks.items()

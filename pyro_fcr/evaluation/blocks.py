@@ -117,6 +117,8 @@ class SplitCells:
 def clustering(cells: SplitCells, *, max_cells: int, seed: int) -> pd.DataFrame:
     """Compare Leiden clusters of each block with every exogenous site, and with all of them.
 
+    Clusters are made of the dimensions in use.
+
     Returns
     -------
     Columns ``cells, encoding, n_cells`` and those of
@@ -131,7 +133,7 @@ def clustering(cells: SplitCells, *, max_cells: int, seed: int) -> pd.DataFrame:
         joined = ("" if all(len(site) == 1 for site in some.codes) else " & ").join(some.codes)
         labels = {**some.codes, joined: joint_codes(*some.codes.values())}
         for encoding, latents in (("labelled", some.labelled), ("label-blind", some.blind)):
-            table = cluster_agreement(latents, labels, seed=seed)
+            table = cluster_agreement(only_in_use(latents, cells.dimensions), labels, seed=seed)
             tables.append(_of(table, cells=name, encoding=encoding, n_cells=n_cells))
     return stacked(tables)
 
