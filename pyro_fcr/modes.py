@@ -39,15 +39,15 @@ def looking(
     seed, device
         As in :func:`seeded`.
     """
-    modes = [module.training for module in modules]
+    modes = {part: part.training for module in modules for part in module.modules()}
     with seeded(seed, device=device), torch.no_grad(), pyro.validation_enabled(is_validate=False):
         for module in modules:
             module.eval()
         try:
             yield
         finally:
-            for module, mode in zip(modules, modes, strict=True):
-                module.train(mode)
+            for part, mode in modes.items():  # a part's own mode, which may not be the whole's
+                part.training = mode
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pyro_fcr.simulation import InteractionDesign, simulate_interactions
 DESIGN = InteractionDesign(
     n_cells=2_000, n_genes=40, n_contexts=3, n_treatments=2, n_interacting=2, n_drivers=8
 )
+SHORT = Architecture(n_x=4, n_t=3, n_tx=2, n_hidden=32, decoder="additive", dropout=0.0)
 PLANNED = Schema(treatment_key="treatment", control="control", covariate_keys="context")
 
 
@@ -72,7 +73,7 @@ def test_a_wrong_dispersion_shows(fitted, factor, low, high):
 
 def test_latents_of_another_condition_show():
     adata = simulate(1_200, interaction=1.5)
-    fcr = FCR(adata, SCHEMA, architecture=Architecture(n_x=4, n_t=3, n_tx=2, n_hidden=32))
+    fcr = FCR(adata, SCHEMA, architecture=SHORT)
     fcr.fit(max_epochs=40, batch_size=128, learning_rate=3e-3, progress=False)
     assert 0.85 < observed(fcr)["observation", 0.9] < 0.95
     mistaken = adata[fcr.split.heldout].copy()

@@ -15,7 +15,7 @@ from pyro_fcr.draws import new_cells
 from pyro_fcr.draws.responder import path_responses
 from pyro_fcr.nn import NegativeBinomialDecoder
 
-SMALL = Architecture(n_x=3, n_t=3, n_tx=3, n_hidden=32)
+SMALL = Architecture(n_x=3, n_t=3, n_tx=3, n_hidden=32, decoder="additive", dropout=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_intervals_over_cells_and_over_refits(fitted):
     each = np.array([effects(r, n_cells=60).estimate for r in refits])
     np.testing.assert_allclose(three.estimate, each.mean(axis=0))
     np.testing.assert_allclose(three.sd, each.std(axis=0, ddof=1))
-    np.testing.assert_allclose(three.upper, three.estimate + 2.92 * three.sd, rtol=1e-3)  # t, 2 df
+    np.testing.assert_allclose(three.upper, three.estimate + 2.92 * three.sd, rtol=2e-3)  # t, 2 df
 
 
 def test_the_table_and_the_adata_say_the_same(fitted, tmp_path):

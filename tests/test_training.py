@@ -11,7 +11,9 @@ import pytest
 import torch
 from conftest import SCHEMA, make_programs, simulate
 from operations import Operations
+from torch import nn
 
+from pyro_fcr import modes
 from pyro_fcr.data import register, split_cells
 from pyro_fcr.objective import Objective, Ramp
 from pyro_fcr.training import (
@@ -377,3 +379,12 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(cells, split, tmp
     torch.save(state, path)
     with pytest.raises(CheckpointError, match=r"earlier version, which did not have align_at"):
         fit(fresh(cells), cells, split=split, plan=plan(max_epochs=1), resume=path)
+
+
+def test_looking_gives_every_part_its_own_mode_back():
+    whole = nn.ModuleDict({"fitted": nn.Linear(2, 2).eval(), "other": nn.Linear(2, 2)})
+    with modes.looking(whole):
+        assert not any(part.training for part in whole.modules())
+    assert whole.training
+    assert whole["other"].training
+    assert not whole["fitted"].training

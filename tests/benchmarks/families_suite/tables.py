@@ -53,10 +53,15 @@ def between(values, *, worst):
 
 
 def risk(rows):
-    """One number that rises with what speaks against the blocks: in units of the two bounds."""
+    """One number that rises with what speaks against the blocks; 1 where a fit begins to warn."""
     margin = rows["margin"].astype(float).fillna(0.0)
-    effect = rows["effect"].astype(float).fillna(0.0)
-    return np.maximum(effect / 0.02, 1.0 - (margin - 0.01) / 0.05)
+    return np.maximum(rows["effects"].map(worst_effect), 1.0 - (margin - 0.01) / 0.05)
+
+
+def worst_effect(effects):
+    """Largest effect, of labels in units of 0.008 and of other blocks in units of 0.02."""
+    bound = {statement: 0.02 if "⟂ z_" in statement else 0.008 for statement in effects or {}}
+    return max((effect / bound[name] for name, effect in (effects or {}).items()), default=0.0)
 
 
 def warning_scores(rows):
