@@ -88,6 +88,16 @@ def test_a_block_that_holds_a_label_which_is_no_cause_is_named():
     assert "z_x ⟂ t | x does not hold" in found.warning
 
 
+def test_nothing_is_claimed_of_a_block_that_is_not_in_use():
+    model, guide, batch = cells_of()
+    guide.z_tx.latents = torch.zeros(4_000, 1)
+    found = measured(model, guide, batch)
+    assert found.in_use == {"z_x": 1, "z_tx": 0, "z_t": 1}
+    assert set(found.independence["statement"]) == {"z_x ⟂ t | x", "z_t ⟂ x | t"}
+    assert found.untested["z_tx ⟂ z_t | t"] == "no dimension of z_tx is in use"
+    assert found.is_clean
+
+
 @pytest.fixture
 def short(monkeypatch):
     """Few steps suffice to be aligned."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,8 +168,15 @@ def measure_separation(
         sample = draw_latents(guide, cells, sizes, n_draws=_DRAWS)
     with seeded(seed, device=device), pyro.validation_enabled(is_validate=False):
         use["margin"] = _margins(model, sample, sizes)
-    untested: dict[str, str] = {}
-    table = _independence(only_in_use(moments[0], use), cells, claims, untested, seed=seed)
+    empty = [block for block, n in use.groupby("block")["in_use"].sum().items() if not n]
+    untested = {
+        str(claim): f"no dimension of {block} is in use"
+        for block in empty
+        for claim in claims
+        if block in (claim.left, claim.right)
+    }
+    left = [claim for claim in claims if str(claim) not in untested]
+    table = _independence(only_in_use(moments[0], use), cells, left, untested, seed=seed)
     return Separation(use, table, aligned, untested)
 
 
@@ -187,7 +194,7 @@ def _margins(model: nn.Module, sample: Sample, sizes: Sizes) -> np.ndarray | flo
 def _independence(
     latents: Latents,
     cells: list[Batch],
-    claims: tuple[Claim, ...],
+    claims: Sequence[Claim],
     untested: dict[str, str],
     *,
     seed: int,
