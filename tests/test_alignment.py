@@ -145,6 +145,10 @@ def within(values, batch):
 SIZES = {"z_x": 1, "z_tx": 2, "z_t": 1}
 
 
+def search_of(fitted, kept):
+    return axes._Search(fitted, kept, SIZES, before=0.0, after_step=lambda: None)
+
+
 def test_maximum_likelihood_finds_the_blocks_again():
     batch, truth, mixed = entangled()
     model, _ = make_programs(batch, n_x=1, n_tx=2, n_t=1)
@@ -169,7 +173,7 @@ def test_latents_are_as_large_as_their_priors_say():
     kept, fitted = Sample(batch.without("y"), mixed[None]).divide()
     flows = Flows(fitted.drawn[0], 2)
     models = [model, copy.deepcopy(model)]
-    starts = axes._fitted(models, flows, fitted, kept, SIZES, lambda: None, before=0.0)
+    starts = search_of(fitted, kept).fit(models, flows, 750)
     with torch.no_grad():
         latents = split(starts[1].flow(mixed)[0][0], SIZES)
         priors = priors_of(starts[1].model, batch.without("y"), latents)
@@ -194,13 +198,13 @@ def test_dimensions_in_the_wrong_blocks_are_exchanged_if_that_helps(better, monk
     model, _ = make_programs(batch, n_x=1, n_tx=2, n_t=1)
     kept, fitted = Sample(batch.without("y"), swapped[None]).divide()
 
-    def refined(models, flows, *_, **__):
+    def refined(_, models, flows, n_steps):
         gains = (0.0, 1.0 if better else -1.0)
         return [axes._Start(g, models[i], flows.take([i])) for i, g in enumerate(gains)]
 
-    monkeypatch.setattr(axes, "_fitted", refined)
+    monkeypatch.setattr(axes._Search, "fit", refined)
     start = axes._Start(0.0, model, Identity(fitted.drawn[0]))
-    found, n_moved = axes._exchanged(start, fitted, kept, SIZES, lambda: None, before=0.0)
+    found, n_moved = search_of(fitted, kept).exchange(start)
     assert n_moved == (2 if better else 0)
     expected = truth if better else swapped
     assert torch.allclose(found.flow(swapped)[0][0], expected, atol=1e-4)
@@ -239,13 +243,13 @@ def test_two_starts_agree_if_their_blocks_hold_the_same():
 def test_more_starts_are_made_while_they_pay(monkeypatch):
     gains = iter([[0.1, 0.0, 0.0, 0.5], [0.6, 0.1, 0.2, 0.3], [0.61, 0.6, 0.0, 0.0]])
 
-    def fitted(models, flows, *_, **__):
+    def fitted(_, models, flows, n_steps):
         return [
             axes._Start(g, m, flows.take([0])) for g, m in zip(next(gains), models, strict=True)
         ]
 
-    monkeypatch.setattr(axes, "_fitted", fitted)
-    monkeypatch.setattr(axes, "_exchanged", lambda start, *_, **__: (start, 0))
+    monkeypatch.setattr(axes._Search, "fit", fitted)
+    monkeypatch.setattr(axes._Search, "exchange", lambda _, start: (start, 0))
     batch, truth, _ = entangled(300)
     model, _ = make_programs(batch, n_x=1, n_tx=2, n_t=1)
     found = find_axes(model, Sample(batch.without("y"), truth.expand(2, -1, -1)), SIZES)

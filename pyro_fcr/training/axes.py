@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -82,16 +83,16 @@ def find_axes(
     """
     kept, fitted = sample.divide()
     before = _mean_densities([model], kept, sizes).item()
+    search = _Search(fitted, kept, sizes, before, after_step)
     starts: list[_Start] = []
     for _ in range(_MOST_ROUNDS):
         best = starts[0].gain if starts else -float("inf")
         models = [copy.deepcopy(model) for _ in range(_STARTS)]
-        flows = Flows(fitted.drawn.flatten(end_dim=1), _STARTS)
-        starts += _fitted(models, flows, fitted, kept, sizes, after_step, before=before)
+        starts += search.fit(models, Flows(fitted.drawn.flatten(end_dim=1), _STARTS), _STEPS)
         starts.sort(key=lambda start: -start.gain)
         if starts[0].gain - max(best, starts[1].gain) < _WORTH_ANOTHER_ROUND:
             break
-    found, n_moved = _exchanged(starts[0], fitted, kept, sizes, after_step, before=before)
+    found, n_moved = search.exchange(starts[0])
     return Axes(
         flow=found.flow,
         gain=found.gain,
@@ -102,40 +103,60 @@ def find_axes(
     )
 
 
-def _fitted(
-    models: Sequence[nn.Module],
-    flows: Flows,
-    sample: Sample,
-    kept: Sample,
-    sizes: Sizes,
-    after_step: AfterStep,
-    *,
-    before: float,
-    n_steps: int | None = None,
-) -> list[_Start]:
-    """Fit flows, and the priors of a model for each, by maximum likelihood.
+@dataclass(frozen=True)
+class _Search:
+    """Cells to fit maps to and cells to compare them by, and how likely the latter are unmapped."""
 
-    The state that is most likely on the cells kept aside counts: few cells are soon overfitted.
-    """
-    n_steps = n_steps or _STEPS
-    parameters = [*flows.parameters(), *(p for model in models for p in model.parameters())]
-    optimizer = GuardedOptimizer(
-        parameters, learning_rate=_RATE, gradient_clip=_CLIP * len(models) ** 0.5
-    )
-    schedule = optimizer.scheduler("one-cycle", n_steps=n_steps)
-    best = [_Start(-float("inf"), model, flows) for model in models]
-    for step in range(n_steps + 1):
-        if step % _BETWEEN_LOOKS == 0 or step == n_steps:
-            gains = (_mean_densities(models, kept, sizes, flows) - before).tolist()
-            for i, gain in enumerate(gains):
-                if gain > best[i].gain:  # and not NaN
-                    best[i] = _Start(gain, copy.deepcopy(models[i]), flows.take([i]))
-        if step < n_steps:
-            densities = _log_densities(models, sample.pick(_BATCH), sizes, flows)
+    fitted: Sample
+    kept: Sample
+    sizes: Sizes
+    before: float
+    after_step: AfterStep
+
+    def fit(self, models: Sequence[nn.Module], flows: Flows, n_steps: int) -> list[_Start]:
+        """Fit flows, and the priors of a model for each, by maximum likelihood.
+
+        The state that is most likely on the cells kept aside counts: few cells are soon
+        overfitted.
+        """
+        parameters = [*flows.parameters(), *(p for model in models for p in model.parameters())]
+        clip = _CLIP * len(models) ** 0.5
+        optimizer = GuardedOptimizer(parameters, learning_rate=_RATE, gradient_clip=clip)
+        schedule = optimizer.scheduler("one-cycle", n_steps=n_steps)
+        best = self._better([], models, flows)
+        for step in range(n_steps):
+            densities = _log_densities(models, self.fitted.pick(_BATCH), self.sizes, flows)
             optimizer.step(-densities.mean(dim=1).sum(), number=step)
             schedule.step()
-            after_step()
-    return best
+            self.after_step()
+            if (step + 1) % _BETWEEN_LOOKS == 0 or step + 1 == n_steps:
+                best = self._better(best, models, flows)
+        return best
+
+    def _better(
+        self, best: list[_Start], models: Sequence[nn.Module], flows: Flows
+    ) -> list[_Start]:
+        """Return each flow's state, or its best one so far if that is more likely."""
+        gains = (_mean_densities(models, self.kept, self.sizes, flows) - self.before).tolist()
+        return [
+            _Start(gain, copy.deepcopy(models[i]), flows.take([i]))
+            if not best or gain > best[i].gain  # and not NaN
+            else best[i]
+            for i, gain in enumerate(gains)
+        ]
+
+    def exchange(self, start: _Start) -> tuple[_Start, int]:
+        """Move dimensions to the blocks that explain them, if that makes cells more likely."""
+        mapped, kept = (_mapped(start.flow, some) for some in (self.fitted, self.kept))
+        scores = block_scores(start.model, mapped, kept, self.sizes, after_step=self.after_step)
+        order, block = best_order(scores, self.sizes), block_of(self.sizes)
+        n_moved = int((block[order] != block).sum())
+        if not n_moved:
+            return start, 0
+        flows = start.flow.take([0, 0])
+        flows.order[1] = flows.order[1][order]
+        stayed, moved = self.fit([start.model, copy.deepcopy(start.model)], flows, _REFINE_STEPS)
+        return (moved, n_moved) if moved.gain > stayed.gain else (stayed, 0)
 
 
 def _mean_densities(
@@ -161,36 +182,6 @@ def _log_densities(
         priors = priors_of(model, sample.cells, values)
         densities.append(torch.stack([priors[s].log_prob(z) for s, z in values.items()]).sum(dim=0))
     return volume + torch.stack(densities)
-
-
-def _exchanged(
-    start: _Start,
-    sample: Sample,
-    kept: Sample,
-    sizes: Sizes,
-    after_step: AfterStep,
-    *,
-    before: float,
-) -> tuple[_Start, int]:
-    """Move dimensions to the blocks that explain them, if that makes the latents more likely."""
-    mapped, mapped_kept = _mapped(start.flow, sample), _mapped(start.flow, kept)
-    scores = block_scores(start.model, mapped, mapped_kept, sizes, after_step=after_step)
-    order = best_order(scores, sizes)
-    n_moved = _n_moved(order, sizes)
-    if not n_moved:
-        return start, 0
-    flows = start.flow.take([0, 0])
-    flows.order[1] = flows.order[1][order]
-    models = [start.model, copy.deepcopy(start.model)]
-    stayed, moved = _fitted(
-        models, flows, sample, kept, sizes, after_step, before=before, n_steps=_REFINE_STEPS
-    )
-    return (moved, n_moved) if moved.gain > stayed.gain else (stayed, 0)
-
-
-def _n_moved(order: Tensor, sizes: Sizes) -> int:
-    block = block_of(sizes)
-    return int((block[order] != block).sum())
 
 
 def _mapped(flow: Flows, sample: Sample) -> Sample:
