@@ -149,7 +149,8 @@ def search_of(fitted, kept):
     return axes._Search(fitted, kept, SIZES, before=0.0, after_step=lambda: None)
 
 
-def test_maximum_likelihood_finds_the_blocks_again():
+def test_maximum_likelihood_finds_the_blocks_again(monkeypatch):
+    monkeypatch.setattr(axes, "_STEPS", 400)
     batch, truth, mixed = entangled()
     model, _ = make_programs(batch, n_x=1, n_tx=2, n_t=1)
     before = copy_of(model)
@@ -173,7 +174,7 @@ def test_latents_are_as_large_as_their_priors_say():
     kept, fitted = Sample(batch.without("y"), mixed[None]).divide()
     flows = Flows(fitted.drawn[0], 2)
     models = [model, copy.deepcopy(model)]
-    starts = search_of(fitted, kept).fit(models, flows, 750)
+    starts = search_of(fitted, kept).fit(models, flows, 400)
     with torch.no_grad():
         latents = split(starts[1].flow(mixed)[0][0], SIZES)
         priors = priors_of(starts[1].model, batch.without("y"), latents)
