@@ -413,3 +413,23 @@ def test_report_of_many_cells_stays_small(tmp_path, contents):
     changes = pd.DataFrame([real, real], index=["real", "fcr"], columns=names)
     few = figures.response_image(changes.iloc[:, :1000])
     assert len(figures.response_image(changes)) < len(few)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [
+        ("label-blind", "was read\nfrom expression"),
+        ("labelled", "be a copy of it"),
+        (None, ""),
+    ],
+)
+def test_the_page_and_the_figure_say_how_cells_were_encoded(encoding, words, tmp_path):
+    contents = make_contents()
+    cells = contents["cells"].copy()
+    if encoding is not None:
+        cells.uns["fcr"] = {"encoding": encoding}
+    page = Page(**(contents | {"cells": cells})).write(tmp_path / "r.html").read_text("utf-8")
+    assert words in page
+    assert ("Cells are encoded" in page) == (encoding is not None)
+    title = plots.latent_umap(cells, "z_t", color="t").get_title(loc="left")
+    assert (f"z_t ({encoding})" in title) == (encoding is not None)
