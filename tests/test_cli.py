@@ -56,6 +56,13 @@ def test_latents_are_written_beside_the_cells(folder):
     assert result.exit_code == 0, result.output
     assert ad.read_h5ad(out).obsm["X_fcr_z_tx"].shape == (600, 1)
     assert run("latents", folder / "model", folder / "cells.h5ad", "--out", out).exit_code == 1
+    assert ad.read_h5ad(out).uns["fcr"]["encoding"] == "label-blind"
+    told = [*("--out", out, "--overwrite"), "--encoding", "labelled", "--only-in-use"]
+    assert run("latents", folder / "model", folder / "cells.h5ad", *told).exit_code == 0
+    labelled = ad.read_h5ad(out)
+    assert labelled.uns["fcr"]["encoding"] == "labelled"
+    in_use = labelled.uns["fcr"]["in_use"]
+    assert labelled.obsm["X_fcr_z_x"].shape[1] == max(1, len(in_use.get("z_x", [])))
 
 
 def test_predict_answers_for_cells_and_for_conditions(folder):
