@@ -59,6 +59,11 @@ class Separation:
         return self.dimensions.groupby("block", sort=False)["in_use"].sum().astype(int).to_dict()
 
     @property
+    def smallest_margin(self) -> float:
+        """Smallest margin of the dimensions whose block matters; nan without any."""
+        return float(self.dimensions.loc[self.dimensions["share"] >= _FEW, "margin"].min())
+
+    @property
     def unclear(self) -> pd.DataFrame:
         """Dimensions in use that another block's prior explains as well or better."""
         known = self.dimensions["share"] >= _FEW
@@ -81,7 +86,6 @@ class Separation:
     def line(self) -> str:
         """The finding in one line."""
         sizes = " / ".join(f"{n} of {block}" for block, n in self.in_use.items())
-        margin = self.dimensions.loc[self.dimensions["share"] >= _FEW, "margin"].min()
         parts = [f"dimensions in use: {sizes}"]
         if not self.independence.empty:
             worst = self.independence.loc[self.independence["effect"].idxmax()]
@@ -89,7 +93,7 @@ class Separation:
                 f"largest dependence {worst['effect']:.3f} ({worst['statement']}; "
                 f"{worst['chance']:.3f} by chance)"
             )
-        if np.isfinite(margin):
+        if np.isfinite(margin := self.smallest_margin):
             parts.append(f"each dimension is {margin:.2f} nats or more surer of its own block")
         a = self.aligned
         if a.gain is not None:
@@ -119,7 +123,7 @@ class Separation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the findings in a form that JSON can hold."""
-        margins = self.dimensions.loc[self.dimensions["share"] >= _FEW, "margin"]
+        margin = self.smallest_margin
         tests = list(self.independence.itertuples())
         return {
             "separated": self.is_clean,
@@ -128,7 +132,7 @@ class Separation:
             "effects": {test.statement: test.effect for test in tests},
             "shape_effects": {test.statement: test.shape_effect for test in tests},
             "chance": {test.statement: test.chance for test in tests},
-            "smallest_margin": float(margins.min()) if len(margins) else None,
+            "smallest_margin": margin if np.isfinite(margin) else None,
             "alignment": self.aligned._asdict(),
         }
 

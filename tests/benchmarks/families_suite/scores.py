@@ -2,27 +2,22 @@
 
 import numpy as np
 
-from pyro_fcr.draws import posterior_moments
 from pyro_fcr.metrics import arrays
-from pyro_fcr.metrics.dimensions import dimension_use, only_in_use
 from pyro_fcr.metrics.identifiability import label_only_estimate
-from pyro_fcr.metrics.recovery import block_r2_tables, mcc, rotation_floor
+from pyro_fcr.metrics.recovery import block_r2_tables, leakage, mcc, rotation_floor
 from pyro_fcr.metrics.supervised import supervised_latents
 
 BLOCKS = ("z_x", "z_tx", "z_t")
 
 
 def judge(fcr, latents, adata, *, seed):
-    """Return the scores of latents by block, of dimensions in use where they are FCR's own."""
+    """Return the scores of latents by block, which are of dimensions in use."""
     truth = {block: np.asarray(adata.obsm[block], dtype=np.float64) for block in BLOCKS}
     labels = arrays.joint_codes(*(adata.obs[key].to_numpy() for key in ("context", "treatment")))
     codes = arrays.condition_codes(labels, adata.n_obs)
-    blocks, in_use = fcr.graph.blocks, {}
-    if set(blocks) == set(BLOCKS):
-        batches = (batch for batch, _ in fcr.chunks())
-        use = dimension_use(*posterior_moments(fcr.model, fcr.guide, batches, blocks=blocks))
-        latents = only_in_use({block: latents[block] for block in blocks}, use)
-        in_use = use.groupby("block")["in_use"].sum().astype(int).to_dict()
+    in_use = {}
+    if set(fcr.graph.blocks) == set(BLOCKS):
+        in_use = fcr.dimension_use().groupby("block")["in_use"].sum().astype(int).to_dict()
     known = supervised_latents(truth, log1p(adata), codes, seed=seed)
     labels_only = {block: label_only_estimate(z, codes, seed=seed) for block, z in truth.items()}
     estimates = {"found": latents, "ceiling": known, "floor": labels_only}
@@ -38,10 +33,9 @@ def judge(fcr, latents, adata, *, seed):
 def scored(truth, estimate, codes, *, seed):
     """R2 of each block, the largest R2 of another block, and the MCC of z_tx."""
     _, table = block_r2_tables(truth, {block: estimate[block] for block in truth}, codes, seed=seed)
-    others = table.where(~np.eye(len(table), dtype=bool)).clip(lower=0.0)
     diagonal = {f"r2_{block}": float(table.loc[block, block]) for block in truth}
     found = mcc(truth["z_tx"], estimate["z_tx"], condition=codes)
-    return {**diagonal, "leak": float(others.max().max()), "mcc": found}
+    return {**diagonal, "leak": leakage(table)["max"], "mcc": found}
 
 
 def log1p(adata):
