@@ -29,13 +29,26 @@ from pyro_fcr.data import (
     register,
     split_cells,
 )
-from pyro_fcr.graph import Claim, Graph, check_programs, claims, describe_programs, read_graph
+from pyro_fcr.graph import (
+    Claim,
+    Graph,
+    check_by_acting,
+    check_programs,
+    claims,
+    describe_programs,
+    read_graph,
+)
 from pyro_fcr.graph.contract import Checked
 from pyro_fcr.metrics.arrays import draw_rows
 from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.objective import Objective, Term, Weight
-from pyro_fcr.programs import build_programs, example_batch, report_conditions
+from pyro_fcr.programs import (
+    build_programs,
+    example_batch,
+    report_conditions,
+    report_independences,
+)
 from pyro_fcr.queries import Source
 from pyro_fcr.saving import Saved, find_split, name_split, read_model, write_model
 from pyro_fcr.training import Aligned, Batches, TrainingPlan, fit, mean_terms
@@ -195,12 +208,25 @@ class FCR:
     def inspect(self) -> pd.DataFrame:
         """Check both programs and show them site by site.
 
+        Both are acted on as before a first fit: values of sites, and of cells, are set one at a
+        time, and what moves must be an effect in the graph.
+
         Returns
         -------
         One row per site, see :func:`pyro_fcr.graph.contract.describe_programs`.
         """
         rows = describe_programs(self.model, self.guide, self._example())
+        self._check_by_acting()
         return pd.DataFrame(rows).set_index("site")
+
+    def _check_by_acting(self) -> None:
+        """Act on both programs; raise where the graph that was read from them is not theirs."""
+        own, cells = self._own_cells, self._example()
+        if own is not None and own.is_encoded:
+            n_cells = len(own.cells)
+            cells = own.cells.batch(np.arange(0, n_cells, -(-n_cells // 8))).to(self.device)
+        check_by_acting(self.model, self.graph, cells)
+        check_by_acting(self.guide, read_graph(self.guide, cells), cells, reads=True)
 
     def with_programs(self, model: nn.Module, guide: nn.Module) -> FCR:
         """Return a model of the same cells that is not fitted, with other programs."""
@@ -265,6 +291,8 @@ class FCR:
 
         Raises
         ------
+        pyro_fcr.ProgramError
+            The programs do not fit together, or depend on what their graph does not show.
         ValueError
             ``split`` is given with ``warm_start``, which keeps the split of the last fit.
         """
@@ -272,6 +300,8 @@ class FCR:
         own = self._own()
         cells = own.cells
         checked = check_programs(self.model, self.guide, self._example())
+        if not self._was_begun:
+            self._check_by_acting()
         if warm_start and self._was_begun:
             if split is not None:
                 raise ValueError("warm_start keeps the split of the last fit: leave out split=.")
@@ -283,6 +313,7 @@ class FCR:
         self.split, self.history = split, None
         own.warn_if_changed()
         report_conditions(self.registry, checked)
+        report_independences(checked.graph)
         objective = self._objective(weights, enforced, extra, plan.seed)
         self.history = fit(
             objective, cells, split=self.split, plan=plan, checkpoint=checkpoint, resume=resume

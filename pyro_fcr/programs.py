@@ -8,6 +8,7 @@ from torch import nn
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry
+from pyro_fcr.graph import Graph, not_claimed
 from pyro_fcr.graph.contract import Checked
 from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
@@ -66,6 +67,21 @@ def example_batch(registry: Registry, *, n_levels: dict[str, int] | None = None)
     return Batch(values, codes, n_levels or dict.fromkeys(codes, 1), n_total=n_cells)
 
 
+def report_independences(graph: Graph) -> None:
+    """Say in a line which independences a graph does not make, and why, so that none is missed."""
+    if lost := not_claimed(graph):
+        logger.warning(
+            "This graph does not make these independences, and nothing enforces them: %s.",
+            ", ".join(f"{claim} ({path})" for claim, path in lost.items()),
+        )
+    if graph.conditioned:
+        logger.warning(
+            "%s: given in every run of the model. The fit and the independences take it into "
+            "account; predictions and counterfactuals draw latents from their priors without it.",
+            ", ".join(sorted(graph.conditioned)),
+        )
+
+
 def report_conditions(registry: Registry, checked: Checked) -> None:
     """Compare the number of conditions with what identifies interaction blocks.
 
@@ -76,7 +92,7 @@ def report_conditions(registry: Registry, checked: Checked) -> None:
     """
     n_found, graph = registry.n_prior_conditions, checked.graph
     for site in graph.latents:
-        if len(graph.ancestors(site) & set(graph.exogenous)) < 2:
+        if len(graph.label_causes(site)) < 2:
             continue
         n_latent = checked.run.value(site).shape[-1]
         message = (

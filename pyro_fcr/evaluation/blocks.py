@@ -74,7 +74,7 @@ def encode(fcr: Fitted, adata: Source = None, *, n_labels: int = 32, seed: int =
     for batch, _ in fcr.chunks(adata):
         labelled, variances = posterior_moments(*programs, [batch], blocks=blocks)
         blind = label_blind_means(*programs, [batch], blocks=blocks, labels=labels)
-        codes = {site: batch.codes[site].cpu().numpy() for site in fcr.graph.exogenous}
+        codes = {site: batch.codes[site].cpu().numpy() for site in fcr.graph.known}
         parts.append((labelled, blind, variances, codes))
     kinds = zip(*parts, strict=True)
     return Encoded(*({k: np.concatenate([p[k] for p in each]) for k in each[0]} for each in kinds))
@@ -208,7 +208,7 @@ def identifiability(
 def rank(fcr: Fitted) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure the rank of each interaction block's prior over the training conditions.
 
-    A block counts if it has two exogenous causes or more, no other parents, and a Normal prior.
+    A block counts if it has two known causes or more, no other parents, and a Normal prior.
 
     Returns
     -------
@@ -222,7 +222,7 @@ def rank(fcr: Fitted) -> tuple[pd.DataFrame, pd.DataFrame]:
         for block in graph.blocks
         if graph.distributions[block] == "Normal"
         and len(graph.parents[block]) > 1
-        and set(graph.parents[block]) <= set(graph.exogenous)
+        and set(graph.parents[block]) <= set(graph.known)
     ]
     cells = condition_cells(fcr.registry).to(fcr.device)
     rows, values = [], []

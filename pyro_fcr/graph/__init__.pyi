@@ -1,6 +1,8 @@
 # What there is to import from here; read when a name is first used, see __init__.py.
+from .acting import check_by_acting
+from .claims import Claim, claims, not_claimed
 from .contract import Checked, ProgramError, check_programs, describe_programs
-from .dag import CELLS, Claim, Graph, claims, read_graph
+from .dag import CELLS, Graph, read_graph
 from .runs import Run, auxiliary_sites, drawn_sites, plates
 
 __all__ = [
@@ -11,10 +13,12 @@ __all__ = [
     "ProgramError",
     "Run",
     "auxiliary_sites",
+    "check_by_acting",
     "check_programs",
     "claims",
     "describe_programs",
     "drawn_sites",
+    "not_claimed",
     "plates",
     "read_graph",
 ]

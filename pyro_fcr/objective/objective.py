@@ -167,11 +167,11 @@ class Objective(nn.Module):
         """
         checked = check_programs(model, guide, batch)
         graph, run = checked.graph, checked.run
-        enforced = claims(graph) if enforced is None else enforced
+        enforced = claims(graph) if enforced is None else tuple(enforced)
         terms = [
             *(Reconstruction(site, name=_outcome_name(site, graph)) for site in graph.outcomes),
             *(KL(site, analytic=checked.has_closed_form_kl(site)) for site in graph.latents),
-            *(_claim_term(claim, graph, run) for claim in enforced),
+            *(_claim_term(claim, enforced, run) for claim in enforced),
             *_label_terms(graph, run),
             *extra,
         ]
@@ -244,9 +244,11 @@ def _outcome_name(site: str, graph: Graph) -> str:
     return "reconstruction" if len(graph.outcomes) == 1 else f"reconstruction_{site}"
 
 
-def _claim_term(claim: Claim, graph: Graph, run: Run) -> Term:
+def _claim_term(claim: Claim, enforced: Sequence[Claim], run: Run) -> Term:
     if claim.kind == "structure":
-        return Structure(claim, graph.exogenous)
+        about = claim.kind, claim.left, claim.given
+        alike = (c for c in enforced if (c.kind, c.left, c.given) == about)
+        return Structure(claim, (*claim.given, *(c.right for c in alike)))
     sites = (claim.left, claim.right, *claim.given)
     n_in = sum(run.value(site).shape[-1] for site in sites)
     return Permutation(claim, Discriminator(n_in))
@@ -254,7 +256,7 @@ def _claim_term(claim: Claim, graph: Graph, run: Run) -> Term:
 
 def _label_terms(graph: Graph, run: Run) -> list[Term]:
     heads: list[Term] = []
-    for site in graph.exogenous:
+    for site in graph.known:
         blocks = tuple(z for z in graph.blocks if graph.parents[z] and site in graph.parents[z])
         own = tuple(z for z in blocks if graph.parents[z] == (site,)) or blocks
         if own:

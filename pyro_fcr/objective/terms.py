@@ -91,19 +91,20 @@ class KL(Term):
 
 
 class Structure(Term):
-    """Keep a block from depending on an exogenous site that is not among its causes.
+    """Keep a block from depending on a known site that is not among its causes.
 
     Parameters
     ----------
     claim
         The independence, of the kind ``"structure"``.
-    exogenous
-        All exogenous sites; their joint value is a condition.
+    condition
+        Known sites whose joint value is a condition: those given, and all that the block is
+        independent of given these.
     """
 
-    def __init__(self, claim: Claim, exogenous: tuple[str, ...]) -> None:
+    def __init__(self, claim: Claim, condition: tuple[str, ...]) -> None:
         super().__init__(claim.name)
-        self.block, self.condition = claim.left, exogenous
+        self.block, self.condition = claim.left, condition
 
     def forward(self, run: Run) -> Tensor:
         """Return nats per cell."""
