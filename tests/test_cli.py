@@ -421,7 +421,7 @@ def test_demo_writes_everything_it_promises(tmp_path):
     assert {block: set(row) for block, row in metrics["nmi"].items()} == {
         block: {"x", "t", "xt"} for block in ("z_x", "z_t", "z_tx")
     }
-    methods = {"fcr", "control_mean", "treatment_mean_shift", "additive", "ridge", "split_half"}
+    methods = {"fcr", "control_mean", "treatment_mean_shift", "additive", "ridge", "noise_ceiling"}
     assert set(metrics["response"]) == methods
     for scores in metrics["response"].values():
         assert set(scores) == set(SCORES)

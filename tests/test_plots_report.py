@@ -205,8 +205,8 @@ def page(tmp_path_factory):
 def make_responses(responses, real):
     """Scores of every prediction of one pair, and of the ceiling."""
     scores = {name: scores_of(delta, real) for name, delta in responses.items()}
-    scores["split_half"] = {"pearson_delta_de100": 0.9999, "mse_delta": 0.0001}
-    role = {"fcr": "model", "split_half": "ceiling"}
+    scores["noise_ceiling"] = {"pearson_delta_de100": 0.9999, "mse_delta": 0.0001}
+    role = {"fcr": "model", "noise_ceiling": "ceiling"}
     return pd.DataFrame(
         [
             {"scenario": "unseen pair", "treatment": "drug", "context": "<b>l2</b>",
@@ -225,7 +225,7 @@ def make_contents():
     changes = pd.DataFrame({"real": real, **responses}, index=GENES).T
     keys = [("unseen pair", "drug", "<b>l2</b>", name) for name in changes.index]
     changes.index = pd.MultiIndex.from_tuples(keys, names=place)
-    order = ["fcr", *(name for name in BASELINES if name in responses), "split_half"]
+    order = ["fcr", *(name for name in BASELINES if name in responses), "noise_ceiling"]
     methods = scores[["method", "role"]].drop_duplicates().set_index("method").loc[order]
     words = [BASELINES[name].words if name in BASELINES else f"<b>{name}</b>" for name in order]
     nmi = {"z_x": {"x": 0.91, "t": 0.02, "xt": 0.63}, "z_t": {"x": 0.03, "t": 0.84, "xt": None}}
@@ -290,7 +290,7 @@ def test_report_holds_facts_tables_and_notes(page):
         ["0.03", "0.84", "–"],
     ]
     table = rows(page, "response")
-    order = ["fcr", "control_mean", "treatment_mean_shift", "additive", "split_half"]
+    order = ["fcr", "control_mean", "treatment_mean_shift", "additive", "noise_ceiling"]
     assert [name for name, _ in table] == order
     real, responses = make_deltas()
     scores = scores_of(responses["fcr"], real)

@@ -60,7 +60,7 @@ def test_each_pair_in_turn_with_reasons_for_the_others(adata):
         np.testing.assert_array_equal(scenario.train, ~scenario.test)
         scenario.check(adata, SCHEMA)
     assert found.left_out == {
-        "'a' in w": "its context w has fewer than 2 control cells",
+        "'a' in w": "its context w has fewer than 4 control cells",
         "'a+b' in v": "no other context has 'a+b'",
         "'b' in u": "no other context has 'b'",
         "'only' in v": "no other context has 'only'",
@@ -211,3 +211,16 @@ def test_names_say_what_is_held_out():
     pairs = tuple(Pair("a", (line, "d1")) for line in "uvwxy")
     name = Scenario("unseen treatment", pairs, *masks).name
     assert name == "unseen treatment: 'a' in u / d1, 'a' in v / d1, 'a' in w / d1, ... (5 in all)"
+
+
+def test_a_share_of_the_controls_of_what_is_asked_is_held_out_too(adata):
+    first, second = unseen_pairs(adata.obs, SCHEMA, controls=0.5, seed=3).made
+    control = rows(adata, "u", "none")
+    assert (first.test & control).sum() == (first.train & control).sum() == 3
+    assert first.train[rows(adata, "v", "none")].all()
+    assert not (second.test & control).any()
+    first.check(adata, SCHEMA)
+    other = unseen_pairs(adata.obs, SCHEMA, controls=0.5, seed=4).made[0]
+    assert (other.test != first.test).any()
+    with pytest.raises(ValueError, match="controls is 1; expected a share"):
+        unseen_pairs(adata.obs, SCHEMA, controls=1)

@@ -11,6 +11,7 @@ from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.treatments import canonical_label
 
 FEWEST: Final = 2  # cells of a group whose spread is to be judged
+FEWEST_CONTROLS: Final = 4  # of a context: two measure a response, two more may predict it
 
 
 class Pair(NamedTuple):
@@ -68,7 +69,7 @@ class Layout(NamedTuple):
         codes = self.codes if cells is None else self.codes[cells]
         return np.bincount(codes, minlength=len(self.pairs))
 
-    def lacks(self, position: int, n_cells: Codes) -> str:
+    def lacks(self, position: int, n_cells: Codes, *, controls: int = FEWEST) -> str:
         """Say what a pair lacks for its response to be measured; nothing if it can be.
 
         Parameters
@@ -77,11 +78,13 @@ class Layout(NamedTuple):
             Position of the pair.
         n_cells
             Cells of each pair, of those that are looked at, shape (n_pairs,).
+        controls
+            How many control cells its context needs.
         """
         pair = self.pairs[position]
         control = self.control_of(pair)
-        if control is None or n_cells[control] < FEWEST:
-            return f"its context {pair.place} has fewer than {FEWEST} control cells"
+        if control is None or n_cells[control] < controls:
+            return f"its context {pair.place} has fewer than {controls} control cells"
         if n_cells[position] < FEWEST:
             return f"it has {n_cells[position]} cell: a response with an interval needs {FEWEST}"
         return ""

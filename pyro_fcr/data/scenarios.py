@@ -18,7 +18,7 @@ from scipy import sparse
 
 from pyro_fcr.data.design import Codes, random_rank
 from pyro_fcr.data.errors import listed
-from pyro_fcr.data.pairs import Layout, Mask, Pair, read_layout
+from pyro_fcr.data.pairs import FEWEST_CONTROLS, Layout, Mask, Pair, read_layout
 from pyro_fcr.data.schema import Schema
 
 Kind = Literal["unseen pair", "unseen treatment", "unseen context", "random", "seen pairs"]
@@ -205,10 +205,12 @@ class Scenarios(NamedTuple):
     left_out: dict[str, str]
 
 
-def unseen_pairs(obs: pd.DataFrame, schema: Schema) -> Scenarios:
+def unseen_pairs(
+    obs: pd.DataFrame, schema: Schema, *, controls: float = 0.0, seed: int = 0
+) -> Scenarios:
     """Hold out each pair of treatment and context in turn.
 
-    A pair needs two cells or more, two control cells of its context, and its treatment in another
+    A pair needs two cells or more, four control cells of its context, and its treatment in another
     context.
 
     Parameters
@@ -217,6 +219,11 @@ def unseen_pairs(obs: pd.DataFrame, schema: Schema) -> Scenarios:
         `adata.obs`.
     schema
         Names the columns.
+    controls
+        Share of the control cells of each context that is asked for to hold out, too: its response
+        is then measured against cells that no method has seen.
+    seed
+        Seed of the draw of these.
 
     Examples
     --------
@@ -225,10 +232,12 @@ def unseen_pairs(obs: pd.DataFrame, schema: Schema) -> Scenarios:
     >>> [scenario.name for scenario in unseen_pairs(obs, schema).made]
     ["unseen pair: 'A' in u", "unseen pair: 'A' in v"]
     """
-    return _hold_out_each("unseen pair", obs, schema)
+    return _hold_out_each("unseen pair", obs, schema, controls, seed)
 
 
-def unseen_treatments(obs: pd.DataFrame, schema: Schema) -> Scenarios:
+def unseen_treatments(
+    obs: pd.DataFrame, schema: Schema, *, controls: float = 0.0, seed: int = 0
+) -> Scenarios:
     """Hold out each treatment in turn, in all contexts.
 
     Each of its agents must be known otherwise: from another treatment (a combination, or a part of
@@ -241,6 +250,11 @@ def unseen_treatments(obs: pd.DataFrame, schema: Schema) -> Scenarios:
         `adata.obs`.
     schema
         Names the columns.
+    controls
+        Share of the control cells of each context that is asked for to hold out, too: its response
+        is then measured against cells that no method has seen.
+    seed
+        Seed of the draw of these.
 
     Examples
     --------
@@ -249,10 +263,12 @@ def unseen_treatments(obs: pd.DataFrame, schema: Schema) -> Scenarios:
     >>> [scenario.name for scenario in unseen_treatments(obs, schema).made]
     ["unseen treatment: 'A' in u", "unseen treatment: 'A+B' in u", "unseen treatment: 'B' in u"]
     """
-    return _hold_out_each("unseen treatment", obs, schema)
+    return _hold_out_each("unseen treatment", obs, schema, controls, seed)
 
 
-def unseen_contexts(obs: pd.DataFrame, schema: Schema) -> Scenarios:
+def unseen_contexts(
+    obs: pd.DataFrame, schema: Schema, *, controls: float = 0.0, seed: int = 0
+) -> Scenarios:
     """Hold out the treated cells of each context in turn; its control cells stay in training.
 
     Judged are the treatments that other contexts had; cells of other treatments are left out.
@@ -263,6 +279,11 @@ def unseen_contexts(obs: pd.DataFrame, schema: Schema) -> Scenarios:
         `adata.obs`.
     schema
         Names the columns.
+    controls
+        Share of the control cells of each context that is asked for to hold out, too: its response
+        is then measured against cells that no method has seen.
+    seed
+        Seed of the draw of these.
 
     Examples
     --------
@@ -271,7 +292,7 @@ def unseen_contexts(obs: pd.DataFrame, schema: Schema) -> Scenarios:
     >>> unseen_contexts(obs, schema).made[0].labels[:2].tolist()
     ['train', 'test']
     """
-    return _hold_out_each("unseen context", obs, schema)
+    return _hold_out_each("unseen context", obs, schema, controls, seed)
 
 
 def random_cells(
@@ -321,8 +342,13 @@ def random_cells(
     return Scenarios((Scenario("random", pairs, ~test, test),) if pairs else (), left_out)
 
 
-def _hold_out_each(kind: Kind, obs: pd.DataFrame, schema: Schema) -> Scenarios:
+def _hold_out_each(
+    kind: Kind, obs: pd.DataFrame, schema: Schema, controls: float, seed: int
+) -> Scenarios:
+    if not 0 <= controls < 1:
+        raise ValueError(f"controls is {controls}; expected a share of 0 or more and below 1")
     layout = read_layout(obs, schema)
+    rank, size = random_rank(layout.codes, seed), layout.n_cells()
     described = {agent for agent, _ in schema.treatment_features or ()}
     groups: dict[Hashable, list[int]] = {}
     for i, pair in layout.treated().items():
@@ -334,19 +360,32 @@ def _hold_out_each(kind: Kind, obs: pd.DataFrame, schema: Schema) -> Scenarios:
         lacks = {i: _lacks(kind, layout, i, seen, described) for i in heldout}
         left_out |= {str(layout.pairs[i]): reason for i, reason in lacks.items() if reason}
         if judged := [i for i in heldout if not lacks[i]]:
-            made.append(predicted(kind, layout, judged, train=~np.isin(layout.codes, heldout)))
+            asked = np.setdiff1d(layout.with_controls(judged), judged)
+            out = np.isin(layout.codes, asked) & (rank < controls * size[layout.codes])
+            train = ~np.isin(layout.codes, heldout) & ~out
+            made.append(predicted(kind, layout, judged, train=train, controls=out))
     return Scenarios(tuple(made), left_out)
 
 
-def predicted(kind: Kind, layout: Layout, judged: Sequence[int], *, train: Mask) -> Scenario:
-    """Make the scenario in which all cells of the judged pairs, by position, are predicted."""
+def predicted(
+    kind: Kind,
+    layout: Layout,
+    judged: Sequence[int],
+    *,
+    train: Mask,
+    controls: Mask | bool = False,
+) -> Scenario:
+    """Make the scenario in which all cells of the judged pairs, by position, are predicted.
+
+    Control cells of their contexts may be held out beside them.
+    """
     pairs = tuple(layout.pairs[i] for i in judged)
-    return Scenario(kind, pairs, train, np.isin(layout.codes, judged))
+    return Scenario(kind, pairs, train, np.isin(layout.codes, judged) | controls)
 
 
 def _lacks(kind: Kind, layout: Layout, position: int, seen: Codes, described: set[str]) -> str:
     """Say what a held-out pair lacks to be predicted and judged; nothing if all is there."""
-    if reason := layout.lacks(position, layout.n_cells()):
+    if reason := layout.lacks(position, layout.n_cells(), controls=FEWEST_CONTROLS):
         return reason
     treatment = layout.pairs[position].treatment
     if kind == "unseen treatment":

@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData, concat
 
 from pyro_fcr.data import SchemaError, Split
-from pyro_fcr.data.pairs import Layout, Mask, Pair, read_layout
+from pyro_fcr.data.pairs import FEWEST_CONTROLS, Layout, Mask, Pair, read_layout
 from pyro_fcr.data.scenarios import Kind, Scenario, Scenarios, predicted
 from pyro_fcr.metrics.arrays import draw_rows
 from pyro_fcr.metrics.profiles import Prediction, predicted_cells
@@ -17,7 +17,7 @@ from pyro_fcr.queries import Fitted, counterfactual
 
 MODEL = "fcr"
 _N_SOURCE = 500  # control cells of a context whose responses are predicted
-_N_DRAWS = 5  # draws of each
+_N_DRAWS = 20  # draws of each
 _MOST_PAIRS = 50  # pairs that the fit had: each is ranked against every other one
 _N_TARGETS = 20  # doses that the control cells are spread over, at most
 
@@ -56,7 +56,7 @@ def _unseen(fcr: Fitted, layout: Layout, fitted: Mask) -> Scenarios:
     for i, pair in layout.treated().items():
         if n_fitted[i]:
             continue
-        reason = layout.lacks(i, size) or _unknown(fcr, pair)
+        reason = layout.lacks(i, size, controls=FEWEST_CONTROLS) or _unknown(fcr, pair)
         if not reason and not n_fitted[layout.with_controls([i])].any():
             reason = "no control cells of its context in the fit"
         if reason:
@@ -148,18 +148,21 @@ class _Predictor:
 
     def __call__(self, pair: Pair, scenario: Scenario) -> Prediction:
         """Predict a pair; of its judged cells the doses alone are looked at."""
-        source = self._source(pair)
+        source = self._source(pair, scenario)
         if pair.context not in self._untreated:
             self._untreated[pair.context] = self._draw(source, treatment=self.schema.control)
         own = self.layout.codes == self.layout.pairs.index(pair)
         targets = self._targets(self.adata.obs[own & scenario.test], pair, source.n_obs)
         treated = concat([self._draw(source[rows], **target) for rows, target in targets])
-        expression = self.schema.expression
-        return predicted_cells(treated.X, self._untreated[pair.context].X, expression=expression)
+        untreated = self._untreated[pair.context]
+        return predicted_cells(
+            treated.X, untreated.X, expression=self.schema.expression, n_draws=_N_DRAWS
+        )
 
-    def _source(self, pair: Pair) -> AnnData:
-        """Take the control cells of a context, some of many."""
-        rows = np.flatnonzero(self.layout.codes == self.layout.control_of(pair))
+    def _source(self, pair: Pair, scenario: Scenario) -> AnnData:
+        """Take control cells of a context, some of many, that measure no response."""
+        own = self.layout.codes == self.layout.control_of(pair)
+        rows = np.flatnonzero(own & ~scenario.test)
         return self.adata[rows[draw_rows(len(rows), _N_SOURCE, self.seed)]]
 
     def _targets(

@@ -30,7 +30,7 @@ class Evaluation:
     headline
         FCR minus the best baseline, see :func:`pyro_fcr.metrics.headline`.
     responses
-        Scores of predicted responses beside all baselines and the split-half ceiling, see
+        Scores of predicted responses beside all baselines and the ceiling, see
         :func:`pyro_fcr.metrics.response_table`. ``scenario`` says what was predicted: conditions
         that training lacked altogether (``"unseen pair"`` and the like) or, if there are none,
         ``"seen pairs"``: cells that training lacked of conditions that it had.

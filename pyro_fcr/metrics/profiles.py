@@ -6,7 +6,7 @@ libraries shallower has a response on it. ``log1p_mean`` is log1p of the mean of
 (cells scaled to one library size, natural logarithm), which depth moves far less.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -166,6 +166,9 @@ class Prediction:
         Predicted change against control, by scale, ``(n_genes,)`` each; a scale may be missing.
     cells
         Log1p expression of predicted treated cells, ``(n_cells, n_genes)``, or None.
+    parts
+        Predictions from separate draws of the cells, of which this one is the mean: how much they
+        differ says how many draws it takes. None are needed.
 
     Raises
     ------
@@ -175,6 +178,7 @@ class Prediction:
 
     change: Mapping[Scale, FloatArray]
     cells: Values | None = None
+    parts: "Sequence[Prediction]" = ()
 
     def __post_init__(self) -> None:
         if not self.change or set(self.change) - set(SCALES):
@@ -185,7 +189,7 @@ class Prediction:
 
 
 def predicted_cells(
-    treated: Any, untreated: Any, *, expression: Expression = "counts"
+    treated: Any, untreated: Any, *, expression: Expression = "counts", n_draws: int = 1
 ) -> Prediction:
     """Turn cells drawn from a model into a prediction.
 
@@ -196,6 +200,9 @@ def predicted_cells(
         ``(n_cells, n_genes)``. Both from the model, so that what it fails to reconstruct cancels.
     expression
         Whether they are counts or log1p values.
+    n_draws
+        How many draws of each cell stand below one another; with several, each is a part of the
+        prediction.
 
     Examples
     --------
@@ -207,6 +214,10 @@ def predicted_cells(
         log_values(each.X if isinstance(each, AnnData) else each, expression=expression)
         for each in (treated, untreated)
     )
-    return Prediction(
-        {scale: profile(cells, scale) - profile(control, scale) for scale in SCALES}, cells
-    )
+    draws = range(n_draws) if n_draws > 1 else ()
+    parts = tuple(Prediction(_change(cells[i::n_draws], control[i::n_draws])) for i in draws)
+    return Prediction(_change(cells, control), cells, parts)
+
+
+def _change(cells: Values, control: Values) -> dict[Scale, FloatArray]:
+    return {scale: profile(cells, scale) - profile(control, scale) for scale in SCALES}

@@ -12,15 +12,15 @@ from pyro_fcr.data.scenarios import Scenario
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.metrics.baselines import BASELINES
-from pyro_fcr.metrics.cases import CEILING, Case, Judge, Predictions
+from pyro_fcr.metrics.cases import CEILING, Judge, Judged, Predictions
 from pyro_fcr.metrics.intervals import check_levels, shifted
-from pyro_fcr.metrics.profiles import Prediction, Scale
+from pyro_fcr.metrics.profiles import Scale
 from pyro_fcr.metrics.scores import SCORES
 
 REAL: Final = "real"
 WORDS: Final = {
     "model": "the fitted model",
-    "ceiling": "one half of the real cells predicts the other",
+    "ceiling": "a perfect prediction, measured on so many cells",
 }
 PLACE: Final = ["scenario", "treatment", "context"]
 
@@ -34,7 +34,9 @@ class ResponseTable:
     frame
         One row per pair, method, scale and metric: ``scenario`` (its kind), ``treatment``,
         ``context``, ``method``, ``role`` (``"model"``, ``"baseline"``, ``"ceiling"``), ``scale``,
-        ``metric`` (see :data:`pyro_fcr.metrics.SCORES`), ``value``, ``low``, ``high``.
+        ``metric`` (see :data:`pyro_fcr.metrics.SCORES`), ``monte_carlo`` (standard error of the
+        score from the number of drawn cells, nan where none are drawn or it is not known),
+        ``value``, ``low``, ``high``.
     draws
         Each row's score in the bootstrap draws, ``(n_rows, n_draws)``; draws of one number are of
         the same cells in all rows. nan in rows of the ceiling.
@@ -70,14 +72,18 @@ def response_table(
     level: float = 0.9,
     seed: int = 0,
 ) -> ResponseTable:
-    """Score models beside all baselines and the split-half ceiling.
+    """Score models beside all baselines and the ceiling that noise of the cells sets.
 
-    Real responses come from all cells of a pair and of its control, in random scenarios from the
-    test cells only. Baselines see the training cells. Intervals say how far a score moves if other
+    Real responses come from all cells of a pair, in random scenarios from the test cells only,
+    against control cells that no baseline sees, so that noise of the controls is no agreement: the
+    test cells among them, or one half of them in turn where there are none, while baselines see the
+    other half. Baselines see the training cells. Intervals say how far a score moves if other
     cells of the same number had been measured: quantiles of bootstrap draws of the real treated and
     control cells, shifted so that their mean is the score (a draw has the noise of the cells twice,
     and would by itself lie below). Where that noise is most of an error they are too wide rather
-    than too narrow. Predictions are held fixed. The ceiling's interval is of random halves.
+    than too narrow. A prediction is held fixed; where there are several of a pair, of repeated
+    fits, the score is their mean and draws are of fits, too. The ceiling is what a perfect
+    prediction would score on so many cells; its interval is of random halves.
 
     Parameters
     ----------
@@ -115,7 +121,7 @@ def response_table(
     >>> scenario = unseen_pairs(adata.obs, schema).made[0]
     >>> table = response_table(adata, schema, [(scenario, {})], n_draws=20)
     >>> table.frame.query("metric == 'cosine_logfc' and scale == 'mean_log1p'")["method"].tolist()
-    ['control_mean', 'treatment_mean_shift', 'additive', 'ridge', 'split_half']
+    ['control_mean', 'treatment_mean_shift', 'additive', 'ridge', 'noise_ceiling']
     """
     check_levels([level])
     if n_draws < 1:
@@ -125,12 +131,11 @@ def response_table(
     changes: dict[tuple[str, ...], FloatArray] = {}
     for scenario, predictions in judged:
         scenario.check(adata, schema)
-        for case, methods in judge.cases(scenario, predictions):
-            place = (scenario.kind, case.pair.treatment, case.pair.place)
-            changes[*place, REAL] = case.real.change["mean_log1p"][case.position, 0]
-            given = {name: method.change.get("mean_log1p") for name, method in methods.items()}
-            changes |= {(*place, name): each for name, each in given.items() if each is not None}
-            for about, scores in _scored(case, methods):
+        for each in judge.judge(scenario, predictions):
+            place = (scenario.kind, each.pair.treatment, each.pair.place)
+            changes[*place, REAL] = each.real
+            changes |= {(*place, name): change for name, change in each.changes.items()}
+            for about, scores in _scored(each):
                 ends = interval(scores, level, metric=about["metric"])
                 rows.append(dict(zip(PLACE, place, strict=True)) | about | ends)
                 draws.append(scores[1:] if about["role"] != "ceiling" else np.full(n_draws, np.nan))
@@ -148,15 +153,14 @@ def interval(scores: FloatArray, level: float, *, metric: str) -> dict[str, floa
     return {"value": value, "low": float(ends[0]), "high": float(ends[1])}
 
 
-def _scored(
-    case: Case, methods: Mapping[str, Prediction]
-) -> Iterator[tuple[dict[str, str], FloatArray]]:
+def _scored(judged: Judged) -> Iterator[tuple[dict[str, Any], FloatArray]]:
     """Yield method, role, scale and metric with the score as it is and in draws; ceiling last."""
-    scored = ((name, case.scores(prediction)) for name, prediction in methods.items())
-    for name, scores in (*scored, (CEILING, case.ceiling())):
+    for name, scores in judged.scores.items():
         role = "baseline" if name in BASELINES else "ceiling" if name == CEILING else "model"
+        error = judged.monte_carlo.get(name, {})
         for (scale, metric), values in scores.items():
-            yield {"method": name, "role": role, "scale": scale, "metric": metric}, values
+            about = {"method": name, "role": role, "scale": scale, "metric": metric}
+            yield about | {"monte_carlo": error.get((scale, metric), np.nan)}, values
 
 
 def headline(

@@ -6,7 +6,7 @@ context, on one of the scales of `pyro_fcr.metrics.profiles`; last axis genes, a
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,6 +33,9 @@ class Score:
     undefined
         Value that a prediction without direction (constant, zero) counts as when methods are
         compared; None where there is no such prediction.
+    noise
+        How it depends on the noise of what is compared: as a ``"correlation"``, as a ``"square"``,
+        or in no known way.
     """
 
     title: str
@@ -42,6 +45,14 @@ class Score:
     lowest: float = -1.0
     highest: float = 1.0
     undefined: float | None = None
+    noise: Literal["correlation", "square"] | None = None
+
+    def of_halves(self, scores: FloatArray) -> FloatArray:
+        """Turn scores of halves of the cells into those of a perfect prediction of all of them."""
+        if self.noise == "correlation":
+            known = np.clip(scores, 0.0, 1.0)
+            return np.sqrt(2 * known / (1 + known))
+        return scores / 4 if self.noise == "square" else scores
 
     @property
     def sign(self) -> float:
@@ -49,8 +60,8 @@ class Score:
         return 1.0 if self.higher_is_better else -1.0
 
 
-_correlation = partial(Score, undefined=0.0)
-_error = partial(Score, higher_is_better=False, lowest=0.0, highest=np.inf)
+_correlation = partial(Score, undefined=0.0, noise="correlation")
+_error = partial(Score, higher_is_better=False, lowest=0.0, highest=np.inf, noise="square")
 
 SCORES: Final[dict[str, Score]] = {
     "cosine_logfc": _correlation(
@@ -100,6 +111,7 @@ SCORES: Final[dict[str, Score]] = {
         "Energy distance between predicted and real treated cells in log1p expression, see "
         "`pyro_fcr.metrics.e_distance`.",
         lowest=-np.inf,
+        noise=None,
     ),
 }
 

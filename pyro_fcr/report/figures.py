@@ -131,7 +131,8 @@ def _gain(ax: Axes, rows: pd.DataFrame, metric: str) -> None:
         ax.plot(row.gain, place, "o", color=color, markersize=5)
         ax.text(row.gain, place - 0.22, str(row.baseline), ha="center", fontsize=6.5, color=color)
     ax.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
-    ax.set_title(metric, fontsize=8.5, loc="left", color=INK)
+    score = SCORES[metric]
+    ax.set_title(f"{score.title}, {score.scope}", fontsize=8.5, loc="left", color=INK)
     ax.set_yticks(range(len(rows)), rows["scale"])
     ax.set_ylim(len(rows) - 0.4, -0.75)
     ax.margins(x=0.25)

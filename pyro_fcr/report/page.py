@@ -111,6 +111,10 @@ _FACTS: Final[Mapping[str, tuple[str, Any]]] = {
     "seconds": ("fitting time", duration),
     "heldout_elbo_per_cell": ("held-out ELBO per cell, nats", fixed(1)),
 }
+_SCALES: Final = {
+    "mean_log1p": "Mean of log1p, cell by cell",
+    "log1p_mean": "Log1p of the mean, where depth hardly enters",
+}
 _COVERAGE: Final = {
     "observation": "held-out cells of conditions that training had",
     "observation, unseen condition": "cells of a condition that training lacked",
@@ -129,15 +133,22 @@ def responses(
 ) -> Iterator[dict[str, Any]]:
     """Yield what the page shows of each scenario's predicted responses."""
     heads = tables["headline"].query("against == 'best on average'")
-    own = tables["responses"].query("scale == 'mean_log1p'")
-    for number, (scenario, rows) in enumerate(own.groupby("scenario", sort=False)):
+    for number, (scenario, every) in enumerate(tables["responses"].groupby("scenario", sort=False)):
+        by_scale = dict(iter(every.groupby("scale", sort=False)))
+        rows = by_scale["mean_log1p"]
         pair, scatter = _middle(rows), None
         if changes is not None and (scenario, *pair) in changes.index.droplevel("method"):
             scatter = figures.response_image(changes.xs((scenario, *pair), level=PLACE))
         yield {
             "scenario": scenario,
             "n_pairs": len(rows[_PAIR].drop_duplicates()),
-            "table": _scores(rows, tables["methods"], name=f"scores{number}"),
+            "tables": [
+                (
+                    _SCALES[str(scale)],
+                    _scores(own, tables["methods"], name=f"scores{number}_{scale}"),
+                )
+                for scale, own in by_scale.items()
+            ],
             "figure": figures.gains(heads[heads["scenario"] == scenario]),
             "pair": " in ".join(pair),
             "scatter": scatter,
@@ -157,7 +168,7 @@ def _scores(rows: pd.DataFrame, methods: pd.DataFrame, *, name: str) -> Markup:
     values = rows.pivot(index=["method", "metric"], columns=_PAIR, values="value")
     means = values.mean(axis=1, skipna=False).unstack("metric")
     methods = methods[methods["method"].isin(means.index)]
-    means = means.reindex(index=methods["method"], columns=list(SCORES))
+    means = means.reindex(index=methods["method"], columns=[s for s in SCORES if s in means])
     ceiling = (methods["role"] == "ceiling").to_numpy()
     classes = means.apply(lambda column: _best(column, ceiling))
     classes[ceiling] = "ceiling"
@@ -165,7 +176,7 @@ def _scores(rows: pd.DataFrame, methods: pd.DataFrame, *, name: str) -> Markup:
     index = [code(method, words, emphasised=bool(last)) for method, words, last in labels]
     heads = [
         Markup('<abbr title="{}">{}</abbr><small>{}</small>').format(s.words, s.title, s.scope)
-        for s in SCORES.values()
+        for s in (SCORES[str(name)] for name in means)
     ]
     shown, classes = (each.set_axis(index).set_axis(heads, axis=1) for each in (means, classes))
     shown = shown.rename_axis(columns="prediction")
