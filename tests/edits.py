@@ -343,6 +343,33 @@ def blind(registry):
     return model, BlindGuide(LogNormalize(registry.target_sum), *encoders)
 
 
+# (l) an observed mediator: the treatment arrests the cell cycle, whose phase is a column of obs
+
+
+class MediatorModel(Model):
+    def __init__(self, *, m, **conditionals):
+        super().__init__(**conditionals)
+        self.m = m
+
+    def forward(self, batch):
+        with pyro.plate("cells", len(batch)):
+            x = pyro.sample("x", Exogenous(batch["x"]), obs=batch["x"])
+            t = pyro.sample("t", Exogenous(batch["t"]), obs=batch["t"])
+            m = pyro.sample("m", dist.OneHotCategorical(logits=self.m(t)), obs=batch["m"])
+            z_x = pyro.sample("z_x", self.z_x(x))
+            z_tx = pyro.sample("z_tx", self.z_tx(t, x))
+            z_t = pyro.sample("z_t", self.z_t(t))
+            y = self.y(z_x, z_tx, z_t, m, batch["library"])
+            return pyro.sample("y", y, obs=batch.get("y"))
+
+
+def mediator(registry):
+    model, guide = shipped(registry)
+    decoder = NegativeBinomialDecoder([3, 2, 2, 2], registry.widths["y"], n_hidden=16)
+    priors = {"z_x": model.z_x, "z_tx": model.z_tx, "z_t": model.z_t}
+    return MediatorModel(m=nn.Linear(registry.widths["t"], 2), y=decoder, **priors), guide
+
+
 FEATURES = {"drug1": [1.0, 0.0, 0.5], "drug2": [0.0, 1.0, 0.5], "drug3": [0.9, 0.1, 0.4]}
 
 EDITS = {
@@ -379,6 +406,20 @@ EDITS = {
         lambda: with_column("donor"),
         sites(x="line", d="donor"),
         held=("z_x", "z_d"),
+    ),
+    "l_mediator": Edit(
+        mediator,
+        [
+            "z_x ⟂ t | x",
+            "z_x ⟂ m | x",
+            "z_tx ⟂ m | x, t",
+            "z_t ⟂ x | t",
+            "z_t ⟂ m | t",
+            "z_x ⟂ z_tx | x",
+            "z_tx ⟂ z_t | t",
+        ],
+        lambda: with_column("phase"),
+        sites(x="line", m="phase"),
     ),
     "d_additive": Edit(additive, ["z_x ⟂ t | x", "z_t ⟂ x | t"]),
     "e_chained": Edit(chained, ["z_x ⟂ t | x", "z_t ⟂ x | t"]),

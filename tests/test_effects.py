@@ -12,7 +12,7 @@ from pyro_fcr.data import register
 from pyro_fcr.discovery.effects import effects
 from pyro_fcr.distributions import Exogenous
 from pyro_fcr.draws import new_cells
-from pyro_fcr.draws.responder import path_responses
+from pyro_fcr.draws.paths import path_responses
 from pyro_fcr.nn import NegativeBinomialDecoder
 
 SMALL = Architecture(n_x=3, n_t=3, n_tx=3, n_hidden=32, decoder="additive", dropout=0.0)
@@ -135,7 +135,8 @@ def test_every_graph_has_effects(name):
     model, guide = edit.build(register(adata, edit.schema)[0])
     fcr = FCR(adata, edit.schema, model=model, guide=guide)
     found = effects(fcr, n_cells=20)
-    reached = {z for z in fcr.graph.blocks if "t" in fcr.graph.ancestors(z)}
+    sites = (*fcr.graph.blocks, *fcr.graph.known)
+    reached = {site for site in sites if "t" in fcr.graph.ancestors(site)}
     assert set(found.rows["effect"]) == {"total", "interaction", *reached}
     assert np.isfinite(found.estimate).all()
     assert (found.lower <= found.upper).all()

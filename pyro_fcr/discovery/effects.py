@@ -14,11 +14,11 @@ from torch import Tensor
 from pyro_fcr.data import Registry
 from pyro_fcr.discovery.contrasts import deviation
 from pyro_fcr.draws import QueryError
-from pyro_fcr.draws.responder import REFERENCE, TOTAL, path_responses
+from pyro_fcr.draws.paths import REFERENCE, TOTAL, path_responses
 from pyro_fcr.metrics.arrays import Codes, FloatArray
 from pyro_fcr.queries import Fitted
-from pyro_fcr.queries.fitted import context_cells
-from pyro_fcr.queries.targets import check_level
+from pyro_fcr.queries.marks import mark
+from pyro_fcr.queries.targets import check_level, context_cells, contexts_of
 
 INTERACTION = "interaction"
 
@@ -243,12 +243,6 @@ def arms_of(registry: Registry, treatments: Iterable[str] | None = None) -> list
     return [arm for label in labels for arm in known[label] or [Arm(label)]]
 
 
-def contexts_of(registry: Registry) -> list[dict[str, str]]:
-    """Return the contexts of training: a level for every covariate."""
-    found = {tuple(c.covariates.items()) for c in registry.conditions}
-    return [dict(context) for context in sorted(found)]
-
-
 def total_effects(
     fcr: Fitted, arm: Arm, contexts: Sequence[Mapping[str, str]], *, n_cells: int, seed: int
 ) -> FloatArray:
@@ -276,7 +270,7 @@ def _log_means(fcr: Fitted, expected: Tensor) -> FloatArray:
 def _of_arm(fcr: Fitted, arm: Arm, n_cells: int, *, level: float, seed: int) -> FloatArray:
     """Return estimate, sd, lower and upper over cells, ``(4, n_rows, n_genes)``."""
     found = []
-    for context in contexts_of(fcr.registry):
+    for context in contexts_of(fcr):
         paths = _paths(fcr, arm, context, n_cells, seed=seed)
         before = paths.pop(REFERENCE)
         found.append([_over_cells(fcr, after, before, level) for after in paths.values()])
@@ -303,13 +297,14 @@ def _over_refits(estimates: FloatArray, level: float) -> FloatArray:
 
 
 def _rows(fcr: Fitted, arms: Sequence[Arm]) -> pd.DataFrame:
-    contexts = contexts_of(fcr.registry)
+    contexts = contexts_of(fcr)
     paths = _paths(fcr, arms[0], contexts[0], 2, seed=0)
     kinds = [name for name in paths if name != REFERENCE] + [INTERACTION]
     rows = []
     for arm in arms:
         for context in contexts:
-            unseen = fcr.registry.is_extrapolated(arm.treatment, context, dose=arm.dose or None)
+            marks = mark(fcr.registry, arm.treatment, context, dose=arm.dose or None)
             named = {**arm.columns, **context, "context": ", ".join(context.values())}
-            rows += [{**named, "effect": kind, "extrapolated": unseen} for kind in kinds]
+            extrapolated = {"extrapolated": marks["extrapolated"]}
+            rows += [{**named, "effect": kind, **extrapolated} for kind in kinds]
     return pd.DataFrame(rows)

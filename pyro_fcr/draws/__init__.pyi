@@ -6,31 +6,28 @@ from .moments import (
     posterior_moments,
     prior_moments,
 )
+from .paths import path_responses
 from .responder import (
-    QueryError,
     Responder,
     abduct,
     block_seed,
     block_size,
     blocks_of,
-    check_held,
-    held_by_default,
     new_cells,
     outcome,
-    path_responses,
     respond,
 )
+from .worlds import QueryError, Reach, reach
 
 __all__ = [
     "LabelDistribution",
     "QueryError",
+    "Reach",
     "Responder",
     "abduct",
     "block_seed",
     "block_size",
     "blocks_of",
-    "check_held",
-    "held_by_default",
     "label_blind_means",
     "new_cells",
     "outcome",
@@ -38,5 +35,6 @@ __all__ = [
     "posterior_means",
     "posterior_moments",
     "prior_moments",
+    "reach",
     "respond",
 ]

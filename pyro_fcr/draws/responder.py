@@ -10,64 +10,16 @@ from typing import Any
 
 import numpy as np
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.draws.sinks import Sink
-from pyro_fcr.graph import Graph, read_graph
+from pyro_fcr.draws.worlds import Expect, Released, world
+from pyro_fcr.graph import read_graph
 from pyro_fcr.graph.runs import drawn_sites
 from pyro_fcr.modes import looking, outside_param_store
 
-REFERENCE, TOTAL, DIRECT = "reference", "total", "direct"
 _VALUES_PER_BLOCK = 2**19
-
-
-class QueryError(ValueError):
-    """A question that the model cannot answer as it is asked; the message says why.
-
-    Examples
-    --------
-    >>> import pyro_fcr
-    >>> schema = pyro_fcr.Schema(
-    ...     treatment_key="treatment", control="control", covariate_keys="patient"
-    ... )
-    >>> fcr = pyro_fcr.FCR(pyro_fcr.datasets.gbm_panobinostat(), schema)
-    >>> try:
-    ...     fcr.counterfactual()
-    ... except pyro_fcr.QueryError as error:
-    ...     print(error)
-    The query has no target: give treatment=, dose= or covariates=.
-    """
-
-
-def held_by_default(graph: Graph, intervened: Iterable[str]) -> tuple[str, ...]:
-    """Return the latents that no intervened site is a cause of: what a cell keeps."""
-    changed = set(intervened)
-    return tuple(z for z in graph.blocks if not changed & graph.ancestors(z))
-
-
-def check_held(graph: Graph, held: Iterable[str], intervened: Iterable[str]) -> None:
-    """Refuse to hold what is not a latent or what the intervention acts through.
-
-    Raises
-    ------
-    QueryError
-        Names the latent and what may be held.
-    """
-    allowed = held_by_default(graph, intervened)
-    for site in held:
-        if site not in graph.blocks:
-            raise QueryError(
-                f"hold: unknown latent {site!r}. The model's latents are {', '.join(graph.blocks)}."
-            )
-        if site not in allowed:
-            causes = ", ".join(sorted(graph.ancestors(site) & set(intervened)))
-            raise QueryError(
-                f"hold: {site} is caused by {causes}, which the query changes. Holding it would "
-                "return a part of the cells as they are. What can be held: "
-                f"{', '.join(allowed) or 'nothing'}."
-            )
 
 
 def respond(
@@ -77,6 +29,7 @@ def respond(
     *,
     do: Mapping[str, Tensor],
     hold: Iterable[str] = (),
+    released: Iterable[str] = (),
 ) -> tuple[Tensor, Tensor]:
     """Draw once: abduct the held latents, act, predict the outcome.
 
@@ -91,13 +44,15 @@ def respond(
     hold
         Latents drawn from the guide given the cells' expression; the others are drawn from their
         conditional priors under ``do``. Latents that all cells share must be among them.
+    released
+        Observed sites that are drawn, because ``do`` reaches them.
 
     Returns
     -------
     Expected and drawn expression, ``(n_cells, n_genes)`` each.
     """
     held = abduct(guide, batch, tuple(hold))
-    node = outcome(model, batch.without("y"), held=held, do=do)
+    node = outcome(Released(released)(model), batch.without("y"), held=held, do=do)
     return node["fn"].mean, node["value"]
 
 
@@ -123,7 +78,7 @@ def abduct(guide: nn.Module, batch: Batch, sites: tuple[str, ...]) -> dict[str, 
 
 
 def outcome(
-    model: nn.Module,
+    model: Callable,
     cells: Batch,
     *,
     held: Mapping[str, Tensor],
@@ -149,69 +104,10 @@ def outcome(
     -------
     The site: ``["fn"]`` is the distribution, ``["value"]`` the draw, ``(n_cells, n_genes)``.
     """
-    program = _world(model, held=held, do=do)
+    program = world(model, held=held, do=do)
     if not draw:
-        program = _Expect()(program)
+        program = Expect()(program)
     return poutine.trace(program).get_trace(cells).nodes["y"]
-
-
-def path_responses(
-    model: nn.Module,
-    guide: nn.Module,
-    batch: Batch,
-    graph: Graph,
-    *,
-    reference: Mapping[str, Tensor],
-    target: Mapping[str, Tensor],
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Predict the same cells in two worlds, and with one block at a time from the other world.
-
-    Both worlds are drawn from the same noise, so that what the intervention does not reach is equal
-    in both: the difference is the response, not sampling noise.
-
-    Parameters
-    ----------
-    model, guide
-        The two programs. Latents of cells are drawn from the model; only latents that all cells
-        share are taken from the guide.
-    batch
-        The cells; library sizes and exogenous sites are read.
-    graph
-        The graph of the model.
-    reference, target
-        Values that the exogenous sites are set to in the two worlds, ``(n_cells, n_features)``.
-    seed
-        Seed of the draws; the global random state is left alone.
-
-    Returns
-    -------
-    Expected expression ``(n_cells, n_genes)`` by world or path: ``"reference"``, ``"total"`` (all
-    of the target world), the name of each block that the intervention reaches (this block alone
-    from the target world), and ``"direct"`` where the outcome itself has an intervened parent.
-    """
-    cells, device = batch.without("y"), batch["library"].device
-    with looking(model, guide, seed=seed, device=device):
-        shared = abduct(guide, batch, tuple(graph.shared))
-
-    def draw(do: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with looking(model, seed=seed, device=device):
-            trace = poutine.trace(_world(model, held=shared, do=do)).get_trace(cells)
-        drawn = {name: node["value"] for name, node in drawn_sites(trace).items() if name != "y"}
-        return {**shared, **drawn}
-
-    def expect(latents: Mapping[str, Tensor], do: Mapping[str, Tensor]) -> Tensor:
-        with looking(model, seed=seed, device=device):
-            return outcome(model, cells, held=latents, do=do, draw=False)["fn"].mean
-
-    before, after = draw(reference), draw(target)
-    found = {REFERENCE: expect(before, reference), TOTAL: expect(after, target)}
-    for block in graph.blocks:
-        if block not in held_by_default(graph, target):
-            found[block] = expect({**before, block: after[block]}, reference)
-    if any(set(graph.parents[y]) & set(target) for y in graph.outcomes):
-        found[DIRECT] = expect(before, target)
-    return found
 
 
 class Responder:
@@ -221,7 +117,7 @@ class Responder:
     ----------
     model, guide
         The two programs.
-    hold
+    hold, released
         As in :func:`respond`.
 
     Examples
@@ -238,8 +134,16 @@ class Responder:
     torch.Size([2, 5])
     """
 
-    def __init__(self, model: nn.Module, guide: nn.Module, *, hold: Iterable[str] = ()) -> None:
-        self.model, self.guide, self.hold = model, guide, tuple(hold)
+    def __init__(
+        self,
+        model: nn.Module,
+        guide: nn.Module,
+        *,
+        hold: Iterable[str] = (),
+        released: Iterable[str] = (),
+    ) -> None:
+        self.model, self.guide = model, guide
+        self.hold, self.released = tuple(hold), tuple(released)
         self._apart: bool | None = None
 
     def feed(
@@ -275,9 +179,9 @@ class Responder:
         if library is not None:
             cells = replace(cells, values={**cells.values, "library": library})
         with looking(self.model, self.guide, seed=seed, device=batch["library"].device):
-            draw_held = self._abduction(batch)
+            draw_held, program = self._abduction(batch), Released(self.released)(self.model)
             for _ in range(n_draws):
-                node = outcome(self.model, cells, held=draw_held(), do=do or {}, draw=bool(drawn))
+                node = outcome(program, cells, held=draw_held(), do=do or {}, draw=bool(drawn))
                 for sink in drawn:
                     sink.update(node["value"])
                 mean = node["fn"].mean if expected and drawn else node["value"]
@@ -335,18 +239,6 @@ def blocks_of(batch: Batch, size: int) -> Iterator[tuple[Batch, slice]]:
     for start in range(0, len(batch), size):
         rows = slice(start, start + size)
         yield batch.take(rows), rows
-
-
-class _Expect(Messenger):
-    """Set the outcome to its expectation where drawing its noise would be wasted."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == "y" and not msg["is_observed"]:
-            msg["value"], msg["done"] = msg["fn"].mean, True
-
-
-def _world(model: nn.Module, *, held: Mapping[str, Tensor], do: Mapping[str, Tensor]) -> Any:
-    return poutine.do(poutine.condition(model, dict(held)), dict(do))
 
 
 def drawn_by(guide: nn.Module, batch: Batch) -> dict[str, Any]:

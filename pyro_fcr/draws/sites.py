@@ -95,6 +95,7 @@ class Sampler:
         *,
         do: Mapping[str, Tensor],
         hold: Iterable[str] = (),
+        released: Iterable[str] = (),
         first: Mapping[str, Draws] | None = None,
         seed: int = 0,
     ) -> dict[str, Draws]:
@@ -104,7 +105,7 @@ class Sampler:
         ----------
         batch
             The cells with their expression.
-        do, hold
+        do, hold, released
             As in :func:`pyro_fcr.draws.respond`. A draw under ``do`` keeps what the posterior
             draw of the same number has in the latents that are held or shared.
         first
@@ -128,7 +129,7 @@ class Sampler:
             drawn["prior"] = self._draw(unseen, do={}, given=known.get("prior", {}))
             if do:
                 given = drawn["posterior"].only((*hold, *shared))
-                drawn["predictions"] = self._draw(unseen, do=do, given=given)
+                drawn["predictions"] = self._draw(unseen, do=do, given=given, released=released)
         return drawn
 
     def _draw(
@@ -137,13 +138,13 @@ class Sampler:
         *,
         do: Mapping[str, Tensor],
         given: Mapping[str, Tensor],
-        hold: Iterable[str] = (),
+        **how: Iterable[str],
     ) -> Draws:
         device = batch["library"].device
         draws = []
         for number in range(self.n_draws):
             known = {site: values[number].to(device) for site, values in given.items()}
-            draws.append(self._draw_once(batch, do=do, known=known, hold=hold))
+            draws.append(self._draw_once(batch, do=do, known=known, **how))
         return Draws.stack(draws)
 
     def _draw_once(
@@ -152,11 +153,11 @@ class Sampler:
         *,
         do: Mapping[str, Tensor],
         known: dict[str, Tensor],
-        hold: Iterable[str],
+        **how: Iterable[str],
     ) -> Draws:
         model: Any = poutine.trace(poutine.condition(self.model, known))
         guide: Any = poutine.condition(self.guide, known)
-        _, y = respond(model, guide, batch, do=do, hold=hold)
+        _, y = respond(model, guide, batch, do=do, **how)
         nodes = model.trace.nodes
         latents = {site: nodes[site]["value"].cpu() for site in self.graph.latents}
         kept = y.index_select(-1, self.genes.to(y.device)).cpu()

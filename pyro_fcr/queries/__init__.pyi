@@ -5,13 +5,14 @@ from .coverage import interval_coverage
 from .curves import dose_response
 from .export import to_arviz
 from .fitted import Fitted, Source
+from .marks import condition_marks, support
 from .representations import (
     add_latents_to,
     dimension_use,
     get_latent_representation,
     label_blind_latents,
 )
-from .targets import AVERAGE, Form, Query, condition_marks, support
+from .targets import AVERAGE, Form, Query
 
 __all__ = [
     "AVERAGE",

@@ -5,6 +5,7 @@ which cells stand in which order, not on the memory that it may take.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -19,7 +20,14 @@ from pyro_fcr.draws import QueryError, block_size, new_cells
 from pyro_fcr.draws.sinks import Rows
 from pyro_fcr.queries.answers import Output, Part, assemble, read_part
 from pyro_fcr.queries.fitted import Fitted, Source, drawn_blocks, make_responder
-from pyro_fcr.queries.targets import Asked, Form, Query, condition_marks, intervene
+from pyro_fcr.queries.marks import condition_marks
+from pyro_fcr.queries.targets import (
+    Asked,
+    Form,
+    Query,
+    intervene,
+    new_condition,
+)
 
 _Chunks: TypeAlias = Iterable[tuple[Batch, slice]]
 _FED: Final = {"latent": "expected", "observation": "drawn"}
@@ -46,7 +54,9 @@ def predict(  # noqa: PLR0913 (the words of one question)
     treatment, dose
         The treatment or combination; the dose, where the schema has doses.
     covariates
-        A level for every covariate, or :data:`pyro_fcr.AVERAGE` to average it out.
+        A level for every covariate, or :data:`pyro_fcr.AVERAGE` to average it out. A covariate that
+        something causes in the model, such as a cell cycle phase that treatments change, may be
+        left out: it is drawn.
     n_cells
         How many cells to draw.
     n_draws
@@ -71,9 +81,9 @@ def predict(  # noqa: PLR0913 (the words of one question)
         n_draws=n_draws,
     )
     size = (fcr.registry.target_sum or 1.0) if library is None else library
-    obs, column = query.condition_obs(fcr.registry, n_cells), _library_column(size, n_cells)
-    chunks = _chunks_of_new_cells(fcr, fcr.registry.encode_obs(obs), column)
-    return _answer(fcr, query, Asked(obs=obs), chunks)
+    asked = new_condition(fcr, query, n_cells)
+    chunks = _chunks_of_new_cells(fcr, asked.do, _library_column(size, n_cells))
+    return _answer(fcr, query, replace(asked, do={}), chunks)
 
 
 def counterfactual(  # noqa: PLR0913 (the words of one question)
@@ -105,7 +115,9 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
         covariate such as a technical batch can be set to :data:`pyro_fcr.AVERAGE`.
     hold
         Latents that cells keep; None holds every latent that the target does not cause (z_x
-        for another treatment, z_t for another context).
+        for another treatment, z_t for another context). Covariates that the target causes, such as
+        a cell cycle phase that treatments change, are drawn: the answer is the total effect. Name
+        the site of such a covariate here to leave it as measured: the direct effect.
     library
         Counts per cell: a number, or one for each cell; None leaves the cells their own.
     n_draws
@@ -124,7 +136,8 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
     Predicted cells. ``obs`` is that of the source with the target in the schema's columns, the
     source's own values in ``source_<column>``, ``extrapolated`` (no training cell had this
     treatment in this context) and ``support`` (:func:`pyro_fcr.queries.support`);
-    ``uns["pyro_fcr"]`` holds the query.
+    ``uns["pyro_fcr"]`` holds the query. Columns that are drawn are empty in ``obs``, and
+    ``uns["pyro_fcr"]["drawn"]`` lists them.
 
     Raises
     ------
@@ -239,11 +252,12 @@ def _answer(
 ) -> AnnData:
     """Draw what is asked of cells, and put it together in the form that the query asks for."""
     column = None if library is None else _library_column(library, len(asked.obs))
-    obs = asked.obs.assign(**condition_marks(asked.obs, fcr.registry))
+    marks = condition_marks(asked.obs, fcr.registry, open_keys=asked.open_keys)
+    obs = asked.obs.assign(**marks)
     if query.answer.form == "draws":
         obs = _row_per_draw(obs, query.n_draws)
     genes = pd.DataFrame(index=pd.Index(fcr.registry.genes, dtype=str))
-    frame = AnnData(obs=obs, var=genes, uns={"pyro_fcr": _record(query, asked.held)})
+    frame = AnnData(obs=obs, var=genes, uns={"pyro_fcr": _record(query, asked)})
     parts = _parts(fcr, query, asked, chunks, column)
     answer = assemble(frame, parts, store=query.answer.store)
     layer = fcr.registry.schema.layer
@@ -257,7 +271,7 @@ def _parts(
 ) -> Iterator[Part]:
     """Draw block by block; a block whose draws do not fit into memory is drawn anew per part."""
     output, n_draws = query.answer, query.n_draws
-    responder = make_responder(fcr, asked.held)
+    responder = make_responder(fcr, asked.held, released=asked.released)
     as_counts = fcr.registry.schema.expression == "counts" and output.kind == "observation"
     for batch, cells, seed in drawn_blocks(fcr, chunks, seed=query.seed):
         do = {name: values[cells].to(fcr.device) for name, values in asked.do.items()}
@@ -278,12 +292,13 @@ def _row_per_draw(obs: pd.DataFrame, n_draws: int) -> pd.DataFrame:
     return repeated.assign(draw=draw).set_axis(pd.Index(names, dtype=str))
 
 
-def _record(query: Query, held: tuple[str, ...]) -> dict[str, Any]:
+def _record(query: Query, asked: Asked) -> dict[str, Any]:
     return {
         "treatment": "" if query.treatment is None else query.treatment,
         "dose": "" if query.dose is None else str(query.dose),
         "covariates": {key: str(level) for key, level in query.covariates.items()},
-        "held": list(held),
+        "held": list(asked.held),
+        "drawn": list(asked.open_keys),
         "output": query.answer.form,
         "uncertainty": query.answer.kind,
         "n_draws": query.n_draws,

@@ -13,7 +13,8 @@ from pyro_fcr.draws.sinks import Sink
 from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.metrics.intervals import central_shares, pit_of_draws
 from pyro_fcr.queries.fitted import Fitted, Source, drawn_blocks, make_responder
-from pyro_fcr.queries.targets import check_draws, check_level, condition_marks
+from pyro_fcr.queries.marks import condition_marks
+from pyro_fcr.queries.targets import check_draws, check_level
 
 SEEN, UNSEEN = "observation", "observation, unseen condition"
 

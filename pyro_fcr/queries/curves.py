@@ -12,10 +12,18 @@ from torch import Tensor
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry
 from pyro_fcr.data.treatments import parse_agents
-from pyro_fcr.draws import QueryError, Responder, held_by_default
+from pyro_fcr.draws import QueryError, Responder, reach
 from pyro_fcr.draws.sinks import Moments, Quantiles, Sink
-from pyro_fcr.queries.fitted import Fitted, context_cells, drawn_blocks, make_responder
-from pyro_fcr.queries.targets import check_draws, check_level, find_genes, mark
+from pyro_fcr.queries.fitted import Fitted, drawn_blocks, make_responder
+from pyro_fcr.queries.marks import mark
+from pyro_fcr.queries.targets import (
+    check_draws,
+    check_level,
+    context_cells,
+    contexts_of,
+    find_genes,
+    open_keys,
+)
 
 _GRID = 8  # doses where none are given
 _SKETCH = 512  # cells up to which quantiles over cells are exact
@@ -101,8 +109,9 @@ def dose_response(
     rows = [registry.encode_treatment(treatment, float(dose)) for dose in grid[1:]]
     t = torch.from_numpy(np.stack([np.zeros_like(rows[0]), *rows])).to(fcr.device)
     tables = []
-    held = held_by_default(fcr.graph, ("t",)) if isinstance(cells, AnnData) else ()
-    responder = make_responder(fcr, held)
+    found = reach(fcr.graph, ("t",))
+    held = found.held if isinstance(cells, AnnData) else ()
+    responder = make_responder(fcr, held, released=found.released)
     for levels, chunks, n_each in _contexts(fcr, cells, n_draws):
         pools = [_Pool(kept.to(fcr.device), level) for _ in grid]
         _fill(pools, responder, drawn_blocks(fcr, chunks, seed=seed), t=t, n_draws=n_each)
@@ -168,14 +177,14 @@ def _contexts(
     """Yield each context, its cells in chunks, and how often each cell is to be drawn."""
     if isinstance(cells, AnnData):
         fcr.registry.encode_obs(cells.obs)  # all levels are known before long work
-        keys = list(fcr.registry.schema.covariate_keys)
+        changed = open_keys(fcr, ("t",))
+        keys = [key for key in fcr.registry.schema.covariate_keys if key not in changed]
         obs = cast(pd.DataFrame, cells.obs)
         for levels, at in obs.groupby(keys, observed=True).indices.items():
             named = dict(zip(keys, map(str, np.atleast_1d(levels)), strict=True))
             yield named, fcr.chunks(cells[at]), -(-n_draws // len(at))
         return
-    known = {str(each.covariates): each.covariates for each in fcr.registry.conditions}
-    for context in known.values() if cells is None else [cells]:
+    for context in contexts_of(fcr) if cells is None else [cells]:
         yield context, [(context_cells(fcr, context, n_draws), slice(0, n_draws))], 1
 
 

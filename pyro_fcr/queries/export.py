@@ -16,11 +16,11 @@ from pyro_fcr.data import Registry
 from pyro_fcr.draws import QueryError, block_seed
 from pyro_fcr.draws.sites import Draws, Sampler
 from pyro_fcr.queries.fitted import Fitted, Source
+from pyro_fcr.queries.marks import condition_marks
 from pyro_fcr.queries.targets import (
     Asked,
     Query,
     check_draws,
-    condition_marks,
     find_genes,
     intervene,
 )
@@ -168,8 +168,9 @@ def _sample(
     asked = target or Asked(obs=source.obs)
     for number, (batch, rows) in enumerate(fcr.chunks(source)):
         do = {site: value[rows].to(fcr.device) for site, value in asked.do.items()}
+        kept = {"hold": asked.held, "released": asked.released}
         first, own = chunks[0] if chunks else None, block_seed(seed, number)
-        chunks.append(sampler.groups(batch, do=do, hold=asked.held, first=first, seed=own))
+        chunks.append(sampler.groups(batch, do=do, first=first, seed=own, **kept))
         values = {**batch.values, "y": batch["y"][:, sampler.genes.to(fcr.device)]}
         fixed.append({name: value.cpu().numpy() for name, value in values.items()})
     draws = {
@@ -213,7 +214,7 @@ def _groups(
     if target is not None:
         sites = {site: value.numpy() for site, value in target.do.items()}
         constants = _constants({**fixed, **sites}, target.obs, registry)
-        marks = condition_marks(target.obs, registry)
+        marks = condition_marks(target.obs, registry, open_keys=target.open_keys)
         constants |= {name: (("cell",), values) for name, values in marks.items()}
         groups["predictions"] = {**latents["predictions"], **y["predictions"]}
         groups["predictions_constant_data"] = constants

@@ -1,11 +1,10 @@
 """What a question needs of a fitted model, and the cells that it is asked about."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
@@ -13,7 +12,7 @@ from torch import nn
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry, Split
-from pyro_fcr.draws import Responder, block_seed, block_size, blocks_of, new_cells
+from pyro_fcr.draws import Responder, block_seed, block_size, blocks_of
 from pyro_fcr.graph import Claim, Graph
 
 Source: TypeAlias = AnnData | str | Path | None
@@ -55,9 +54,12 @@ class Fitted(Protocol):
         """Return the evidence lower bound, nats per cell."""
 
 
-def make_responder(fcr: Fitted, hold: Iterable[str] = ()) -> Responder:
+def make_responder(
+    fcr: Fitted, hold: Iterable[str] = (), *, released: Iterable[str] = ()
+) -> Responder:
     """Return what draws responses; it holds some latents of cells, and all that cells share."""
-    return Responder(fcr.model, fcr.guide, hold=(*hold, *fcr.graph.shared))
+    hold = (*hold, *fcr.graph.shared)
+    return Responder(fcr.model, fcr.guide, hold=hold, released=released)
 
 
 def drawn_blocks(
@@ -73,27 +75,3 @@ def drawn_blocks(
         for batch, rows in blocks_of(chunk, size):
             start = at.start + rows.start
             yield batch, slice(start, start + len(batch)), block_seed(seed, next(numbers))
-
-
-def context_cells(
-    fcr: Fitted, levels: Mapping[str, str], n_cells: int, *, t: np.ndarray | None = None
-) -> Batch:
-    """Return new cells of a context, of median library size and without expression.
-
-    Parameters
-    ----------
-    fcr
-        A fitted model.
-    levels
-        A level for every covariate.
-    n_cells
-        Number of cells.
-    t
-        The row of the treatment, ``(n_agents or n_features,)``; None leaves the cells untreated.
-    """
-    registry = fcr.registry
-    untreated = np.zeros(registry.widths["t"], dtype=np.float32)
-    rows = {**registry.encode_covariates(levels), "t": untreated if t is None else t}
-    sites = {name: torch.from_numpy(row).repeat(n_cells, 1) for name, row in rows.items()}
-    library = torch.full((n_cells, 1), registry.target_sum or 1.0)
-    return new_cells(sites, library, n_genes=len(registry.genes)).to(fcr.device)

@@ -1,7 +1,7 @@
-"""A target condition in the words of AnnData, how to answer for it, and what supports an answer."""
+"""A target condition in the words of AnnData, and how to answer for it."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry, Schema
 from pyro_fcr.data.errors import did_you_mean
-from pyro_fcr.data.treatments import Dose, parse_agents
-from pyro_fcr.draws import QueryError, check_held, held_by_default
+from pyro_fcr.draws import QueryError, new_cells, reach
 from pyro_fcr.queries.answers import Output
 from pyro_fcr.queries.fitted import Fitted
 
@@ -109,11 +109,17 @@ class Query:
             raise QueryError("The query has no target: give treatment=, dose= or covariates=.")
         return tuple(sites)
 
-    def condition_obs(self, registry: Registry, n_cells: int) -> pd.DataFrame:
-        """Return the annotation of ``n_cells`` new cells of the target condition."""
+    def condition_obs(
+        self, registry: Registry, n_cells: int, *, open_keys: Collection[str] = ()
+    ) -> pd.DataFrame:
+        """Return the annotation of ``n_cells`` new cells of the target condition.
+
+        Columns that are left open hold some level, to be encoded.
+        """
         names = [f"predicted_{i}" for i in range(n_cells)]
         obs = self._set(pd.DataFrame(index=pd.Index(names, dtype=str)), registry)
-        missing = [k for k in registry.schema.covariate_keys if k not in self.covariates]
+        obs = obs.assign(**{key: registry.covariates[key][0] for key in open_keys})
+        missing = [k for k in registry.schema.covariate_keys if k not in obs]
         if missing:
             raise QueryError(
                 f"covariates: new cells need a level of {', '.join(missing)}; the model knows "
@@ -158,10 +164,24 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Cells and what is done to them: annotation, latents held, values that sites are set to."""
+    """Cells and what is done to them.
+
+    Parameters
+    ----------
+    obs
+        Annotation.
+    held
+        Latents that are held.
+    released, open_keys
+        Observed sites that are drawn, and their columns, which are empty in ``obs``.
+    do
+        Values that sites are set to.
+    """
 
     obs: pd.DataFrame
     held: tuple[str, ...] = ()
+    released: tuple[str, ...] = ()
+    open_keys: tuple[str, ...] = ()
     do: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -179,7 +199,7 @@ def intervene(
     obs
         Annotation of the source cells.
     hold
-        Latents that cells keep; None holds every latent that the target does not cause.
+        Latents and labels that cells keep, see :func:`pyro_fcr.draws.reach`.
 
     Raises
     ------
@@ -188,116 +208,79 @@ def intervene(
     QueryError
         There is no target, or what is held would undo it.
     """
-    sites = query.intervened(fcr.registry.schema)
-    held = held_by_default(fcr.graph, sites) if hold is None else tuple(hold)
-    check_held(fcr.graph, held, sites)
-    target = query.target_obs(obs, fcr.registry)
-    values = fcr.registry.encode_obs(target)
-    return Asked(obs=target, held=held, do={site: values[site] for site in sites})
+    registry = fcr.registry
+    sites = query.intervened(registry.schema)
+    found = reach(fcr.graph, sites, hold)
+    target = query.target_obs(obs, registry)
+    values = registry.encode_obs(target)
+    do = {site: values[site] for site in sites}
+    return _opened(Asked(obs=target, held=found.held, released=found.released, do=do), registry)
 
 
-def support(
-    registry: Registry, treatment: str, covariates: Mapping[str, str], *, dose: Dose = None
-) -> float:
-    """Score a treatment in a context: 1 if training had the pair, 0 if it had nothing like it.
+def new_condition(fcr: Fitted, query: Query, n_cells: int) -> Asked:
+    """Return new cells of the target of a query, whose values are all in ``do``.
 
-    A pair that training had scores 1. Any other is the mean of three shares:
+    Labels that have causes in the model are drawn where the query leaves them out.
+    """
+    registry, schema = fcr.registry, fcr.registry.schema
+    released = tuple(
+        site
+        for site, keys in schema.sites.items()
+        if fcr.graph.parents.get(site) and not set(keys) & set(query.covariates)
+    )
+    keys = [key for site in released for key in schema.sites[site]]
+    obs = query.condition_obs(registry, n_cells, open_keys=keys)
+    return _opened(Asked(obs=obs, released=released, do=registry.encode_obs(obs)), registry)
 
-    - of the pair itself: 0;
-    - of the treatment: in how many of the training contexts each of its agents was given, in
-      combinations too, as a mean over agents;
-    - of the context: how many of the training treatments each of its levels was seen under, as a
-      mean over covariates.
 
-    So an unseen pair scores 2/3 at most, and an agent known by its features only 1/3. A dose below
-    or above the trained ones multiplies the score by its ratio to the nearest of them.
+def open_keys(fcr: Fitted, sites: Iterable[str]) -> tuple[str, ...]:
+    """Return the columns that are drawn where some sites are set, because these cause them."""
+    return _columns(fcr.registry.schema, reach(fcr.graph, sites).released)
+
+
+def contexts_of(fcr: Fitted) -> list[dict[str, str]]:
+    """Return the contexts of training: a level for every covariate that no treatment changes."""
+    changed = open_keys(fcr, ("t",))
+    found = {
+        tuple((key, level) for key, level in each.covariates.items() if key not in changed)
+        for each in fcr.registry.conditions
+    }
+    return [dict(context) for context in sorted(found)]
+
+
+def context_cells(
+    fcr: Fitted, levels: Mapping[str, str], n_cells: int, *, t: np.ndarray | None = None
+) -> Batch:
+    """Return new cells of a context, of median library size and without expression.
 
     Parameters
     ----------
-    registry
-        What was learnt from the training cells.
-    treatment, dose
-        The treatment or combination; its dose where the schema has doses.
-    covariates
-        A level for every covariate.
-
-    Raises
-    ------
-    pyro_fcr.SchemaError
-        The model cannot take an agent, level or dose; lists the known ones.
-
-    Examples
-    --------
-    >>> import pyro_fcr
-    >>> adata = pyro_fcr.datasets.gbm_panobinostat()
-    >>> schema = pyro_fcr.Schema(
-    ...     treatment_key="treatment", control="control", covariate_keys="patient"
-    ... )
-    >>> unseen = (adata.obs["patient"] == "PW030") & (adata.obs["treatment"] != "control")
-    >>> registry, _ = pyro_fcr.data.register(adata[~unseen], schema)
-    >>> round(support(registry, "panobinostat", {"patient": "PW030"}), 2)  # 4 of 5, 1 of 2
-    0.43
+    fcr
+        A fitted model.
+    levels
+        A level for every covariate; those that treatments change may be left out.
+    n_cells
+        Number of cells.
+    t
+        The row of the treatment, ``(n_agents or n_features,)``; None leaves the cells untreated.
     """
-    registry.is_extrapolated(treatment, covariates, dose=dose)  # the query is one that can be asked
-    label = registry.canonical(treatment)
-    context = {key: covariates[key] for key in registry.schema.covariate_keys}
-    share = (_of_treatment(registry, label) + _of_context(registry, context)) / 3
-    if any(each.treatment == label and each.covariates == context for each in registry.conditions):
-        share = 1.0
-    asked = registry.t.read(treatment, dose)
-    ratios = [1.0]
-    for agent, amount in zip(asked.agents, asked.doses, strict=False):  # without doses, no ratios
-        if agent in registry.doses:  # one that was never trained has no scale of doses
-            low, high = registry.doses[agent]
-            ratios += [amount / low, high / amount]
-    return share * min(ratios)
+    registry = fcr.registry
+    untreated = np.zeros(registry.widths["t"], dtype=np.float32)
+    drawn = {key: registry.covariates[key][0] for key in open_keys(fcr, ("t",))}
+    rows = registry.encode_covariates({**drawn, **levels})
+    rows = {**rows, "t": untreated if t is None else t}
+    sites = {name: torch.from_numpy(row).repeat(n_cells, 1) for name, row in rows.items()}
+    library = torch.full((n_cells, 1), registry.target_sum or 1.0)
+    return new_cells(sites, library, n_genes=len(registry.genes)).to(fcr.device)
 
 
-def _of_treatment(registry: Registry, label: str) -> float:
-    n, shares = len({str(each.covariates) for each in registry.conditions}), []
-    for agent in _agents(registry, label):
-        given = (c for c in registry.conditions if agent in _agents(registry, c.treatment))
-        shares.append(len({str(each.covariates) for each in given}) / n)
-    return float(np.mean(shares))
+def _opened(asked: Asked, registry: Registry) -> Asked:
+    """Empty the columns of sites that are drawn."""
+    keys = _columns(registry.schema, asked.released)
+    empty = {key: pd.Categorical([None] * len(asked.obs)) for key in keys}
+    return replace(asked, obs=asked.obs.assign(**empty), open_keys=keys)
 
 
-def _of_context(registry: Registry, context: Mapping[str, str]) -> float:
-    shares = []
-    for key, level in context.items():
-        seen = {each.treatment for each in registry.conditions if each.covariates[key] == level}
-        shares.append(len(seen) / len(registry.treatments))
-    return float(np.mean(shares))
-
-
-def _agents(registry: Registry, label: str) -> tuple[str, ...]:
-    return parse_agents(label, registry.schema) or (label,)
-
-
-def mark(
-    registry: Registry, treatment: str, covariates: Mapping[str, str], *, dose: Dose = None
-) -> dict[str, bool | float]:
-    """Return whether training lacked a condition, and what supports an answer.
-
-    Returns
-    -------
-    ``extrapolated`` and ``support``; see :meth:`pyro_fcr.data.Registry.is_extrapolated` and
-    :func:`support`.
-    """
-    return {
-        "extrapolated": registry.is_extrapolated(treatment, covariates, dose=dose),
-        "support": support(registry, treatment, covariates, dose=dose),
-    }
-
-
-def condition_marks(obs: pd.DataFrame, registry: Registry) -> dict[str, np.ndarray]:
-    """Return what :func:`mark` says of each cell's condition, ``(n_cells,)`` each."""
-    schema = registry.schema
-    keys = [k for k in (schema.treatment_key, *schema.covariate_keys, schema.dose_key) if k]
-    condition, _ = pd.factorize(pd.MultiIndex.from_frame(obs[keys].astype(str)))
-    _, first = np.unique(condition, return_index=True)
-    found = []
-    for row in obs[keys].iloc[first].to_dict("records"):
-        levels = {key: str(row[key]) for key in schema.covariate_keys}
-        dose = row[schema.dose_key] if schema.dose_key else None
-        found.append(mark(registry, str(row[schema.treatment_key]), levels, dose=dose))
-    return {name: np.array([marks[name] for marks in found])[condition] for name in found[0]}
+def _columns(schema: Schema, sites: Iterable[str]) -> tuple[str, ...]:
+    own = {**schema.sites, "t": [k for k in (schema.treatment_key, schema.dose_key) if k]}
+    return tuple(key for site in sites for key in own.get(site, ()))
