@@ -287,7 +287,9 @@ class FCR:
         The history, see :func:`pyro_fcr.training.fit`; ``attrs["start"]`` says what it began with,
         and ``attrs["separation"]`` of aligned latents whether the blocks are apart, as a line in
         the log does, see :class:`pyro_fcr.evaluation.Separation`. There is a warning if they are
-        not.
+        not. ``attrs["calibration"]`` of trainings of 500 steps or more says whether counterfactuals
+        give back the responses that training saw, see
+        :class:`pyro_fcr.evaluation.Calibration`, with a warning, too.
 
         Raises
         ------
@@ -320,6 +322,8 @@ class FCR:
         )
         self.history.attrs["start"] = start
         self._report_separation(checked, plan.seed)
+        if plan.is_worth_judging(len(self.history), len(self.split.train)):
+            self._report_calibration(plan.seed)
         return self.history
 
     def _report_separation(self, checked: Checked, seed: int) -> None:
@@ -339,10 +343,21 @@ class FCR:
             aligned=aligned,
             seed=seed,
         )
-        self.history.attrs["separation"] = found.to_dict()
+        self._report("separation", found)
+
+    def _report_calibration(self, seed: int) -> None:
+        """Say whether interventions give back what training saw, and warn if they do not."""
+        assert self.split is not None
+        adata = self._own().adata
+        train = np.isin(np.arange(adata.n_obs), self.split.train)
+        self._report("calibration", evaluation.measure_calibration(self, adata, train, seed=seed))
+
+    def _report(self, name: str, found: evaluation.Separation | evaluation.Calibration) -> None:
+        assert self.history is not None
+        self.history.attrs[name] = found.to_dict()
         logger.info("%s", found.line)
         if found.warning:
-            warnings.warn(found.warning, stacklevel=3)
+            warnings.warn(found.warning, stacklevel=4)
 
     @property
     def _was_begun(self) -> bool:

@@ -21,8 +21,9 @@ from pyro_fcr import FCR, Schema
 from pyro_fcr.data import Split, register
 from pyro_fcr.data.pairs import Pair
 from pyro_fcr.evaluation import blocks, evaluate
+from pyro_fcr.evaluation.arms import Arms
 from pyro_fcr.evaluation.blocks import Encoded, rank
-from pyro_fcr.evaluation.judging import _Predictor, judged_scenarios
+from pyro_fcr.evaluation.judging import judged_scenarios
 from pyro_fcr.graph import Claim
 from pyro_fcr.metrics import baselines
 from pyro_fcr.metrics.dimensions import prior_rank
@@ -283,16 +284,18 @@ def test_pairs_that_cannot_be_judged_are_named(unseen):
 def test_predictions_follow_the_doses_of_the_judged_cells():
     fcr = fit(dosed(), DOSED, heldout_fraction=0.3)
     (scenario,) = judged_scenarios(fcr, fcr.source(None), fcr.split).made
-    predictor = _Predictor(fcr, fcr.source(None), 0)
+    arms = Arms(fcr, fcr.source(None), n_source=40, n_draws=2, seed=0)
     pair = Pair("drug1", ("line0",))
     own = (fcr.source(None).obs["drug"] == "drug1") & (fcr.source(None).obs["line"] == "line0")
     cells = fcr.source(None).obs[own.to_numpy() & scenario.test]
-    targets = predictor._targets(cells, pair, 40)
+    targets = arms._targets(cells, pair, 40)
     assert len(cells) <= 20
     assert {to["dose"] for _, to in targets} == set(cells["dose"])
     assert len(targets) > 1
     assert np.array_equal(np.sort(np.concatenate([rows for rows, _ in targets])), np.arange(40))
-    assert np.isfinite(predictor(pair, scenario).change["mean_log1p"]).all()
+    treated, untreated = arms(pair, source=~scenario.test, dosed=scenario.test)
+    assert set(treated.obs["dose"]) <= set(cells["dose"])
+    assert treated.n_obs == untreated.n_obs
 
 
 def test_leaks_are_found_before_anything_is_measured(unseen, monkeypatch):
@@ -349,7 +352,8 @@ def test_json_can_hold_it_all(found):
     assert read["facts"]["n_cells"] == 900
     assert len(read["responses"]) == len(found.responses)
     assert set(read["seconds"]) == {
-        "encoding", "clustering", "independence", "identifiability", "responses", "coverage",
+        "encoding", "clustering", "independence", "identifiability", "responses", "calibration",
+        "coverage",
     }  # fmt: skip
 
 
@@ -428,6 +432,8 @@ def test_page_shows_the_tables_and_loads_nothing(found, tmp_path):
     tests = table_of(page, "tests")
     effects = [f"{value:.3f}".replace("-", "−") for value in found.independence["effect"]]
     assert all(effect in tests for effect in effects)
+    own = found.calibration.iloc[0]
+    assert f"{own['slope']:.2f}".replace("-", "−") in table_of(page, "tests calibration")
     dimensions = table_of(page, "tests dimensions")
     n_in_use = found.dimensions.query("block == 'z_x'")["in_use"].sum()
     assert re.search(rf"<code>z_x</code></th>\s*<td[^>]*>{n_in_use} of 2", dimensions)
@@ -467,7 +473,7 @@ def test_evaluate_writes_page_json_and_tables(simulated, tmp_path):
     found = json.loads((out / "evaluation.json").read_text())
     assert found["facts"]["n_heldout"] == len(simulated.split.heldout)
     assert found["facts"]["seed"] == 3
-    names = {"headline", "responses", "methods", "coverage", "dimensions", "clustering",
+    names = {"headline", "responses", "methods", "calibration", "coverage", "dimensions", "clustering",
              "independence", "prior_rank", "singular_values", "identifiability"}  # fmt: skip
     assert {path.stem for path in out.glob("*.csv")} == names
     table = pd.read_csv(out / "clustering.csv")

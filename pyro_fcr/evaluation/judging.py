@@ -1,25 +1,22 @@
 """Predicted responses against real ones, for cells that a fit has not seen. Nothing is refitted."""
 
-from functools import partial
-from typing import Any
-
 import numpy as np
 import pandas as pd
-from anndata import AnnData, concat
+from anndata import AnnData
 
 from pyro_fcr.data import SchemaError, Split
 from pyro_fcr.data.pairs import FEWEST_CONTROLS, Layout, Mask, Pair, read_layout
 from pyro_fcr.data.scenarios import Kind, Scenario, Scenarios, predicted
+from pyro_fcr.evaluation.arms import Arms
 from pyro_fcr.metrics.arrays import draw_rows
 from pyro_fcr.metrics.profiles import Prediction, predicted_cells
 from pyro_fcr.metrics.response_table import headline, response_table
-from pyro_fcr.queries import Fitted, counterfactual
+from pyro_fcr.queries import Fitted
 
 MODEL = "fcr"
 _N_SOURCE = 500  # control cells of a context whose responses are predicted
 _N_DRAWS = 20  # draws of each
 _MOST_PAIRS = 50  # pairs that the fit had: each is ranked against every other one
-_N_TARGETS = 20  # doses that the control cells are spread over, at most
 
 
 def judged_scenarios(fcr: Fitted, adata: AnnData, split: Split) -> Scenarios:
@@ -124,8 +121,8 @@ def judge(
     """
     if not scenarios:
         return dict.fromkeys(("responses", "methods", "changes", "headline"), pd.DataFrame())
-    predictor = _Predictor(fcr, adata, seed)
-    judged = ((s, {MODEL: {p: predictor(p, s) for p in s.pairs}}) for s in scenarios)
+    arms = Arms(fcr, adata, n_source=_N_SOURCE, n_draws=_N_DRAWS, seed=seed)
+    judged = ((s, {MODEL: {p: _predict(arms, p, s) for p in s.pairs}}) for s in scenarios)
     table = response_table(adata, fcr.registry.schema, judged, n_draws=n_draws, seed=seed)
     known = table.frame[(table.frame["method"] == MODEL) & table.frame["value"].notna()]
     heads = [
@@ -136,48 +133,8 @@ def judge(
     return {**found, "headline": pd.concat(heads, ignore_index=True)}
 
 
-class _Predictor:
-    """Counterfactuals of a context's control cells under a treatment, and under none."""
-
-    def __init__(self, fcr: Fitted, adata: AnnData, seed: int) -> None:
-        self.adata, self.seed = adata, seed
-        self._draw = partial(counterfactual, fcr, n_draws=_N_DRAWS, seed=seed)
-        self.schema = fcr.registry.schema
-        self.layout = read_layout(adata.obs, self.schema)
-        self._untreated: dict[tuple[str, ...], Any] = {}
-
-    def __call__(self, pair: Pair, scenario: Scenario) -> Prediction:
-        """Predict a pair; of its judged cells the doses alone are looked at."""
-        source = self._source(pair, scenario)
-        if pair.context not in self._untreated:
-            self._untreated[pair.context] = self._draw(source, treatment=self.schema.control)
-        own = self.layout.codes == self.layout.pairs.index(pair)
-        targets = self._targets(self.adata.obs[own & scenario.test], pair, source.n_obs)
-        treated = concat([self._draw(source[rows], **target) for rows, target in targets])
-        untreated = self._untreated[pair.context]
-        return predicted_cells(
-            treated.X, untreated.X, expression=self.schema.expression, n_draws=_N_DRAWS
-        )
-
-    def _source(self, pair: Pair, scenario: Scenario) -> AnnData:
-        """Take control cells of a context, some of many, that measure no response."""
-        own = self.layout.codes == self.layout.control_of(pair)
-        rows = np.flatnonzero(own & ~scenario.test)
-        return self.adata[rows[draw_rows(len(rows), _N_SOURCE, self.seed)]]
-
-    def _targets(
-        self, cells: pd.DataFrame, pair: Pair, n_source: int
-    ) -> list[tuple[np.ndarray, dict[str, Any]]]:
-        """Spread source cells over the doses that a pair's cells were given."""
-        every = np.arange(n_source)
-        if self.schema.dose_key is None:
-            return [(every, {"treatment": pair.treatment})]
-        given = cells[[self.schema.treatment_key, self.schema.dose_key]].sample(
-            min(len(cells), n_source, _N_TARGETS), random_state=np.random.default_rng(self.seed)
-        )
-        numbers = given.groupby(list(given), sort=False, observed=True).ngroup().to_numpy()
-        numbers, doses = numbers[every % len(numbers)], given.drop_duplicates().to_numpy()
-        return [
-            (np.flatnonzero(numbers == i), {"treatment": str(treatment), "dose": dose})
-            for i, (treatment, dose) in enumerate(doses)
-        ]
+def _predict(arms: Arms, pair: Pair, scenario: Scenario) -> Prediction:
+    """Predict a pair from control cells of its context that measure no response."""
+    cells = arms(pair, source=~scenario.test, dosed=scenario.test)
+    expression = arms.schema.expression
+    return predicted_cells(*(each.X for each in cells), expression=expression, n_draws=_N_DRAWS)

@@ -15,6 +15,7 @@ from pyro_fcr.data import Split
 from pyro_fcr.data.design import read_labels
 from pyro_fcr.data.scenarios import Scenarios
 from pyro_fcr.evaluation import blocks, judging
+from pyro_fcr.evaluation.calibration import measure_calibration
 from pyro_fcr.evaluation.result import Evaluation
 from pyro_fcr.metrics.arrays import draw_rows
 from pyro_fcr.queries import Fitted, interval_coverage
@@ -77,8 +78,8 @@ def evaluate(
     >>> history = fcr.fit(max_epochs=1, progress=False)
     >>> found = evaluate(fcr, n_permutations=20, n_draws=20)
     >>> list(found.tables)
-    ['headline', 'responses', 'methods', 'coverage', 'dimensions', 'clustering', 'independence',
-    'prior_rank', 'singular_values']
+    ['headline', 'responses', 'methods', 'calibration', 'coverage', 'dimensions', 'clustering',
+    'independence', 'prior_rank', 'singular_values']
     """
     given = fcr.source(adata)
     split = split or fcr.split_of(given)
@@ -97,6 +98,9 @@ def evaluate(
         found = _of_blocks(fcr, given[fitted], cells, replicate, seconds, seed=seed, **sizes)
         with _timed(seconds, "responses"):
             found |= judging.judge(fcr, own, plan.made, n_draws=n_draws, seed=seed)
+        with _timed(seconds, "calibration"):
+            train = np.isin(np.arange(own.n_obs), split.train)
+            found["calibration"] = measure_calibration(fcr, own, train, seed=seed).table
         with _timed(seconds, "coverage"):
             found["coverage"] = _coverage(fcr, given, split, plan, seed=seed)
         facts = {**_facts(fcr, given, split), "seed": seed}

@@ -9,13 +9,14 @@ from typing import Any, Final
 import pandas as pd
 from anndata import AnnData
 
+from pyro_fcr.evaluation.calibration import Calibration
 from pyro_fcr.files import atomic_write
 from pyro_fcr.metrics.arrays import nan_to_null
 from pyro_fcr.report import Page
 
 TABLES: Final = (
-    "headline", "responses", "methods", "coverage", "dimensions", "clustering", "independence",
-    "prior_rank", "singular_values", "identifiability",
+    "headline", "responses", "methods", "calibration", "coverage", "dimensions", "clustering",
+    "independence", "prior_rank", "singular_values", "identifiability",
 )  # fmt: skip
 
 
@@ -36,6 +37,9 @@ class Evaluation:
         ``"seen pairs"``: cells that training lacked of conditions that it had.
     methods
         Every method of the responses: ``method``, ``role``, and ``words`` that say what it is.
+    calibration
+        Whether counterfactuals give back the responses that training saw, see
+        :class:`pyro_fcr.evaluation.Calibration`.
     coverage
         How often predictive intervals hold values of cells that training lacked, see
         :meth:`pyro_fcr.FCR.interval_coverage`; of 500 cells at most of each kind.
@@ -81,6 +85,7 @@ class Evaluation:
     headline: pd.DataFrame
     responses: pd.DataFrame
     methods: pd.DataFrame
+    calibration: pd.DataFrame
     coverage: pd.DataFrame
     dimensions: pd.DataFrame
     clustering: pd.DataFrame
@@ -109,7 +114,7 @@ class Evaluation:
 
     def _glances(self) -> list[str]:
         """Return a line each on independence, dimensions in use and coverage, where measured."""
-        lines = []
+        lines = [] if self.calibration.empty else [Calibration(self.calibration).line]
         if len(table := self.independence):
             worst = table.loc[table["effect"].idxmax()]
             rejected = (table["p_value"] <= 0.05).sum()

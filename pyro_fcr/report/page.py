@@ -242,6 +242,18 @@ def coverage(table: pd.DataFrame) -> Markup:
     return html(frame.rename_axis(columns="intervals of"), "intervals", name="coverage")
 
 
+def calibration(table: pd.DataFrame) -> Markup:
+    """Return a row per condition and scale: slope and errors."""
+    place = table["treatment"].astype(str) + " in " + table["context"].astype(str)
+    frame = table.assign(condition=place).set_index(["condition", "scale"])
+    frame = frame.drop(columns=["treatment", "context"]).rename(
+        columns=lambda c: c.replace("_", " ")
+    )
+    numbers = [name for name in frame if name != "n cells"]
+    formats = dict.fromkeys(numbers, fixed(2)) | {"n cells": count}
+    return html(frame.style, "tests calibration", name="calibration", formats=formats)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Page:
     """The contents of a page.
@@ -317,6 +329,6 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        parts = (count, facts, responses, clusters, dimensions, tests, coverage)
+        parts = (count, facts, responses, calibration, clusters, dimensions, tests, coverage)
         environment.globals |= {part.__name__: part for part in parts} | {"figures": figures}
         return environment.get_template("page.html.j2").render(page=self, tables=self.tables)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 _STEPS_WORTH_ALIGNING = 2_000
+_STEPS_WORTH_JUDGING = 500
 _STEPS_WORTH_TRACING = 6_000
 
 
@@ -123,6 +124,10 @@ class TrainingPlan:
     def epochs_to_align(self, n_cells: int) -> int:
         """Return the number of epochs from which on latents are aligned."""
         return -(-_STEPS_WORTH_ALIGNING // self.steps_per_epoch(n_cells))
+
+    def is_worth_judging(self, n_epochs: int, n_cells: int) -> bool:
+        """Return whether so many epochs are a training, and no trial of a few hundred steps."""
+        return n_epochs * self.steps_per_epoch(n_cells) >= _STEPS_WORTH_JUDGING
 
     def engine_for(self, n_steps: int, device: torch.device) -> Literal["eager", "trace", "graph"]:
         """Return the engine for so many steps on a device."""
