@@ -473,8 +473,10 @@ def test_evaluate_writes_page_json_and_tables(simulated, tmp_path):
     found = json.loads((out / "evaluation.json").read_text())
     assert found["facts"]["n_heldout"] == len(simulated.split.heldout)
     assert found["facts"]["seed"] == 3
-    names = {"headline", "responses", "methods", "calibration", "coverage", "dimensions", "clustering",
-             "independence", "prior_rank", "singular_values", "identifiability"}  # fmt: skip
+    names = {
+        "headline", "responses", "methods", "calibration", "coverage", "dimensions", "clustering",
+        "independence", "prior_rank", "singular_values", "identifiability",
+    }  # fmt: skip
     assert {path.stem for path in out.glob("*.csv")} == names
     table = pd.read_csv(out / "clustering.csv")
     assert table["value"].tolist() == pytest.approx([r["value"] for r in found["clustering"]])
