@@ -38,7 +38,7 @@ def answering(monkeypatch):
             values = np.repeat(mean, n_draws, axis=0)
             return ad.AnnData(values + rng.normal(size=values.shape))
 
-        def answer(fcr, adata, *, treatment, n_draws, seed):
+        def answer(fcr, adata, *, treatment, n_draws, seed, library="own"):
             def mean(line, drug):
                 change = means[line, treatment] - means[line, "none"]
                 return means[line, "none"] + off + strength * change

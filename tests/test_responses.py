@@ -329,7 +329,7 @@ def test_the_target_s_own_cells_do_not_reach_a_counterfactual(fcr):
 def test_library_sizes_are_the_cells_own_or_set(fcr):
     own = np.asarray(fcr.source(None).X.sum(axis=1)).ravel()
     sizes = np.linspace(10, 90, 400)
-    for library, expected in [(None, own), (250.0, 250.0), (sizes, sizes)]:
+    for library, expected in [("own", own), (250.0, 250.0), (sizes, sizes)]:
         ask = {"output": "mean", "library": library}
         for answer in (
             fcr.counterfactual(treatment="drug1", **ask),
@@ -340,6 +340,36 @@ def test_library_sizes_are_the_cells_own_or_set(fcr):
         fcr.counterfactual(treatment="drug1", library=[1, 2, 3])
     with pytest.raises(QueryError, match="must be positive"):
         fcr.counterfactual(treatment="drug1", library=0)
+
+
+def test_depth_is_that_of_the_condition_where_it_is_asked_for():
+    adata = simulate(400, n_genes=N_GENES)
+    # drug1 halves the depth, line1 has three times that of the others; drug1 in line1 is not seen.
+    factor = np.where(adata.obs["drug"] == "drug1", 0.5, 1.0)
+    factor *= np.where(adata.obs["line"] == "line1", 3.0, 1.0)
+    adata.X = np.round(np.full(adata.shape, 40.0) * factor[:, None])
+    seen = ~((adata.obs["drug"] == "drug1") & (adata.obs["line"] == "line1")).to_numpy()
+    fcr = FCR(adata[seen].copy(), SCHEMA, architecture=SMALL)
+    depth = 40.0 * N_GENES
+    for drug, line, expected in [
+        ("control", "line0", 1.0), ("drug1", "line0", 0.5), ("drug1", "line1", 1.5),
+    ]:  # fmt: skip
+        ask = {"covariates": {"line": line}, "n_cells": 5, "output": "mean"}
+        new = fcr.predict(drug, **ask)
+        np.testing.assert_allclose(new.X.sum(axis=1), expected * depth, rtol=1e-3)
+        assert new.uns["pyro_fcr"]["library"] == "target"
+    source = adata[(adata.obs["line"] == "line1") & (adata.obs["drug"] == "control")].copy()
+    source.X[::2] *= 2  # cells keep what sets them apart
+    own = source.X.sum(axis=1)
+    for library, ratio in [("own", 1.0), ("target", 0.5)]:
+        answer = fcr.counterfactual(source, treatment="drug1", library=library, output="mean")
+        np.testing.assert_allclose(answer.X.sum(axis=1), ratio * own, rtol=1e-3)
+        assert answer.uns["pyro_fcr"]["library"] == library
+    for ask in ({"library": "cells"}, {"library": "target", "n_draws": 0}):
+        with pytest.raises(QueryError):
+            fcr.counterfactual(source, treatment="drug1", **ask)
+    with pytest.raises(QueryError, match="expected 'target', a number"):
+        fcr.predict("drug1", covariates={"line": "line1"}, library="own")
 
 
 def test_a_posterior_predictive_draws_all_latents_from_the_guide(fcr):

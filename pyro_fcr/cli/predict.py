@@ -48,7 +48,7 @@ def predict(
     hold: list[str] | None = None,
     n_cells: int = 500,
     n_draws: int = 1,
-    library: float | None = None,
+    library: str | None = None,
     output: Literal["draws", "mean", "summary"] = "draws",
     uncertainty: Literal["latent", "observation"] | None = None,
     quantiles: str | None = None,
@@ -78,7 +78,8 @@ def predict(
     n_draws
         Draws per cell.
     library
-        Counts per cell; the cells' own, or the training median, if left out.
+        Counts per cell: a number, own (the default with --cells), or target (the default without):
+        as the condition has them in training, or treatment and context let expect.
     output
         draws (a row per draw), mean (over a cell's draws, and their sd) or summary (quantiles,
         too).
@@ -102,7 +103,7 @@ def predict(
         "dose": dose,
         "covariates": shell.levels(covariate),
         "n_draws": n_draws,
-        "library": library,
+        **({} if library is None else {"library": _depth(library)}),
         "output": pyro_fcr.Output(output, uncertainty, chosen, store),
         "seed": seed,
     }
@@ -121,6 +122,15 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise ValueError(
             f"--quantiles {text!r} is not a list of numbers; expected 0.05,0.5,0.95 or the like."
         ) from error
+
+
+def _depth(text: str) -> float | str:
+    if text in ("own", "target"):
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"--library {text!r}: expected own, target or a number.") from error
 
 
 def dose_response(

@@ -1,6 +1,7 @@
 # What there is to import from here; read when a name is first used, see __init__.py.
 from . import datasets
 from .cells import Cells
+from .depths import expected_depths
 from .design import Condition
 from .errors import SchemaError
 from .io import read_cells
@@ -19,6 +20,7 @@ __all__ = [
     "SchemaError",
     "Split",
     "datasets",
+    "expected_depths",
     "read_cells",
     "register",
     "split_cells",

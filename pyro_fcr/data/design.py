@@ -79,6 +79,8 @@ class Condition:
         Level of each covariate key.
     n_cells
         Number of training cells.
+    depth
+        Median of their total counts; None for log1p.
 
     Examples
     --------
@@ -91,6 +93,7 @@ class Condition:
     dose: tuple[float, ...]
     covariates: Mapping[str, str]
     n_cells: int
+    depth: float | None = None
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the condition in lists, dicts, strings and numbers only."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from pyro_fcr.data import checks
@@ -72,7 +73,7 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
         agents=tuple(sorted(_trained_agents(design, train))),
         doses=_dose_ranges(design, train),
         covariates=dict(zip(schema.covariate_keys, levels, strict=True)),
-        conditions=_conditions(design, train, schema),
+        conditions=_conditions(design, train, schema, sizes=sizes),
         target_sum=float(np.median(sizes)) if schema.expression == "counts" else None,
     )
     sites = site_rows(design, schema, covariates=registry.covariates, treatments=registry.t)
@@ -122,12 +123,17 @@ def _dose_ranges(design: Design, train: Mask) -> dict[str, tuple[float, float]]:
     return {agent: (min(doses), max(doses)) for agent, doses in sorted(found.items())}
 
 
-def _conditions(design: Design, train: Mask, schema: Schema) -> tuple[Condition, ...]:
-    pairs, counts = np.unique(design.conditions[train], return_counts=True)
+def _conditions(
+    design: Design, train: Mask, schema: Schema, *, sizes: np.ndarray
+) -> tuple[Condition, ...]:
+    """Count the training cells of each condition, and take the median of their total counts."""
+    pairs, at, counts = np.unique(design.conditions[train], return_inverse=True, return_counts=True)
+    medians = pd.Series(sizes).groupby(at.reshape(-1)).median().tolist()
     found = []
-    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+    for pair, count, median in zip(pairs.tolist(), counts.tolist(), medians, strict=True):
         t, x = divmod(pair, len(design.contexts))
         agents, doses = design.treatments[t]
         levels = dict(zip(schema.covariate_keys, design.contexts[x], strict=True))
-        found.append(Condition(canonical_label(agents, schema), doses, levels, count))
+        depth = float(median) if schema.expression == "counts" else None
+        found.append(Condition(canonical_label(agents, schema), doses, levels, count, depth))
     return tuple(found)

@@ -1,4 +1,8 @@
-"""Cells of a context under a treatment and under none, as a fitted model predicts them."""
+"""Cells of a context under a treatment and under none, as a fitted model predicts them.
+
+Treated cells are predicted at the depth that such cells are expected to have: measured ones have
+theirs, and baselines have learnt what a treatment does to it.
+"""
 
 from functools import partial
 from typing import Any, Final
@@ -58,7 +62,9 @@ class Arms:
             self._untreated[pair.context] = self._draw(cells, treatment=self.schema.control)
         own = dosed & (self.layout.codes == self.layout.pairs.index(pair))
         targets = self._targets(self.adata.obs[own], pair, cells.n_obs)
-        treated = concat([self._draw(cells[some], **target) for some, target in targets])
+        treated = concat(
+            [self._draw(cells[some], library="target", **target) for some, target in targets]
+        )
         return treated, self._untreated[pair.context]
 
     def _targets(

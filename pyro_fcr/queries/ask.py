@@ -5,8 +5,8 @@ which cells stand in which order, not on the memory that it may take.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
-from typing import Any, Final, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from pyro_fcr.batch import Batch
+from pyro_fcr.data import expected_depths
 from pyro_fcr.draws import QueryError, block_size, new_cells
 from pyro_fcr.draws.sinks import Rows
 from pyro_fcr.queries.answers import Output, Part, assemble, read_part
@@ -29,6 +30,9 @@ from pyro_fcr.queries.targets import (
     new_condition,
 )
 
+Library: TypeAlias = Literal["own", "target"] | npt.ArrayLike
+"""Counts per cell: the cells' own, as the target has them, a number, or one for each cell."""
+
 _Chunks: TypeAlias = Iterable[tuple[Batch, slice]]
 _FED: Final = {"latent": "expected", "observation": "drawn"}
 
@@ -41,7 +45,7 @@ def predict(  # noqa: PLR0913 (the words of one question)
     dose: Any = None,
     n_cells: int = 500,
     n_draws: int = 1,
-    library: npt.ArrayLike | None = None,
+    library: Library = "target",
     output: Form | Output = "draws",
     seed: int = 0,
 ) -> AnnData:
@@ -63,7 +67,8 @@ def predict(  # noqa: PLR0913 (the words of one question)
         Draws per cell, which share nothing but the condition: ``n_cells=1, n_draws=1000,
         output="summary"`` sums the condition up in a row.
     library
-        Counts per cell: a number, or one for each cell; None takes the training median.
+        Counts per cell: a number, or one for each cell. ``"target"`` takes what the condition had
+        in training, or treatment and context let expect: :func:`pyro_fcr.data.expected_depths`.
     output, seed
         As in :meth:`counterfactual`.
 
@@ -80,10 +85,14 @@ def predict(  # noqa: PLR0913 (the words of one question)
         seed=seed,
         n_draws=n_draws,
     )
-    size = (fcr.registry.target_sum or 1.0) if library is None else library
     asked = new_condition(fcr, query, n_cells)
-    chunks = _chunks_of_new_cells(fcr, asked.do, _library_column(size, n_cells))
-    return _answer(fcr, query, replace(asked, do={}), chunks)
+    if isinstance(library, str) and library != "target":
+        raise QueryError(f"library is {library!r}; expected 'target', a number, or one a cell.")
+    size = _depths(fcr, asked) if isinstance(library, str) else library
+    column = _library_column(size, n_cells)
+    chunks = _chunks_of_new_cells(fcr, asked.do, column)
+    depth = _Depth("target" if isinstance(library, str) else "given", column)
+    return _answer(fcr, query, replace(asked, do={}), chunks, depth)
 
 
 def counterfactual(  # noqa: PLR0913 (the words of one question)
@@ -94,7 +103,7 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
     dose: Any = None,
     covariates: Mapping[str, str] | None = None,
     hold: Iterable[str] | None = None,
-    library: npt.ArrayLike | None = None,
+    library: Library = "own",
     n_draws: int = 1,
     output: Form | Output = "draws",
     seed: int = 0,
@@ -119,7 +128,10 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
         a cell cycle phase that treatments change, are drawn: the answer is the total effect. Name
         the site of such a covariate here to leave it as measured: the direct effect.
     library
-        Counts per cell: a number, or one for each cell; None leaves the cells their own.
+        Counts per cell. ``"own"`` leaves the cells theirs, so that a response is none of depth;
+        ``"target"`` multiplies them by what the target has more than the source's condition in
+        training (:func:`pyro_fcr.data.expected_depths`), as for cells that are held against
+        measured ones; or a number, or one for each cell.
     n_draws
         Draws per cell.
     output
@@ -156,7 +168,11 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
     )
     source = fcr.source(adata)
     asked = intervene(fcr, query, source.obs, hold=hold)
-    return _answer(fcr, query, asked, fcr.chunks(source), library=library)
+    depth = _Depth.of(library, source.n_obs)
+    if isinstance(library, str) and library == "target" and not asked.open_keys:
+        ratio = _depths(fcr, asked) / expected_depths(source.obs, fcr.registry)
+        depth = _Depth("target", ratio=_library_column(ratio, source.n_obs))
+    return _answer(fcr, query, asked, fcr.chunks(source), depth)
 
 
 def posterior_predictive(
@@ -165,7 +181,7 @@ def posterior_predictive(
     *,
     n_draws: int = 1,
     output: Form | Output = "draws",
-    library: npt.ArrayLike | None = None,
+    library: npt.ArrayLike | Literal["own"] = "own",
     seed: int = 0,
 ) -> AnnData:
     """Draw the cells again, as they are: all latents from the guide given the cell, then y.
@@ -185,8 +201,7 @@ def posterior_predictive(
     output
         As in :meth:`pyro_fcr.FCR.counterfactual`.
     library
-        Counts per cell of the answer: a number, or one for each cell; None leaves the cells
-        their own.
+        Counts per cell of the answer: ``"own"``, a number, or one for each cell.
     seed
         Seed of the draws.
 
@@ -214,7 +229,40 @@ def posterior_predictive(
     source = fcr.source(adata)
     query = Query(output=output, n_draws=n_draws, seed=seed)
     asked = Asked(obs=source.obs.copy(), held=fcr.graph.blocks)
-    return _answer(fcr, query, asked, fcr.chunks(source), library=library)
+    return _answer(fcr, query, asked, fcr.chunks(source), _Depth.of(library, source.n_obs))
+
+
+@dataclass(frozen=True)
+class _Depth:
+    """Counts per cell of an answer, and the word for their origin."""
+
+    word: str = "own"
+    sizes: Tensor | None = None
+    ratio: Tensor | None = None
+
+    @classmethod
+    def of(cls, library: Library, n_cells: int) -> "_Depth":
+        """Read what a user gives."""
+        if not isinstance(library, str):
+            return cls("given", _library_column(library, n_cells))
+        if library not in ("own", "target"):
+            raise QueryError(
+                f"library is {library!r}; expected 'own', 'target', a number, or one for each cell."
+            )
+        return cls()
+
+    def __call__(self, batch: Batch, cells: slice) -> Tensor | None:
+        """Return the counts per cell of a block; None leaves them their own."""
+        if self.ratio is not None:
+            return batch["library"] * self.ratio[cells].to(batch["library"])
+        return None if self.sizes is None else self.sizes[cells].to(batch["library"].device)
+
+
+def _depths(fcr: Fitted, asked: Asked) -> npt.NDArray[np.float64]:
+    """Return the depths of the asked conditions; the median where covariates are drawn."""
+    if asked.open_keys:
+        return np.full(len(asked.obs), fcr.registry.target_sum or 1.0)
+    return expected_depths(asked.obs, fcr.registry)
 
 
 def _library_column(size: npt.ArrayLike, n_cells: int) -> Tensor:
@@ -247,18 +295,16 @@ def _answer(
     query: Query,
     asked: Asked,
     chunks: _Chunks,
-    *,
-    library: npt.ArrayLike | None = None,
+    depth: _Depth,
 ) -> AnnData:
     """Draw what is asked of cells, and put it together in the form that the query asks for."""
-    column = None if library is None else _library_column(library, len(asked.obs))
     marks = condition_marks(asked.obs, fcr.registry, open_keys=asked.open_keys)
     obs = asked.obs.assign(**marks)
     if query.answer.form == "draws":
         obs = _row_per_draw(obs, query.n_draws)
     genes = pd.DataFrame(index=pd.Index(fcr.registry.genes, dtype=str))
-    frame = AnnData(obs=obs, var=genes, uns={"pyro_fcr": _record(query, asked)})
-    parts = _parts(fcr, query, asked, chunks, column)
+    frame = AnnData(obs=obs, var=genes, uns={"pyro_fcr": _record(query, asked, depth)})
+    parts = _parts(fcr, query, asked, chunks, depth)
     answer = assemble(frame, parts, store=query.answer.store)
     layer = fcr.registry.schema.layer
     if layer is not None and query.answer.store is None:
@@ -267,7 +313,7 @@ def _answer(
 
 
 def _parts(
-    fcr: Fitted, query: Query, asked: Asked, chunks: _Chunks, library: Tensor | None
+    fcr: Fitted, query: Query, asked: Asked, chunks: _Chunks, depth: _Depth
 ) -> Iterator[Part]:
     """Draw block by block; a block whose draws do not fit into memory is drawn anew per part."""
     output, n_draws = query.answer, query.n_draws
@@ -275,7 +321,7 @@ def _parts(
     as_counts = fcr.registry.schema.expression == "counts" and output.kind == "observation"
     for batch, cells, seed in drawn_blocks(fcr, chunks, seed=query.seed):
         do = {name: values[cells].to(fcr.device) for name, values in asked.do.items()}
-        size = None if library is None else library[cells].to(fcr.device)
+        size = depth(batch, cells)
         for rows in output.rows(len(batch), len(fcr.registry.genes), n_draws=n_draws):
             sinks = output.sinks(n_draws)
             taken = {_FED[output.kind]: [Rows(sink, rows) for sink in sinks]}
@@ -292,13 +338,14 @@ def _row_per_draw(obs: pd.DataFrame, n_draws: int) -> pd.DataFrame:
     return repeated.assign(draw=draw).set_axis(pd.Index(names, dtype=str))
 
 
-def _record(query: Query, asked: Asked) -> dict[str, Any]:
+def _record(query: Query, asked: Asked, depth: _Depth) -> dict[str, Any]:
     return {
         "treatment": "" if query.treatment is None else query.treatment,
         "dose": "" if query.dose is None else str(query.dose),
         "covariates": {key: str(level) for key, level in query.covariates.items()},
         "held": list(asked.held),
         "drawn": list(asked.open_keys),
+        "library": depth.word,
         "output": query.answer.form,
         "uncertainty": query.answer.kind,
         "n_draws": query.n_draws,
