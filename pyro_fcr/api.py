@@ -416,6 +416,7 @@ class FCR:
     dimension_use = queries.dimension_use
     predict = queries.predict
     counterfactual = queries.counterfactual
+    unit_counterfactual = queries.unit_counterfactual
     posterior_predictive = queries.posterior_predictive
     dose_response = queries.dose_response
     interval_coverage = queries.interval_coverage

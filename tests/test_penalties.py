@@ -70,7 +70,7 @@ def test_no_gradient_is_lost_to_empty_or_single_conditions():
 
 def test_permutation_stays_within_strata_and_moves_cells(device):
     stratum = torch.randint(0, 5, (500,), device=device)
-    index = penalties.permute_within(stratum)
+    index = penalties.permute_within(stratum, torch.ones(500, 2, device=device))
     assert torch.equal(stratum[index], stratum)
     assert torch.equal(index.sort().values, torch.arange(500, device=device))
     assert (index != torch.arange(500, device=device)).float().mean() > 0.9
@@ -80,7 +80,7 @@ def test_permutation_is_uniform():
     stratum = torch.tensor([0, 1, 0, 0])
     seen = np.zeros((4, 4))
     for _ in range(3000):
-        seen[torch.arange(4), penalties.permute_within(stratum)] += 1 / 3000
+        seen[torch.arange(4), penalties.permute_within(stratum, 0.3 * stratum[:, None])] += 1 / 3000
     expected = np.array([[1, 0, 1, 1], [0, 3, 0, 0], [1, 0, 1, 1], [1, 0, 1, 1]]) / 3
     np.testing.assert_allclose(seen, expected, atol=0.05)
 
@@ -93,6 +93,31 @@ def _blocks(dependence, n=4000):
     left = s[:, None] + dependence * common + torch.randn(n, 2)
     right = -1.0 * s[:, None] + dependence * common + torch.randn(n, 2)
     return left, right, given, s
+
+
+def test_cells_are_exchanged_within_about_one_dose():
+    dose = torch.rand(2000, 1).square()
+    stratum = (4 * dose[:, 0]).long()
+    index = penalties.permute_within(stratum, dose)
+    assert torch.equal(stratum[index], stratum)
+    assert (dose[index] - dose).abs().max() <= 0.0201
+    assert (index != torch.arange(2000)).float().mean() > 0.8
+
+
+def _many_doses(dependence, n=512):
+    """Two blocks that follow the dose, in strata of many doses each."""
+    dose, common = torch.rand(n, 1), torch.randn(n, 1)
+    left = dose + 0.5 * (torch.randn(n, 1) + dependence * common)
+    right = 4.0 * dose + 0.1 * (torch.randn(n, 1) + dependence * common)
+    return left, right, dose, (4 * dose[:, 0]).long()
+
+
+@pytest.mark.parametrize(("dependence", "low", "high"), [(0.0, -0.04, 0.04), (1.5, 0.15, 1.5)])
+def test_doses_within_a_stratum_are_no_dependence(dependence, low, high):
+    discriminator = Discriminator(3, n_hidden=32)
+    _train(discriminator, lambda: _many_doses(dependence), steps=600)
+    left, right, dose, _ = _many_doses(dependence, 4000)
+    assert low < penalties.log_density_ratio(discriminator, left, right, dose).item() < high
 
 
 def _train(discriminator, blocks, steps=300):

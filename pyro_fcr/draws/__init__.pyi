@@ -17,13 +17,16 @@ from .responder import (
     outcome,
     respond,
 )
+from .twins import Noise, TwinResponder
 from .worlds import QueryError, Reach, reach
 
 __all__ = [
     "LabelDistribution",
+    "Noise",
     "QueryError",
     "Reach",
     "Responder",
+    "TwinResponder",
     "abduct",
     "block_seed",
     "block_size",

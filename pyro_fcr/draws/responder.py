@@ -179,14 +179,19 @@ class Responder:
         if library is not None:
             cells = replace(cells, values={**cells.values, "library": library})
         with looking(self.model, self.guide, seed=seed, device=batch["library"].device):
-            draw_held, program = self._abduction(batch), Released(self.released)(self.model)
+            draw = self._draws(batch, cells, do or {})
             for _ in range(n_draws):
-                node = outcome(program, cells, held=draw_held(), do=do or {}, draw=bool(drawn))
+                node = draw(bool(drawn))
                 for sink in drawn:
                     sink.update(node["value"])
                 mean = node["fn"].mean if expected and drawn else node["value"]
                 for sink in expected:
                     sink.update(mean)
+
+    def _draws(self, batch: Batch, cells: Batch, do: Mapping[str, Tensor]) -> Callable[[bool], Any]:
+        """Make a function that draws once and returns the site y, with its noise or expected."""
+        draw_held, program = self._abduction(batch), Released(self.released)(self.model)
+        return lambda noise: outcome(program, cells, held=draw_held(), do=do, draw=noise)
 
     def _abduction(self, batch: Batch) -> Callable[[], dict[str, Tensor]]:
         """Make a function that draws what is held; the guide runs once if that is enough."""

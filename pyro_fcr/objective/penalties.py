@@ -81,21 +81,34 @@ def _spread(values: Tensor, mean: Tensor, group: Tensor) -> Tensor:
     return group_mean((values - mean[group]).square(), group, len(mean))[0]
 
 
-def permute_within(stratum: Tensor) -> Tensor:
-    """Draw a permutation that moves every cell to a place of its own stratum.
+_NEAR = 0.02  # share of the range of doses within which cells count as of one dose
+
+
+def permute_within(stratum: Tensor, given: Tensor) -> Tensor:
+    """Draw a permutation that moves every cell to a place of its own stratum and about its dose.
+
+    A stratum may hold many doses, and a discriminator that sees them would tell exchanged cells
+    from others by doses that do not fit. Cells therefore only go as far as a fiftieth of the range
+    of ``given``; within a stratum of one dose they go everywhere.
 
     Parameters
     ----------
     stratum
         Number of each cell's stratum, ``(n_cells,)``.
+    given
+        Values of the sites that make the strata, ``(n_cells, n_features)``. Within a stratum the
+        sum over features rises with each dose.
 
     Returns
     -------
     Index ``(n_cells,)``: ``stratum[index] == stratum``.
     """
-    places = torch.argsort(stratum, stable=True)
-    key = stratum + torch.rand(len(stratum), dtype=torch.float64, device=stratum.device)
-    return torch.empty_like(places).scatter(0, places, torch.argsort(key))
+    dose = given.sum(dim=-1, dtype=torch.float64)
+    low, high = dose.aminmax()
+    key = torch.addcdiv(stratum, dose - low, high - low + _NEAR, value=1.0 - 2.0 * _NEAR)
+    places = torch.argsort(key, stable=True)
+    noise = torch.rand(len(stratum), dtype=torch.float64, device=stratum.device)
+    return torch.empty_like(places).scatter(0, places, torch.argsort(key.add_(noise, alpha=_NEAR)))
 
 
 Logits = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -129,8 +142,8 @@ def discriminator_loss(
 ) -> Tensor:
     """Return the cross-entropy of telling cells from those whose right block was exchanged.
 
-    Blocks are exchanged within strata. Latents are detached, so the loss trains only the
-    discriminator.
+    Blocks are exchanged as :func:`permute_within` does. Latents are detached, so the loss trains
+    only the discriminator.
 
     Parameters
     ----------
@@ -145,5 +158,5 @@ def discriminator_loss(
     """
     left, right = left.detach(), right.detach()
     joint = discriminator(left, right, given)
-    exchanged = discriminator(left, right[permute_within(stratum)], given)
+    exchanged = discriminator(left, right[permute_within(stratum, given)], given)
     return 0.5 * (F.softplus(-joint) + F.softplus(exchanged)).mean()

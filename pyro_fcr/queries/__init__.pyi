@@ -13,6 +13,7 @@ from .representations import (
     label_blind_latents,
 )
 from .targets import AVERAGE, Form, Query
+from .units import unit_counterfactual
 
 __all__ = [
     "AVERAGE",
@@ -33,4 +34,5 @@ __all__ = [
     "predict",
     "support",
     "to_arviz",
+    "unit_counterfactual",
 ]

@@ -5,22 +5,21 @@ which cells stand in which order, not on the memory that it may take.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from anndata import AnnData
 from torch import Tensor
 
 from pyro_fcr.batch import Batch
-from pyro_fcr.data import expected_depths
-from pyro_fcr.draws import QueryError, block_size, new_cells
+from pyro_fcr.draws import QueryError, Responder, block_size, new_cells
 from pyro_fcr.draws.sinks import Rows
 from pyro_fcr.queries.answers import Output, Part, assemble, read_part
 from pyro_fcr.queries.fitted import Fitted, Source, drawn_blocks, make_responder
+from pyro_fcr.queries.libraries import Depth, Library, depth_of, depths, library_column
 from pyro_fcr.queries.marks import condition_marks
 from pyro_fcr.queries.targets import (
     Asked,
@@ -30,7 +29,6 @@ from pyro_fcr.queries.targets import (
     new_condition,
 )
 
-Library: TypeAlias = Literal["own", "target"] | npt.ArrayLike
 """Counts per cell: the cells' own, as the target has them, a number, or one for each cell."""
 
 _Chunks: TypeAlias = Iterable[tuple[Batch, slice]]
@@ -88,11 +86,11 @@ def predict(  # noqa: PLR0913 (the words of one question)
     asked = new_condition(fcr, query, n_cells)
     if isinstance(library, str) and library != "target":
         raise QueryError(f"library is {library!r}; expected 'target', a number, or one a cell.")
-    size = _depths(fcr, asked) if isinstance(library, str) else library
-    column = _library_column(size, n_cells)
+    size = depths(fcr, asked) if isinstance(library, str) else library
+    column = library_column(size, n_cells)
     chunks = _chunks_of_new_cells(fcr, asked.do, column)
-    depth = _Depth("target" if isinstance(library, str) else "given", column)
-    return _answer(fcr, query, replace(asked, do={}), chunks, depth)
+    depth = Depth("target" if isinstance(library, str) else "given", column)
+    return answer(fcr, query, replace(asked, do={}), chunks, depth)
 
 
 def counterfactual(  # noqa: PLR0913 (the words of one question)
@@ -111,7 +109,9 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
     """Predict what given cells would express under another treatment, dose or context.
 
     Abduct: what is held is drawn from the guide given the cells' expression. Act: the sites
-    are set to the target. Predict: all else is drawn from the conditional priors.
+    are set to the target. Predict: all else is drawn from the conditional priors. So what the
+    target reaches is that of some cell, not of this one; :meth:`pyro_fcr.FCR.unit_counterfactual`
+    keeps the cell's own noise there, too.
 
     Parameters
     ----------
@@ -168,11 +168,8 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
     )
     source = fcr.source(adata)
     asked = intervene(fcr, query, source.obs, hold=hold)
-    depth = _Depth.of(library, source.n_obs)
-    if isinstance(library, str) and library == "target" and not asked.open_keys:
-        ratio = _depths(fcr, asked) / expected_depths(source.obs, fcr.registry)
-        depth = _Depth("target", ratio=_library_column(ratio, source.n_obs))
-    return _answer(fcr, query, asked, fcr.chunks(source), depth)
+    depth = depth_of(fcr, asked, source, library)
+    return answer(fcr, query, asked, fcr.chunks(source), depth, world="interventional")
 
 
 def posterior_predictive(
@@ -229,53 +226,7 @@ def posterior_predictive(
     source = fcr.source(adata)
     query = Query(output=output, n_draws=n_draws, seed=seed)
     asked = Asked(obs=source.obs.copy(), held=fcr.graph.blocks)
-    return _answer(fcr, query, asked, fcr.chunks(source), _Depth.of(library, source.n_obs))
-
-
-@dataclass(frozen=True)
-class _Depth:
-    """Counts per cell of an answer, and the word for their origin."""
-
-    word: str = "own"
-    sizes: Tensor | None = None
-    ratio: Tensor | None = None
-
-    @classmethod
-    def of(cls, library: Library, n_cells: int) -> "_Depth":
-        """Read what a user gives."""
-        if not isinstance(library, str):
-            return cls("given", _library_column(library, n_cells))
-        if library not in ("own", "target"):
-            raise QueryError(
-                f"library is {library!r}; expected 'own', 'target', a number, or one for each cell."
-            )
-        return cls()
-
-    def __call__(self, batch: Batch, cells: slice) -> Tensor | None:
-        """Return the counts per cell of a block; None leaves them their own."""
-        if self.ratio is not None:
-            return batch["library"] * self.ratio[cells].to(batch["library"])
-        return None if self.sizes is None else self.sizes[cells].to(batch["library"].device)
-
-
-def _depths(fcr: Fitted, asked: Asked) -> npt.NDArray[np.float64]:
-    """Return the depths of the asked conditions; the median where covariates are drawn."""
-    if asked.open_keys:
-        return np.full(len(asked.obs), fcr.registry.target_sum or 1.0)
-    return expected_depths(asked.obs, fcr.registry)
-
-
-def _library_column(size: npt.ArrayLike, n_cells: int) -> Tensor:
-    """Return counts per cell, ``(n_cells, 1)``, of a number or of one for each cell."""
-    sizes = np.asarray(size, dtype=np.float32)
-    if sizes.shape not in ((), (n_cells,)):
-        raise QueryError(
-            f"library has the shape {sizes.shape}; expected a number or one for each of "
-            f"{n_cells} cells."
-        )
-    if not (sizes > 0).all():
-        raise QueryError("library: counts per cell must be positive.")
-    return torch.from_numpy(np.broadcast_to(sizes, n_cells).copy()).unsqueeze(1)
+    return answer(fcr, query, asked, fcr.chunks(source), Depth.of(library, source.n_obs))
 
 
 def _chunks_of_new_cells(
@@ -290,12 +241,15 @@ def _chunks_of_new_cells(
         yield new_cells(cut, library[rows], n_genes=n_genes).to(fcr.device), rows
 
 
-def _answer(
+def answer(
     fcr: Fitted,
     query: Query,
     asked: Asked,
     chunks: _Chunks,
-    depth: _Depth,
+    depth: Depth,
+    *,
+    responder: Responder | None = None,
+    **about: str,
 ) -> AnnData:
     """Draw what is asked of cells, and put it together in the form that the query asks for."""
     marks = condition_marks(asked.obs, fcr.registry, open_keys=asked.open_keys)
@@ -303,8 +257,11 @@ def _answer(
     if query.answer.form == "draws":
         obs = _row_per_draw(obs, query.n_draws)
     genes = pd.DataFrame(index=pd.Index(fcr.registry.genes, dtype=str))
-    frame = AnnData(obs=obs, var=genes, uns={"pyro_fcr": _record(query, asked, depth)})
-    parts = _parts(fcr, query, asked, chunks, depth)
+    record = {**_record(query, asked, depth), **about}
+    frame = AnnData(obs=obs, var=genes, uns={"pyro_fcr": record})
+    if responder is None:
+        responder = make_responder(fcr, asked.held, released=asked.released)
+    parts = _parts(fcr, query, (asked, chunks, depth), responder)
     answer = assemble(frame, parts, store=query.answer.store)
     layer = fcr.registry.schema.layer
     if layer is not None and query.answer.store is None:
@@ -313,11 +270,10 @@ def _answer(
 
 
 def _parts(
-    fcr: Fitted, query: Query, asked: Asked, chunks: _Chunks, depth: _Depth
+    fcr: Fitted, query: Query, of: tuple[Asked, _Chunks, Depth], responder: Responder
 ) -> Iterator[Part]:
     """Draw block by block; a block whose draws do not fit into memory is drawn anew per part."""
-    output, n_draws = query.answer, query.n_draws
-    responder = make_responder(fcr, asked.held, released=asked.released)
+    output, n_draws, (asked, chunks, depth) = query.answer, query.n_draws, of
     as_counts = fcr.registry.schema.expression == "counts" and output.kind == "observation"
     for batch, cells, seed in drawn_blocks(fcr, chunks, seed=query.seed):
         do = {name: values[cells].to(fcr.device) for name, values in asked.do.items()}
@@ -338,7 +294,7 @@ def _row_per_draw(obs: pd.DataFrame, n_draws: int) -> pd.DataFrame:
     return repeated.assign(draw=draw).set_axis(pd.Index(names, dtype=str))
 
 
-def _record(query: Query, asked: Asked, depth: _Depth) -> dict[str, Any]:
+def _record(query: Query, asked: Asked, depth: Depth) -> dict[str, Any]:
     return {
         "treatment": "" if query.treatment is None else query.treatment,
         "dose": "" if query.dose is None else str(query.dose),
