@@ -675,18 +675,18 @@ def test_bad_context_query(levels, parts):
 
 def test_registry_of_another_format():
     saved = {**_query().to_json_dict(), "format": 99}
-    with pytest.raises(SchemaError, match="format 99; expected 1 or 2; load it with the version"):
+    with pytest.raises(SchemaError, match="format 99; expected 1 to 3; load it with the version"):
         Registry.from_json_dict(saved)
 
 
 def test_empty_training_split():
     adata = make_adata()
-    adata.obs["split"] = np.resize(["Train", "valid"], len(adata))
+    adata.obs["split"] = np.resize(["Trian", "valid"], len(adata))
     schema = make_schema(split_key="split")
     for attempt in (lambda: register(adata, schema)[0], lambda: split_cells(adata.obs, schema)):
         with pytest.raises(SchemaError) as error:
             attempt()
-        _says(error, "'split'", "labelled 'train'", "labels: 'Train', 'valid'", "mean 'Train'?")
+        _says(error, "'split'", "labelled 'train'", "labels: 'Trian', 'valid'", "mean 'Trian'?")
 
 
 def test_split_label_that_no_cell_has():

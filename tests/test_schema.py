@@ -328,6 +328,15 @@ def test_labelled_split_is_taken_as_it_is():
     np.testing.assert_array_equal(split.heldout, np.arange(1, len(obs), 4))
 
 
+@pytest.mark.parametrize("words", [("train", "val"), ("Training", "Validation"), ("TRAIN ", "Val")])
+def test_words_for_the_parts_of_a_split(words):
+    obs = make_adata().obs
+    obs["split"] = np.resize([*words, "test"], len(obs))
+    split = split_cells(obs, make_schema(split_key="split"))
+    np.testing.assert_array_equal(split.train, np.arange(0, len(obs), 3))
+    np.testing.assert_array_equal(split.heldout, np.arange(1, len(obs), 3))
+
+
 def test_heldout_is_drawn_from_train_without_valid():
     obs = make_adata().obs
     obs["split"] = np.resize(["train", "train", "test"], len(obs))

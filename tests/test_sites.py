@@ -277,7 +277,7 @@ def test_columns_of_a_query_leave_its_dose_empty(label, filled):
     adata.obs.loc[adata.obs["drug"] == "A+B", "dose"] = "1+9"
     table = {**TABLE, "Newer": [1, 2, 3]}
     registry = register(adata, make_schema(dose_key="dose", treatment_features=table))[0]
-    columns = registry.only_dose(label)
+    columns = registry.columns_of(label)
     assert columns["drug"] == label
     if filled is None:
         assert np.isnan(columns["dose"])

@@ -11,7 +11,8 @@ from cyclopts import Parameter
 
 import pyro_fcr
 from pyro_fcr.cli import shell
-from pyro_fcr.data.errors import did_you_mean, listed
+from pyro_fcr.data.errors import listed
+from pyro_fcr.data.spelling import did_you_mean
 from pyro_fcr.files import atomic_write
 from pyro_fcr.values import unknown
 

@@ -48,7 +48,8 @@ Genes = Annotated[
 
 def option_name(field: str) -> str:
     """Return the option of a field; one that is repeated is singular, as in ``--covariate-key``."""
-    return re.sub(r"(?<=covariate-)(key|site)s$", r"\1", default_name_transform(field))
+    singular = r"(?<=covariate-)(key|site)s$|(?<=^other-)(control)s$"
+    return re.sub(singular, lambda found: found[0][:-1], default_name_transform(field))
 
 
 @contextmanager

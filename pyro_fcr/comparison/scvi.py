@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from pyro_fcr.data import Registry, Schema, Split, read_cells, register, split_cells
+from pyro_fcr.data.treatments import canonical_label
 from pyro_fcr.modes import seeded
 from pyro_fcr.queries import Query, condition_marks
 
@@ -179,8 +180,10 @@ def _import_scvi() -> Any:
 def _cells(adata: AnnData, registry: Registry) -> AnnData:
     """Copy cells with the registered genes, and treatments in their one spelling."""
     schema, encoded = registry.schema, registry.encode(adata)
-    columns = {key: adata.obs[key].astype(str) for key in schema.covariate_keys}
-    columns[_TREATMENT] = [registry.canonical(str(v)) for v in adata.obs[schema.treatment_key]]
+    design = registry.read_design(adata.obs)
+    contexts = np.array(design.contexts)[design.x].T
+    columns: dict[str, Any] = dict(zip(schema.covariate_keys, contexts, strict=True))
+    columns[_TREATMENT] = [canonical_label(design.treatments[t].agents, schema) for t in design.t]
     obs = pd.DataFrame(columns, index=adata.obs_names)
     genes = pd.DataFrame(index=pd.Index(registry.genes, dtype=str))
     return AnnData(encoded.expression.copy(), obs=obs, var=genes)

@@ -3,21 +3,25 @@
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from anndata import AnnData
 
 from pyro_fcr.data.design import Codes, Mask
-from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
+from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.io import Matrix, layer_names
+from pyro_fcr.data.labels import is_balanced
 from pyro_fcr.data.schema import Schema
+from pyro_fcr.data.spelling import did_you_mean, look_alikes
+from pyro_fcr.data.treatments import canonical_label
 
 _BLOCK = 2**22
 _LARGEST_LOG1P = 20.0  # log1p of 5e8, more than a cell's library size
 _LIKE_CONTROL = re.compile(
-    "(?i)control|ctrl|dmso|vehicle|untreated|unstimulated|mock|non-targeting|nt|pbs|none"
+    "(?i)(neg(ative)?[-_ ]?)?(control|ctrl)|dmso|vehicle|untreated|unstimulated|unperturbed|mock|"
+    "(non|safe)[-_ ]?targeting|nt|pbs|none"
 )
 
 
@@ -52,12 +56,69 @@ def check_control(counts: Mapping[str, int], schema: Schema) -> None:
 
 
 def warn_no_control(labels: Iterable[str], schema: Schema) -> None:
-    """Warn if the schema names no control, though a label looks like that of untreated cells."""
-    like = [label for label in labels if _LIKE_CONTROL.fullmatch(label)]
-    if schema.control is None and like:
+    """Warn if a label looks like that of untreated cells, but is not among the controls."""
+    like = [each for each in labels if _LIKE_CONTROL.fullmatch(each) and each != schema.control]
+    if like:
+        wanted: object = like[0] if schema.control is None else [*schema.controls, *like]
         warnings.warn(
             f"obs column {schema.treatment_key!r}: {listed(like)} looks like a label of untreated "
-            f"cells, but is taken as a treatment; to make it the control, pass control={like[0]!r}",
+            f"cells, but is taken as a treatment; to make it a control, pass control={wanted!r}",
+            stacklevel=4,
+        )
+
+
+def warn_look_alikes(labels: Iterable[str], *, key: str) -> None:
+    """Warn about labels that may be spellings of one."""
+    groups = look_alikes(labels)
+    if groups:
+        shown = "; ".join(" and ".join(map(ascii, group)) for group in groups[:5])
+        more = f"; ... ({len(groups)} such groups)" if len(groups) > 5 else ""
+        kept, *others = map(ascii, groups[0])
+        warnings.warn(
+            f"obs column {key!r} has labels that look alike and are taken as different: {shown}"
+            f"{more}; if they are one, rename them: adata.obs[{key!r}] = adata.obs[{key!r}]"
+            f".replace({others[0]}, {kept})",
+            stacklevel=4,
+        )
+
+
+def check_combinations(treatments: Sequence[tuple[str, ...]], schema: Schema) -> None:
+    """Check that labels with a separator are combinations, not names that have one in them.
+
+    Parameters
+    ----------
+    treatments
+        The agents of each distinct treatment.
+    schema
+        Has the separator, and the column to name.
+
+    Raises
+    ------
+    SchemaError
+        A part that never occurs alone has a bracket without its partner.
+
+    Warns
+    -----
+    UserWarning
+        No part of any combination occurs in another label.
+    """
+    distinct = sorted({agents for agents in treatments if len(agents) > 1})
+    alone = {agents[0] for agents in treatments if len(agents) == 1}
+    mend = "rename it, or pass another separator (None takes every label as one agent)"
+    for agents in distinct:
+        if broken := [a for a in agents if a not in alone and not is_balanced(a)]:
+            raise SchemaError(
+                f"obs column {schema.treatment_key!r}: {canonical_label(agents, schema)!r} reads "
+                f"as a combination of {listed(agents)}, but {broken[0]!r} never occurs alone and "
+                f"has a bracket without its partner; {mend}"
+            )
+    times = Counter(agent for agents in {*distinct, *((a,) for a in alone)} for agent in agents)
+    if distinct and all(times[agent] == 1 for agents in distinct for agent in agents):
+        warnings.warn(
+            f"obs column {schema.treatment_key!r}: "
+            f"{listed(canonical_label(agents, schema) for agents in distinct)} read as "
+            f"combinations, but their parts, such as {listed(distinct[0])}, occur in no other "
+            f"label; if it is the name of one agent, {mend}",
             stacklevel=4,
         )
 

@@ -1,5 +1,6 @@
 """The columns of `.obs` -> the distinct treatments and contexts, and which cell has which."""
 
+import math
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -8,15 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
+from pyro_fcr.data.errors import SchemaError, listed
+from pyro_fcr.data.labels import label_text
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.data.treatments import Treatment, dose_strata, parse_treatment
+from pyro_fcr.data.spelling import did_you_mean
+from pyro_fcr.data.treatments import Treatment, control_doses, dose_strata, parse_treatment
 
 Codes: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
-
-# What missing values become after `.astype(str)`.
-_BLANK = ("", "nan", "NaN", "<NA>", "NaT")
 
 
 class Labels(NamedTuple):
@@ -47,12 +47,15 @@ class Design(NamedTuple):
         Distinct tuples of covariate levels, in the order of `schema.covariate_keys`, sorted.
     x
         Index of each cell's context, shape (n_cells,).
+    control_dose
+        The number that stands for the dose of control, 0 if there is none.
     """
 
     treatments: list[Treatment]
     t: Codes
     contexts: list[tuple[str, ...]]
     x: Codes
+    control_dose: float = 0.0
 
     @property
     def conditions(self) -> Codes:
@@ -105,7 +108,13 @@ class Condition:
         return cls(**{**saved, "dose": tuple(saved["dose"])})
 
 
-def read_design(obs: pd.DataFrame, schema: Schema, *, untrained: Container[str] = ()) -> Design:
+def read_design(
+    obs: pd.DataFrame,
+    schema: Schema,
+    *,
+    untrained: Container[str] = (),
+    control_dose: float | None = None,
+) -> Design:
     """Read treatments, doses and covariates.
 
     Loops run over distinct values, never over cells.
@@ -118,13 +127,22 @@ def read_design(obs: pd.DataFrame, schema: Schema, *, untrained: Container[str] 
         Names the columns.
     untrained
         Agents that must have no dose, because nothing is known of its scale.
+    control_dose
+        The number that stands for the dose of control, beside 0 and nothing; None takes that of
+        the data, if they have one and the same everywhere.
 
     Raises
     ------
     SchemaError
         If a column is missing, a label is empty, or a dose cannot be read.
     """
-    return Design(*_treatments(obs, schema, untrained), *_contexts(obs, schema))
+    given = _given(obs, schema)
+    if control_dose is None:
+        control_dose = _control_dose(given, schema, obs.index)
+    treatments = _treatments(
+        given, schema, untrained=untrained, control_dose=control_dose, names=obs.index
+    )
+    return Design(*treatments, *_contexts(obs, schema), control_dose)
 
 
 def random_rank(codes: Codes, seed: int) -> Codes:
@@ -162,51 +180,102 @@ def read_labels(obs: pd.DataFrame, key: str, *, role: str) -> Labels:
     """
     if not len(obs):
         raise SchemaError("adata has no cells; look at the filter that came before")
-    codes, values = _factorize(find_column(obs, key, role=role))
-    texts = np.array([str(value) for value in values], dtype=str)
-    blank = np.isin(np.char.strip(texts), _BLANK) if len(texts) else np.zeros(0, dtype=bool)
-    missing = np.append(blank, [True])[codes]
+    levels, codes = label_codes(find_column(obs, key, role=role), where=f"{role} {key!r}")
+    missing = codes < 0
     if missing.any():
         raise SchemaError(
             f"{role} {key!r}: {missing.sum()} of {len(obs)} cells have no label (NaN or empty), "
             f"first {listed(obs.index[missing][:3])}; "
             f"label them, or drop them: adata = adata[adata.obs[{key!r}].notna()].copy()"
         )
-    levels, merged = np.unique(texts, return_inverse=True)
-    return Labels(tuple(levels.tolist()), merged.reshape(-1)[codes])
+    return Labels(levels, codes)
 
 
-def _factorize(column: pd.Series) -> tuple[Codes, list[Any]]:
+def label_codes(column: pd.Series, *, where: str) -> tuple[tuple[str, ...], Codes]:
+    """Return the sorted distinct labels of a column, and that of each cell, -1 where missing.
+
+    Raises
+    ------
+    SchemaError
+        If a cell has something else than a label.
+    """
+    codes, values = _factorize(column, where=where)
+    texts = [label_text(value, where=where) for value in values]
+    levels = sorted({*texts} - {""})
+    place = {"": -1, **{level: code for code, level in enumerate(levels)}}
+    return tuple(levels), np.array([*(place[text] for text in texts), -1])[codes]
+
+
+def _factorize(column: pd.Series, *, where: str) -> tuple[Codes, list[Any]]:
     """Return codes, -1 where missing, and the distinct values, each in its own type."""
-    categories = column.astype("category").cat.remove_unused_categories().cat
+    try:
+        categories = column.astype("category").cat.remove_unused_categories().cat
+    except TypeError:  # a value that cannot be compared, such as a list
+        for value in column:
+            label_text(value, where=where)
+        raise
     # Array elements keep float32, which `tolist` would widen to a longer decimal.
     return np.asarray(categories.codes, dtype=np.int64), list(np.asarray(categories.categories))
 
 
-def _treatments(
-    obs: pd.DataFrame, schema: Schema, untrained: Container[str]
-) -> tuple[list[Treatment], Codes]:
+class _Given(NamedTuple):
+    """Distinct labels with their doses, the first cell of each, and that of each cell."""
+
+    pairs: list[tuple[str, Any]]
+    first: Codes
+    codes: Codes
+
+
+def _given(obs: pd.DataFrame, schema: Schema) -> _Given:
     labels = read_labels(obs, schema.treatment_key, role="treatment_key")
     amounts: list[Any] = []
     dose_codes = np.full(len(obs), -1, dtype=np.int64)
     if schema.dose_key is not None:
-        dose_codes, amounts = _factorize(find_column(obs, schema.dose_key, role="dose_key"))
+        column = find_column(obs, schema.dose_key, role="dose_key")
+        dose_codes, amounts = _factorize(column, where=f"dose_key {schema.dose_key!r}")
     amounts.append(None)
-    pairs = labels.codes * len(amounts) + dose_codes
-    _, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)
+    numbers = labels.codes * len(amounts) + dose_codes
+    _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+    pairs = [(labels.levels[labels.codes[cell]], amounts[dose_codes[cell]]) for cell in first]
+    return _Given(pairs, first, inverse)
+
+
+def _control_dose(given: _Given, schema: Schema, names: pd.Index) -> float:
+    """Return the one number that is everywhere given as the dose of control, else 0."""
+    if schema.dose_key is None:
+        return 0.0
+    cells = zip(given.pairs, given.first, strict=True)
+    found = [
+        control_doses(label, dose, schema, where=f"cell {names[cell]!r}")
+        for (label, dose), cell in cells
+    ]
+    amounts = set().union(*found)
+    return next((a for a in amounts if len(amounts) == 1 and 0 < a < math.inf), 0.0)
+
+
+def _treatments(
+    given: _Given,
+    schema: Schema,
+    *,
+    untrained: Container[str],
+    control_dose: float,
+    names: pd.Index,
+) -> tuple[list[Treatment], Codes]:
     parsed = [
         parse_treatment(
-            labels.levels[labels.codes[cell]],
+            label,
             schema,
-            dose=amounts[dose_codes[cell]],
-            where=f"cell {obs.index[cell]!r}",
+            dose=dose,
+            where=f"cell {names[cell]!r}",
             untrained=untrained,
+            control_dose=control_dose,
         )
-        for cell in first
+        for (label, dose), cell in zip(given.pairs, given.first, strict=True)
     ]
     distinct = sorted(set(parsed))
     position = {treatment: code for code, treatment in enumerate(distinct)}
-    return distinct, np.array([position[each] for each in parsed], dtype=np.int64)[inverse]
+    codes = np.array([position[each] for each in parsed], dtype=np.int64)
+    return distinct, codes[given.codes]
 
 
 def _contexts(obs: pd.DataFrame, schema: Schema) -> tuple[list[tuple[str, ...]], Codes]:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from pyro_fcr.data import checks
 from pyro_fcr.data.cells import Cells
-from pyro_fcr.data.design import Codes, Design, read_design
-from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
+from pyro_fcr.data.design import Codes, Design
+from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.io import Matrix, read_matrix
+from pyro_fcr.data.labels import label_text
 from pyro_fcr.data.schema import Schema
+from pyro_fcr.data.spelling import did_you_mean
 from pyro_fcr.data.treatments import TreatmentEncoding, dose_strata
 
 Rows = npt.NDArray[np.float32]
@@ -45,17 +47,21 @@ Levels = Mapping[str, Sequence[str]]
 
 
 def encode_sites(
-    obs: pd.DataFrame, schema: Schema, *, covariates: Levels, treatments: TreatmentEncoding
+    design: Design,
+    schema: Schema,
+    *,
+    covariates: Levels,
+    treatments: TreatmentEncoding,
+    names: pd.Index,
 ) -> Sites:
     """Return the distinct rows of each covariate site and of t, and the row of each cell.
 
     Raises
     ------
     SchemaError
-        If a column is missing, or a label is empty or unknown.
+        If a label is unknown; names the cell.
     """
-    design = read_design(obs, schema, untrained=treatments.untrained)
-    _check_known(design, obs, covariates, treatments)
+    _check_known(design, names, covariates, treatments)
     return site_rows(design, schema, covariates=covariates, treatments=treatments)
 
 
@@ -141,6 +147,11 @@ def read_context(levels: Mapping[str, str], covariates: Levels) -> tuple[str, ..
     SchemaError
         If a key is missing or unknown, or a level was never seen.
     """
+    if not isinstance(levels, Mapping):
+        raise SchemaError(
+            f"covariates is {levels!r}; expected a level of each of {listed(covariates)}, as in "
+            f"{{{next(iter(covariates))!r}: ...}}"
+        )
     missing = [key for key in covariates if key not in levels]
     if missing:
         raise SchemaError(
@@ -153,7 +164,7 @@ def read_context(levels: Mapping[str, str], covariates: Levels) -> tuple[str, ..
                 f"covariates: {key!r} is not a covariate key; keys: {listed(covariates)}."
                 f"{did_you_mean(key, covariates)} Leave it out"
             )
-    context = tuple(str(levels[key]) for key in covariates)
+    context = tuple(label_text(levels[key], where=f"{key!r} of the query") for key in covariates)
     check_context(context, covariates, where="the query")
     return context
 
@@ -192,12 +203,12 @@ def distinct_rows(rows: list[Rows], codes: Codes, *, strata: Codes | None = None
 
 
 def _check_known(
-    design: Design, obs: pd.DataFrame, covariates: Levels, treatments: TreatmentEncoding
+    design: Design, names: pd.Index, covariates: Levels, treatments: TreatmentEncoding
 ) -> None:
     for t, cell in enumerate(np.unique(design.t, return_index=True)[1]):
-        treatments.check(design.treatments[t], where=f"cell {obs.index[cell]!r}")
+        treatments.check(design.treatments[t], where=f"cell {names[cell]!r}")
     for x, cell in enumerate(np.unique(design.x, return_index=True)[1]):
-        check_context(design.contexts[x], covariates, where=f"cell {obs.index[cell]!r}")
+        check_context(design.contexts[x], covariates, where=f"cell {names[cell]!r}")
 
 
 def _gene_order(genes: Sequence[str], adata: AnnData) -> Codes:

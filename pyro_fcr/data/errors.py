@@ -1,7 +1,6 @@
-"""The one error of the data layer, and the phrases its messages are made of."""
+"""The one error of the data layer, and lists of names in its messages."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 
 class SchemaError(ValueError):
@@ -27,10 +26,3 @@ def listed(names: Iterable[object], limit: int = 8, *, quoted: bool = True) -> s
     if len(texts) > limit:
         return f"{', '.join(texts[:limit])}, ... ({len(texts)} in all)"
     return ", ".join(texts) or "none"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name nearest to `name`, or an empty string."""
-    folded = {other.casefold(): other for other in known}
-    near = get_close_matches(name.casefold(), folded, n=1)
-    return f" Did you mean {folded[near[0]]!r}?" if near else ""

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pyro_fcr.data.errors import SchemaError, listed
+from pyro_fcr.data.labels import label_text
 
 Features: TypeAlias = tuple[tuple[str, tuple[float, ...]], ...]
 FeatureRow: TypeAlias = npt.NDArray[np.float64]
@@ -16,7 +17,7 @@ FeatureRow: TypeAlias = npt.NDArray[np.float64]
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def read_features(table: Any, *, control: str | None) -> Features:
+def read_features(table: Any, *, controls: Iterable[str]) -> Features:
     """Check a table of features and return it as plain tuples.
 
     Parameters
@@ -24,8 +25,8 @@ def read_features(table: Any, *, control: str | None) -> Features:
     table
         A mapping from agent to a sequence of numbers, a DataFrame with agents as its index, the
         path of such a table as csv, or what this function returns.
-    control
-        Label of untreated cells, which must have no row.
+    controls
+        Labels of untreated cells, which must have no row.
 
     Returns
     -------
@@ -40,13 +41,13 @@ def read_features(table: Any, *, control: str | None) -> Features:
     """
     rows: dict[str, FeatureRow] = {}
     for name, values in _pairs(table):
-        agent = str(name).strip()
+        agent = label_text(name, where="agent of treatment_features")
         if agent in rows:
             raise SchemaError(
                 f"treatment_features has two rows of agent {agent!r}; drop all but one"
             )
         rows[agent] = _row(agent, values)
-    _check_table(rows, control)
+    _check_table(rows, controls)
     return tuple((agent, tuple(rows[agent].tolist())) for agent in sorted(rows))
 
 
@@ -87,7 +88,7 @@ def _row(agent: str, values: Any) -> FeatureRow:
     return row
 
 
-def _check_table(rows: Mapping[str, FeatureRow], control: str | None) -> None:
+def _check_table(rows: Mapping[str, FeatureRow], controls: Iterable[str]) -> None:
     widths = {agent: len(row) for agent, row in rows.items()}
     if not any(widths.values()):
         raise SchemaError(
@@ -101,7 +102,7 @@ def _check_table(rows: Mapping[str, FeatureRow], control: str | None) -> None:
             f"treatment_features has rows of different lengths: {listed(other)}, but {first!r} "
             f"has {expected}; give every agent the same features"
         )
-    if control in rows:
+    for control in set(controls) & set(rows):
         raise SchemaError(
             f"treatment_features has a row of the control {control!r}, whose features are zero by "
             "definition; leave it out, or pass control=None if it is a treatment like any other"

@@ -11,8 +11,9 @@ from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
-from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
+from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.schema import Schema
+from pyro_fcr.data.spelling import did_you_mean
 
 Matrix: TypeAlias = "sparse.csr_array | npt.NDArray[np.float32]"
 

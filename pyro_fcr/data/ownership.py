@@ -14,6 +14,7 @@ import pandas as pd
 from anndata import AnnData
 
 from pyro_fcr.data.cells import Cells
+from pyro_fcr.data.design import label_codes
 from pyro_fcr.data.errors import SchemaError
 from pyro_fcr.data.io import read_matrix
 from pyro_fcr.data.registry import Registry
@@ -101,7 +102,7 @@ class OwnCells:
         for key in self.registry.schema.columns:
             if key not in obs:
                 said.append(f"column {key!r} gone")
-            elif n := int((was.loc[both, key].astype(str) != obs.loc[both, key].astype(str)).sum()):
+            elif n := int((_texts(was.loc[both, key]) != _texts(obs.loc[both, key])).sum()):
                 said.append(f"{n} with another {key!r}")
         return ", ".join(said)
 
@@ -148,6 +149,11 @@ class OwnCells:
     def _digest(self) -> npt.NDArray[np.float64]:
         # Questions about a few cells at a time would otherwise read all of the model's own.
         return _digest(self.cells)
+
+
+def _texts(column: pd.Series) -> npt.NDArray[np.str_]:
+    levels, codes = label_codes(column, where=f"obs column {column.name!r}")
+    return np.array([*levels, ""])[codes]
 
 
 def _digest(cells: Cells) -> npt.NDArray[np.float64]:

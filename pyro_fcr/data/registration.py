@@ -71,7 +71,7 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
         schema=schema,
         genes=genes,
         agents=tuple(sorted(_trained_agents(design, train))),
-        doses=_dose_ranges(design, train),
+        doses=_dose_ranges(design, train, schema),
         covariates=dict(zip(schema.covariate_keys, levels, strict=True)),
         conditions=_conditions(design, train, schema, sizes=sizes),
         target_sum=float(np.median(sizes)) if schema.expression == "counts" else None,
@@ -87,7 +87,9 @@ def _check_treatments(design: Design, train: Mask, schema: Schema) -> None:
     counts = checks.counts_of(labels, design.t[train])
     checks.check_control(counts, schema)
     checks.warn_no_control(counts, schema)
+    checks.check_combinations([each.agents for each in design.treatments], schema)
     agents = {agent for each in design.treatments for agent in each.agents}
+    checks.warn_look_alikes([*schema.controls, *sorted(agents)], key=schema.treatment_key)
     checks.check_features(agents, schema)
     # What an agent is known by: its cells, or its features, but these have no dose scale.
     if schema.treatment_features is None or schema.dose_key is not None:
@@ -106,6 +108,7 @@ def _check_covariates(design: Design, train: Mask, schema: Schema) -> None:
     untreated = np.array([not each.agents for each in design.treatments])[design.t] & train
     for position, key in enumerate(schema.covariate_keys):
         levels = [context[position] for context in design.contexts]
+        checks.warn_look_alikes(sorted(set(levels)), key=key)
         counts = checks.counts_of(levels, design.x[train])
         checks.check_learnable(set(levels), set(counts), key=key)
         checks.check_enough(counts, schema, key=key)
@@ -114,8 +117,10 @@ def _check_covariates(design: Design, train: Mask, schema: Schema) -> None:
             checks.warn_uncontrolled(set(levels), controlled, key=key)
 
 
-def _dose_ranges(design: Design, train: Mask) -> dict[str, tuple[float, float]]:
+def _dose_ranges(design: Design, train: Mask, schema: Schema) -> dict[str, tuple[float, float]]:
     found: dict[str, list[float]] = {}
+    if design.control_dose:
+        found[str(schema.control)] = [design.control_dose]
     for code in np.unique(design.t[train]):
         # Without a dose column the doses are empty, and so is the zip.
         for agent, dose in zip(*design.treatments[code], strict=False):

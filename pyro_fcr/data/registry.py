@@ -15,14 +15,17 @@ from torch import Tensor
 
 from pyro_fcr.data import checks, encoding
 from pyro_fcr.data.cells import Cells
-from pyro_fcr.data.design import Condition
+from pyro_fcr.data.design import Condition, Design, read_design
 from pyro_fcr.data.errors import SchemaError
 from pyro_fcr.data.io import read_cells
+from pyro_fcr.data.labels import label_text
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.data.treatments import Dose, TreatmentEncoding, canonical_label
+from pyro_fcr.data.treatments import Dose, TreatmentEncoding, canonical_label, dose_text
 
-_FORMAT = 2
-_READABLE = (1, 2)  # 1 knew neither covariate sites nor treatment features
+_FORMAT = 3
+# 1 knew neither covariate sites nor treatment features, 2 neither further labels nor a dose of
+# control.
+_READABLE = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Registry:
         Single agents of the training cells, sorted, without the control; without treatment
         features, the names of the columns of t.
     doses
-        Smallest and largest positive training dose of each agent; empty without doses.
+        Smallest and largest positive training dose of each agent, and the number that stands for
+        that of control, if there is one; empty without doses.
     covariates
         Sorted levels of each covariate key; those of a site's keys are, in order, its columns.
     conditions
@@ -114,6 +118,11 @@ class Registry:
         """
         treated = [each for each in self.conditions if each.treatment != self.schema.control]
         return len(treated) + (len(treated) < len(self.conditions))
+
+    def read_design(self, obs: pd.DataFrame) -> Design:
+        """Read treatments, doses and covariates of cells, see :func:`read_design`."""
+        t = self.t
+        return read_design(obs, self.schema, untrained=t.untrained, control_dose=t.control_dose)
 
     def canonical(self, label: str) -> str:
         """Return the one spelling of a treatment label: `"B+A"` and `"A+B"` become `"A+B"`.
@@ -212,23 +221,35 @@ class Registry:
         """
         return {name: s.levels.index_select(0, s.codes) for name, s in self._sites(obs).items()}
 
-    def only_dose(self, label: str) -> dict[str, Any]:
-        """Return treatment and dose columns for a label whose agents have one trained dose each.
+    def columns_of(self, label: str, dose: Dose = None) -> dict[str, Any]:
+        """Return the columns of `.obs` for a treatment, in its one spelling.
 
-        The dose of an agent that was never trained is left empty.
+        Without a dose, agents have their only trained one; that of an agent which was never trained
+        is left empty.
 
         Raises
         ------
         SchemaError
-            If an agent was never seen, or has several doses; names their range.
+            As `encode_treatment`.
         """
-        agents, doses = self.t.read(label)
-        amounts = [repr(dose) if dose else "" for dose in doses]
-        amount: Any = (self.schema.separator or "").join(amounts)
-        if len(doses) < 2:
-            amount = doses[0] if any(doses) else np.nan
-        label = canonical_label(agents, self.schema)
-        return {self.schema.treatment_key: label, str(self.schema.dose_key): amount}
+        agents, doses = self.t.read(label, dose)
+        columns: dict[str, Any] = {self.schema.treatment_key: canonical_label(agents, self.schema)}
+        if self.schema.dose_key is not None:
+            amounts = [each or np.nan for each in doses] or [np.nan]
+            columns[self.schema.dose_key] = dose_text(amounts, self.schema)
+        return columns
+
+    def level(self, key: str, level: Any) -> str:
+        """Return the one spelling of a covariate's level.
+
+        Raises
+        ------
+        SchemaError
+            If the level was never seen.
+        """
+        text = label_text(level, where=f"{key!r} of the query")
+        encoding.check_context((text,), {key: self.covariates[key]}, where="the query")
+        return text
 
     def encode_treatment(self, label: str, dose: Dose = None) -> npt.NDArray[np.float32]:
         """Return the row of t for one treatment.
@@ -324,7 +345,7 @@ class Registry:
         if saved.get("format") not in _READABLE:
             raise SchemaError(
                 f"registry of format {saved.get('format')!r}; expected "
-                f"{' or '.join(map(str, _READABLE))}; load it with the version of the package that "
+                f"{_READABLE[0]} to {_READABLE[-1]}; load it with the version of the package that "
                 "wrote it, or register the data again"
             )
         return cls(
@@ -354,7 +375,11 @@ class Registry:
 
     def _sites(self, obs: pd.DataFrame) -> encoding.Sites:
         return encoding.encode_sites(
-            obs, self.schema, covariates=self.covariates, treatments=self.t
+            self.read_design(obs),
+            self.schema,
+            covariates=self.covariates,
+            treatments=self.t,
+            names=obs.index,
         )
 
     def _context(self, levels: Mapping[str, str]) -> tuple[str, ...]:

@@ -1,12 +1,13 @@
 """Which columns of an AnnData mean what."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from keyword import iskeyword
 from typing import Any, Literal
 
 from pyro_fcr.data.errors import SchemaError, listed
+from pyro_fcr.data.labels import label_text
 from pyro_fcr.values import check_choices, check_least
 
 Expression = Literal["counts", "log1p"]
@@ -24,24 +25,27 @@ class Schema:
     treatment_key
         Column of `.obs` with the treatment of each cell; combinations are written `A+B`.
     control
-        Label of untreated cells; None for data without any: each treatment is then one agent (or a
-        combination), and no cell has an all-zero `t`.
+        Label of untreated cells, or a list of several, which all become the first; None for data
+        without any: each treatment is then one agent (or a combination), and no cell has an
+        all-zero `t`.
     covariate_keys
         Column or columns of `.obs` with the context of each cell (cell line, donor, ...), together
         the site `"x"` of the graph; or a mapping from site to columns.
     dose_key
         Column of `.obs` with doses: numbers, or strings such as `"0.1+0.5"` in the order of the
-        parts of `A+B`. A single number applies to each part. Control has 0 or nothing.
+        parts of `A+B`. A single number applies to each part. Control has 0 or nothing, or one
+        number that stands for it everywhere, as the `1` of GEARS and CPA.
     layer
         Layer with the expression; None takes `.X`.
     split_key
-        Column of `.obs` with `"train"`, optionally `"valid"` (held out for early stopping) and any
-        other label for cells that are left out of fitting.
+        Column of `.obs` with `"train"`, optionally `"valid"` (or `"val"`, `"validation"`: held out
+        for early stopping) and any other label for cells that are left out of fitting.
     expression
         Scale of the matrix: `counts` (raw, whole numbers) or `log1p` (finite values on a log
         scale).
     separator
-        What stands between the parts of a combination; None takes every label as one agent.
+        What stands between the parts of a combination; within brackets, as in `(+)-JQ1`, it is
+        part of a name. None takes every label as one agent.
     min_cells
         Fewest training cells that each treatment and each covariate level must have.
     treatment_features
@@ -54,6 +58,9 @@ class Schema:
     covariate_sites
         Site of each covariate column, empty for `"x"` alone. Follows from a mapping, where
         `covariate_keys` is one.
+    other_controls
+        Further labels of untreated cells, which are taken as `control`. Follows from a list, where
+        `control` is one.
 
     Notes
     -----
@@ -94,17 +101,19 @@ class Schema:
     min_cells: int = 5
     treatment_features: Any = field(default=None, repr=False)
     covariate_sites: tuple[str, ...] = ()
+    other_controls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         keys, sites = _read_sites(self.covariate_keys, self.covariate_sites)
         object.__setattr__(self, "covariate_keys", keys)
         object.__setattr__(self, "covariate_sites", sites)
-        if self.control is not None:
-            object.__setattr__(self, "control", str(self.control).strip())
+        controls = _read_controls(self.control, self.other_controls)
+        object.__setattr__(self, "control", controls[0] if controls else None)
+        object.__setattr__(self, "other_controls", tuple(controls[1:]))
         if self.treatment_features is not None:
             from pyro_fcr.data.features import read_features  # noqa: PLC0415 (pandas)
 
-            features = read_features(self.treatment_features, control=self.control)
+            features = read_features(self.treatment_features, controls=self.controls)
             object.__setattr__(self, "treatment_features", features)
         _check_roles(self)
         check_choices(self, error=SchemaError)
@@ -114,6 +123,11 @@ class Schema:
                 f"separator is {self.separator!r}; expected visible characters such as '+', or "
                 "None to take every label as one agent."
             )
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """All labels of untreated cells, `control` first; none if there are no such cells."""
+        return () if self.control is None else (self.control, *self.other_controls)
 
     @property
     def sites(self) -> dict[str, tuple[str, ...]]:
@@ -150,7 +164,24 @@ class Schema:
             "covariate_keys": list(self.covariate_keys),
             "treatment_features": features and {agent: list(row) for agent, row in features},
             "covariate_sites": list(self.covariate_sites),
+            "other_controls": list(self.other_controls),
         }
+
+
+def _read_controls(control: Any, others: Any) -> list[str]:
+    """Return the labels of untreated cells, each once, the one that stands for all first."""
+    several = isinstance(control, Sequence) and not isinstance(control, str)
+    labels = [] if control is None else [*control] if several else [control]
+    if others and control is None:
+        raise SchemaError(
+            f"other_controls {listed(others)} without control; name one of them as control"
+        )
+    texts = [label_text(label, where="control") for label in (*labels, *others)]
+    if "" in texts or (several and not texts):
+        raise SchemaError(
+            f"control is {control!r}; expected a label of untreated cells, or None without any"
+        )
+    return list(dict.fromkeys(texts))
 
 
 def _read_sites(keys: Any, names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

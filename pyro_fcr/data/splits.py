@@ -6,8 +6,17 @@ import numpy as np
 import pandas as pd
 
 from pyro_fcr.data.design import Codes, Mask, random_rank, read_design, read_labels
-from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
+from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.schema import Schema
+from pyro_fcr.data.spelling import did_you_mean
+
+_PART_OF = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+}
 
 
 @dataclass(frozen=True)
@@ -38,10 +47,11 @@ def split_cells(
 ) -> Split:
     """Divide the cells into those that train and those held out.
 
-    With `schema.split_key` the labels decide: `"train"`, `"valid"` (held out), any other label is
-    left out of both. Without `"valid"` labels, or without a split column, a fraction of the
-    training cells is drawn, evenly over the conditions (treatment x dose x covariates; many doses
-    of an agent are binned); every condition keeps a training cell.
+    With `schema.split_key` the labels decide: `"train"`, `"valid"` (held out; `"val"` and
+    `"validation"` mean the same), any other label is left out of both. Without `"valid"` labels,
+    or without a split column, a fraction of the training cells is drawn, evenly over the
+    conditions (treatment x dose x covariates; many doses of an agent are binned); every condition
+    keeps a training cell.
 
     Parameters
     ----------
@@ -96,13 +106,14 @@ def _labelled(obs: pd.DataFrame, schema: Schema) -> tuple[Codes, Codes]:
     if schema.split_key is None:
         return np.arange(len(obs), dtype=np.int64), np.empty(0, dtype=np.int64)
     labels = read_labels(obs, schema.split_key, role="split_key")
-    if "train" not in labels.levels:
+    parts = [_PART_OF.get(level.casefold()) for level in labels.levels]
+    if "train" not in parts:
         raise SchemaError(
             f"split_key {schema.split_key!r}: the training split is empty, no cell is labelled "
             f"'train'; labels: {listed(labels.levels)}.{did_you_mean('train', labels.levels)}"
         )
-    levels = np.array(labels.levels)
-    train, valid = (np.flatnonzero((levels == part)[labels.codes]) for part in ("train", "valid"))
+    of_cell = np.array(parts, dtype=object)[labels.codes]
+    train, valid = (np.flatnonzero(of_cell == part) for part in ("train", "valid"))
     return train.astype(np.int64), valid.astype(np.int64)
 
 

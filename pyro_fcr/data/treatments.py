@@ -2,16 +2,18 @@
 
 import math
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pyro_fcr.data.errors import SchemaError, did_you_mean, listed
+from pyro_fcr.data.errors import SchemaError, listed
+from pyro_fcr.data.labels import label_text, split_parts
 from pyro_fcr.data.schema import Schema
+from pyro_fcr.data.spelling import did_you_mean
 
 _MOST_DOSES = 8  # of an agent that are strata of their own
 _DOSE_TOLERANCE = 1e-6
@@ -42,6 +44,7 @@ def parse_treatment(
     dose: Dose = None,
     where: str = "the query",
     untrained: Container[str] = (),
+    control_dose: float = 0.0,
 ) -> Treatment:
     """Read one label with its dose.
 
@@ -58,6 +61,8 @@ def parse_treatment(
         The cell or query that a message names.
     untrained
         Agents that must have no dose.
+    control_dose
+        The number that stands for the dose of control, beside 0 and nothing.
 
     Raises
     ------
@@ -68,14 +73,13 @@ def parse_treatment(
     agents = parse_agents(label, schema, where=where)
     if schema.dose_key is None:
         return Treatment(agents)
-    parts, place = _parts(label, schema, where), f"{schema.dose_key!r} of {where}"
-    given = {}
-    for part, amount in zip(parts, _amounts(dose, parts, schema, place), strict=True):
+    given, place = {}, f"{schema.dose_key!r} of {where}"
+    for part, amount in _dosed_parts(label, dose, schema, where):
         if part in untrained:
             given[part] = _unscaled(part, amount, place)
-        else:
+        elif part != schema.control or amount != control_dose:
             _check_dose(part, amount, schema, place)
-            given[part] = amount
+        given.setdefault(part, amount)
     return Treatment(agents, tuple(given[agent] for agent in agents))
 
 
@@ -96,12 +100,28 @@ def parse_agents(label: str, schema: Schema, *, where: str = "the query") -> tup
     return tuple(sorted(agents))
 
 
+def control_doses(label: str, dose: Dose, schema: Schema, *, where: str) -> set[float]:
+    """Return what a label's dose says of its control parts; nothing given counts as 0."""
+    parts = _dosed_parts(label, dose, schema, where)
+    amounts = (amount for part, amount in parts if part == schema.control)
+    return {0.0 if math.isnan(amount) else amount for amount in amounts}
+
+
 def canonical_label(agents: Sequence[str], schema: Schema) -> str:
     """Return the one spelling of a treatment: sorted agents, or the control where there are none.
 
     With `control=None` there are always agents.
     """
     return (schema.separator or "").join(agents) if agents else str(schema.control)
+
+
+def dose_text(dose: Dose, schema: Schema) -> Any:
+    """Return a dose as a column has it: a number, or the amounts of the parts as one text."""
+    pieces = _pieces(dose, schema)
+    if len(pieces) == 1:
+        return pieces[0]
+    texts = [label_text(piece, where="dose") for piece in pieces]
+    return (schema.separator or "+").join(texts)
 
 
 def dose_strata(treatments: Sequence[Treatment]) -> npt.NDArray[np.int64]:
@@ -153,6 +173,11 @@ class TreatmentEncoding:
         """Agents that are known by their features only."""
         return frozenset(self._features) - set(self.agents)
 
+    @property
+    def control_dose(self) -> float:
+        """The number that stands for the dose of control, 0 if there is none."""
+        return self.doses.get(str(self.schema.control), (0.0, 0.0))[1]
+
     def read(self, label: str, dose: Dose = None) -> Treatment:
         """Read the treatment of a query; without a dose, agents have their only trained one.
 
@@ -171,7 +196,13 @@ class TreatmentEncoding:
             return treatment
         if dose is None:
             return Treatment(treatment.agents, tuple(map(self._only_dose, treatment.agents)))
-        return parse_treatment(label, self.schema, dose=dose, untrained=self.untrained)
+        return parse_treatment(
+            label,
+            self.schema,
+            dose=dose,
+            untrained=self.untrained,
+            control_dose=self.control_dose,
+        )
 
     def read_agents(self, label: str) -> Treatment:
         """Read the label of a query; raise if an agent is unknown."""
@@ -248,10 +279,15 @@ def _dose_bins(known: list[tuple[float, ...]]) -> dict[tuple[float, ...], tuple[
 
 
 def _parts(label: str, schema: Schema, where: str) -> list[str]:
-    label = str(label).strip()
-    if schema.separator is None or label == schema.control:
-        return [label]
-    parts = [part.strip() for part in label.split(schema.separator)]
+    label = label_text(label, where=f"{schema.treatment_key!r} of {where}")
+    if not label:
+        raise SchemaError(
+            f"{schema.treatment_key!r} of {where} is empty; expected a label, or several joined by "
+            f"{schema.separator!r}"
+        )
+    whole = schema.separator is None or label in schema.controls
+    parts = [label] if whole else split_parts(label, schema.separator)
+    parts = [str(schema.control) if part in schema.controls else part for part in parts]
     if not all(parts):
         raise SchemaError(
             f"{schema.treatment_key!r} of {where}: {label!r} has an empty part around "
@@ -259,6 +295,11 @@ def _parts(label: str, schema: Schema, where: str) -> list[str]:
             "as one agent)"
         )
     return parts
+
+
+def _dosed_parts(label: str, dose: Dose, schema: Schema, where: str) -> Iterable[tuple[str, float]]:
+    parts, place = _parts(label, schema, where), f"{schema.dose_key!r} of {where}"
+    return zip(parts, _amounts(dose, parts, schema, place), strict=True)
 
 
 def _amounts(dose: Dose, parts: list[str], schema: Schema, place: str) -> list[float]:
@@ -276,7 +317,7 @@ def _amounts(dose: Dose, parts: list[str], schema: Schema, place: str) -> list[f
 
 def _pieces(dose: Dose, schema: Schema) -> Sequence[object]:
     if not isinstance(dose, str):
-        return dose if isinstance(dose, Sequence) else [dose]
+        return [*dose] if isinstance(dose, Iterable) else [dose]
     if schema.separator is None:
         return [dose]
     # The plus of an exponent (1e+3) stands between no two doses.
@@ -284,9 +325,9 @@ def _pieces(dose: Dose, schema: Schema) -> Sequence[object]:
 
 
 def _number(piece: object, dose: Dose, place: str) -> float:
-    # Through str, float32 0.2 becomes 0.2 and not 0.20000000298, and booleans are refused.
-    text = str(piece).strip()
-    if piece is None or text in {"", "<NA>", "NaT", "None"}:
+    # As text, float32 0.2 is 0.2 and not 0.20000000298, and booleans are refused.
+    text = label_text(piece, where=place)
+    if text in {"", "None"}:
         return math.nan
     try:
         return float(text)

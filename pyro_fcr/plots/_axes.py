@@ -12,7 +12,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from scanpy.plotting import palettes
 
-from pyro_fcr.data.errors import did_you_mean, listed
+from pyro_fcr.data.errors import listed
+from pyro_fcr.data.spelling import did_you_mean
 from pyro_fcr.metrics.arrays import FloatArray
 
 INK, MUTED, FAINT = "#222222", "#6b6b6b", "#c4c4c4"

@@ -1,7 +1,7 @@
 """How expression changes with the dose: curves from a fitted model, as tidy tables."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -177,12 +177,16 @@ def _contexts(
     """Yield each context, its cells in chunks, and how often each cell is to be drawn."""
     if isinstance(cells, AnnData):
         fcr.registry.encode_obs(cells.obs)  # all levels are known before long work
-        changed = open_keys(fcr, ("t",))
-        keys = [key for key in fcr.registry.schema.covariate_keys if key not in changed]
-        obs = cast(pd.DataFrame, cells.obs)
-        for levels, at in obs.groupby(keys, observed=True).indices.items():
-            named = dict(zip(keys, map(str, np.atleast_1d(levels)), strict=True))
-            yield named, fcr.chunks(cells[at]), -(-n_draws // len(at))
+        keys = fcr.registry.schema.covariate_keys
+        design, changed = fcr.registry.read_design(cells.obs), open_keys(fcr, ("t",))
+        named = [
+            {k: level for k, level in zip(keys, levels, strict=True) if k not in changed}
+            for levels in design.contexts
+        ]
+        groups, codes = np.unique([str(each) for each in named], return_inverse=True)
+        for group in range(len(groups)):
+            at = np.flatnonzero(codes[design.x] == group)
+            yield named[design.x[at[0]]], fcr.chunks(cells[at]), -(-n_draws // len(at))
         return
     for context in contexts_of(fcr) if cells is None else [cells]:
         yield context, [(context_cells(fcr, context, n_draws), slice(0, n_draws))], 1

@@ -13,6 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from pyro_fcr.data import Registry
+from pyro_fcr.data.labels import label_text
 from pyro_fcr.draws import QueryError, block_seed
 from pyro_fcr.draws.sites import Draws, Sampler
 from pyro_fcr.queries.fitted import Fitted, Source
@@ -261,7 +262,7 @@ def _constants(fixed: Mapping[str, np.ndarray], obs: pd.DataFrame, registry: Reg
 def _label(column: pd.Series) -> np.ndarray:
     if pd.api.types.is_numeric_dtype(column.dtype):
         return column.to_numpy(np.float64, na_value=np.nan)
-    return np.array(["" if pd.isna(value) else str(value) for value in column], object)
+    return np.array([label_text(value, where=str(column.name)) for value in column], object)
 
 
 def _dataset(variables: Variables, coords: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from pyro_fcr.data import Registry
-from pyro_fcr.data.treatments import Dose, parse_agents
+from pyro_fcr.data.treatments import Dose, canonical_label, parse_agents
 
 
 def support(
@@ -53,7 +53,7 @@ def support(
     """
     registry.is_extrapolated(treatment, covariates, dose=dose)  # the query is one that can be asked
     label = registry.canonical(treatment)
-    context = {key: covariates[key] for key in registry.schema.covariate_keys}
+    context = {key: registry.level(key, covariates[key]) for key in registry.schema.covariate_keys}
     share = (_of_treatment(registry, label) + _of_context(registry, context)) / 3
     if any(each.treatment == label and each.covariates == context for each in registry.conditions):
         share = 1.0
@@ -127,15 +127,18 @@ def condition_marks(
 
     Columns that are left open may hold whatever training had.
     """
-    schema = registry.schema
-    keys = [k for k in (schema.treatment_key, *schema.covariate_keys, schema.dose_key) if k]
-    keys = [key for key in keys if key not in open_keys]
-    condition, _ = pd.factorize(pd.MultiIndex.from_frame(obs[keys].astype(str)))
-    _, first = np.unique(condition, return_index=True)
+    schema, some = registry.schema, registry.conditions[0]
+    standing = {**registry.columns_of(some.treatment, some.dose or None), **some.covariates}
+    design = registry.read_design(obs.assign(**{key: standing[key] for key in open_keys}))
+    _, first, condition = np.unique(design.conditions, return_index=True, return_inverse=True)
     found = []
-    for row in obs[keys].iloc[first].to_dict("records"):
-        levels = {key: str(row[key]) for key in schema.covariate_keys if key in row}
-        treatment = row.get(schema.treatment_key)
-        dose = row.get(schema.dose_key)
-        found.append(mark(registry, treatment and str(treatment), levels, dose=dose))
+    for cell in first:
+        agents, doses = design.treatments[design.t[cell]]
+        levels = zip(schema.covariate_keys, design.contexts[design.x[cell]], strict=True)
+        known = {key: level for key, level in levels if key not in open_keys}
+        # An agent that was never trained has no dose.
+        dose = [each or np.nan for each in doses] or None
+        treatment = canonical_label(agents, schema)
+        is_open = schema.treatment_key in open_keys
+        found.append(mark(registry, None if is_open else treatment, known, dose=dose))
     return {name: np.array([marks[name] for marks in found])[condition] for name in found[0]}

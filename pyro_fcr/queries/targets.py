@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry, Schema
-from pyro_fcr.data.errors import did_you_mean
+from pyro_fcr.data.spelling import did_you_mean
+from pyro_fcr.data.treatments import dose_text
 from pyro_fcr.draws import QueryError, new_cells, reach
 from pyro_fcr.queries.answers import Output
 from pyro_fcr.queries.fitted import Fitted
@@ -88,6 +89,11 @@ class Query:
 
     def __post_init__(self) -> None:
         check_draws(self.n_draws)
+        if not isinstance(self.covariates, Mapping):
+            raise QueryError(
+                f"covariates is {self.covariates!r}; expected a level by column, as in "
+                "{'cell_line': 'A375'}."
+            )
         self.answer.check_free()
 
     @property
@@ -138,22 +144,23 @@ class Query:
         schema = registry.schema
         if unknown := set(self.covariates) - set(schema.covariate_keys):
             raise QueryError(
-                f"Unknown covariates {sorted(unknown)}. The model's covariates are "
+                f"Unknown covariates {sorted(map(str, unknown))}. The model's covariates are "
                 f"{', '.join(schema.covariate_keys)}."
             )
         if self.dose is not None and schema.dose_key is None:
             raise QueryError(
                 f"dose {self.dose!r}: the model does not know doses, its schema has no dose_key."
             )
-        averaged = [key for key, level in self.covariates.items() if level == AVERAGE]
-        target: dict[str, Any] = dict(self.covariates)
-        target |= {key: self._levels(key, len(obs), registry) for key in averaged}
+        target: dict[str, Any] = {
+            key: self._levels(key, len(obs), registry)
+            if isinstance(level, str) and level == AVERAGE
+            else registry.level(key, level)
+            for key, level in self.covariates.items()
+        }
         if self.treatment is not None:
-            target[schema.treatment_key] = self.treatment
-        if self.dose is not None:
-            target[str(schema.dose_key)] = self.dose
-        elif self.treatment is not None and schema.dose_key is not None:
-            target |= registry.only_dose(self.treatment)
+            target |= registry.columns_of(self.treatment, self.dose)
+        elif self.dose is not None:
+            target[str(schema.dose_key)] = dose_text(self.dose, schema)
         return obs.assign(**target)
 
     def _levels(self, key: str, n_cells: int, registry: Registry) -> np.ndarray:

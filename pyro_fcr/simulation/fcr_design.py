@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Literal, TypeAlias
 
-from pyro_fcr.data.errors import did_you_mean, listed
+from pyro_fcr.data.errors import listed
+from pyro_fcr.data.spelling import did_you_mean
 from pyro_fcr.values import check_choices, check_least
 
 LEAKS = (("z_x", "t"), ("z_t", "x"), ("z_x", "z_tx"), ("z_t", "z_tx"))
