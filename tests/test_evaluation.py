@@ -288,7 +288,7 @@ def test_predictions_follow_the_doses_of_the_judged_cells():
     pair = Pair("drug1", ("line0",))
     own = (fcr.source(None).obs["drug"] == "drug1") & (fcr.source(None).obs["line"] == "line0")
     cells = fcr.source(None).obs[own.to_numpy() & scenario.test]
-    targets = arms._targets(cells, pair, 40)
+    targets = arms._targets(scenario.test, pair, 40)
     assert len(cells) <= 20
     assert {to["dose"] for _, to in targets} == set(cells["dose"])
     assert len(targets) > 1

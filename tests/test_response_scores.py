@@ -525,7 +525,7 @@ def test_what_treated_cells_share_is_the_mean_change_of_the_training_conditions(
 def test_changes_are_those_that_were_scored(interacting):
     adata, _, table = interacting
     means = adata.to_df().groupby([adata.obs["line"], adata.obs["drug"]]).mean()
-    own = table.changes.loc[("unseen pair", "a", "u")]
+    own = table.changes["mean_log1p"].loc[("unseen pair", "a", "u")]
     real = means.loc[("u", "a")] - means.loc[("u", "none")]
     pd.testing.assert_series_equal(own.loc["real"], real, check_names=False)
     np.testing.assert_allclose(own.loc["oracle"], real)
@@ -534,7 +534,7 @@ def test_changes_are_those_that_were_scored(interacting):
     noise = 0.25 * (1 / 6 - 1 / 12)  # of half of the controls beyond that of all of them
     scored = wide(table).loc[("a", "u", "additive"), "mse_delta"]
     assert scored == pytest.approx(error + noise, rel=0.1)
-    assert len(table.changes.loc[("unseen pair", "a")].groupby("context")) == 3
+    assert len(table.changes["mean_log1p"].loc[("unseen pair", "a")].groupby("context")) == 3
 
 
 def test_a_baseline_is_a_function_with_its_words(monkeypatch):
@@ -597,7 +597,7 @@ def test_control_cells_that_were_held_out_measure_and_those_of_training_predict(
     assert (control & scenario.test).sum() == (control & scenario.train).sum() == 6
     treated = adata.X[scenario.test & ~control].mean(axis=0)
     real = treated - adata.X[scenario.test & control].mean(axis=0)
-    np.testing.assert_allclose(table.changes.xs("real", level="method").iloc[0], real)
+    np.testing.assert_allclose(table.changes["mean_log1p"].xs("real", level="method").iloc[0], real)
     means = training_means(adata.X, read_layout(adata.obs, SCHEMA), scenario.train,
                            scale="mean_log1p")  # fmt: skip
     error = ((means.mean_shift(context=("u",)) - real) ** 2).mean()

@@ -5,35 +5,17 @@ spread between refits does, but not of a bias that all fits share; cells that a 
 can test what it claims.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
 from pyro_fcr.data import Registry, SchemaError, Split, split_cells
 from pyro_fcr.data.design import Codes, read_design, read_labels
 from pyro_fcr.data.splits import training_cells
 from pyro_fcr.draws import QueryError
-from pyro_fcr.nn.architecture import Architecture
-from pyro_fcr.programs import build_programs
-from pyro_fcr.queries import Fitted
-
-Programs = Callable[[], tuple[nn.Module, nn.Module]]
-
-
-class Refittable(Fitted, Protocol):
-    """A :class:`pyro_fcr.FCR`, as far as it is fitted again."""
-
-    architecture: Architecture | None
-
-    def with_programs(self, model: nn.Module, guide: nn.Module) -> Self:
-        """Return a model of the same cells that is not fitted."""
-
-    def fit(self, plan: Any = None, *, split: Split | None = None, **settings: Any) -> Any:
-        """Train it."""
+from pyro_fcr.queries.refitting import Programs, Refittable, refit
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +90,7 @@ def cross_fit(
         rows = np.flatnonzero(half == k)
         split = split_cells(adata.obs.iloc[rows], fcr.registry.schema, seed=seed)
         split = Split(rows[split.train], rows[split.heldout])
-        members.append(_refit(fcr, split, seed=seed + k, programs=programs, settings=settings))
+        members.append(refit(fcr, split, seed=seed + k, programs=programs, settings=settings))
     return CrossFit((members[0], members[1]), half, replicate)
 
 
@@ -164,25 +146,8 @@ def bootstrap(
         split = split_cells(obs, schema, seed=seed + k)
         train = _with_replacement(split.train, condition[split.train], seed + k)
         split = replace(split, train=train)
-        refits.append(_refit(fcr, split, seed=seed + k, programs=programs, settings=settings))
+        refits.append(refit(fcr, split, seed=seed + k, programs=programs, settings=settings))
     return tuple(refits)
-
-
-def _refit(
-    fcr: Refittable, split: Split, *, seed: int, programs: Programs | None, settings: dict[str, Any]
-) -> Refittable:
-    if programs is not None:
-        made = programs()
-    elif fcr.architecture is not None:
-        made = build_programs(fcr.registry, fcr.architecture, seed=seed)
-    else:
-        raise ValueError(
-            "The model has programs of your own: pass programs=, a function that makes a fresh "
-            "model and guide, so that refits do not start from fitted parameters."
-        )
-    new = fcr.with_programs(*made)
-    new.fit(split=split, **{"seed": seed, "progress": False, **settings})
-    return new
 
 
 def _halves(fcr: Refittable, replicate_key: str | None, seed: int) -> tuple[Codes, Codes | None]:

@@ -1,14 +1,17 @@
 # What there is to import from here; read when a name is first used, see __init__.py.
 from .calibration import Calibration, measure_calibration
 from .measure import evaluate
+from .pairs_out import PairsOut, leave_pairs_out
 from .result import Evaluation
 from .separation import Separation, measure_separation
 
 __all__ = [
     "Calibration",
     "Evaluation",
+    "PairsOut",
     "Separation",
     "evaluate",
+    "leave_pairs_out",
     "measure_calibration",
     "measure_separation",
 ]

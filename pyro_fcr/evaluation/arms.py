@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData, concat
 
 from pyro_fcr.data.pairs import Mask, Pair, read_layout
@@ -60,20 +59,20 @@ class Arms:
         cells = self.adata[rows[draw_rows(len(rows), self.n_source, self.seed)]]
         if pair.context not in self._untreated:
             self._untreated[pair.context] = self._draw(cells, treatment=self.schema.control)
-        own = dosed & (self.layout.codes == self.layout.pairs.index(pair))
-        targets = self._targets(self.adata.obs[own], pair, cells.n_obs)
+        targets = self._targets(dosed, pair, cells.n_obs)
         treated = concat(
             [self._draw(cells[some], library="target", **target) for some, target in targets]
         )
         return treated, self._untreated[pair.context]
 
     def _targets(
-        self, cells: pd.DataFrame, pair: Pair, n_source: int
+        self, dosed: Mask, pair: Pair, n_source: int
     ) -> list[tuple[np.ndarray, dict[str, Any]]]:
         """Spread source cells over the doses that a pair's cells were given."""
         every = np.arange(n_source)
-        if self.schema.dose_key is None:
+        if self.schema.dose_key is None or pair not in self.layout.pairs:
             return [(every, {"treatment": pair.treatment})]
+        cells = self.adata.obs[dosed & (self.layout.codes == self.layout.pairs.index(pair))]
         given = cells[[self.schema.treatment_key, self.schema.dose_key]].sample(
             min(len(cells), n_source, _N_TARGETS), random_state=np.random.default_rng(self.seed)
         )

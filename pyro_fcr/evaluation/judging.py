@@ -129,7 +129,11 @@ def judge(
         headline(table, metric, model=MODEL, scale=scale, seed=seed)
         for metric, scale in known[["metric", "scale"]].drop_duplicates().itertuples(index=False)
     ]
-    found = {"responses": table.frame, "methods": table.methods, "changes": table.changes}
+    found = {
+        "responses": table.frame,
+        "methods": table.methods,
+        "changes": table.changes["mean_log1p"],
+    }
     return {**found, "headline": pd.concat(heads, ignore_index=True)}
 
 

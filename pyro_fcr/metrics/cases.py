@@ -201,9 +201,9 @@ class Judged(NamedTuple):
     pair
         The pair.
     changes
-        Change of mean log1p expression by method, ``(n_genes,)``.
+        Predicted change by scale and method, ``(n_genes,)`` each.
     real
-        The measured one.
+        The measured one by scale.
     scores
         By method, scale and metric, ``(1 + n_draws,)``; the ceiling's draws are of halves.
     monte_carlo
@@ -212,8 +212,8 @@ class Judged(NamedTuple):
     """
 
     pair: Pair
-    changes: dict[str, FloatArray]
-    real: FloatArray
+    changes: dict[Scale, dict[str, FloatArray]]
+    real: dict[Scale, FloatArray]
     scores: dict[str, Scores]
     monte_carlo: dict[str, dict[Key, float]]
 
@@ -248,12 +248,8 @@ class Judge:
             everyone = given | found
             yield Judged(
                 pair,
-                changes={
-                    name: np.mean([each.change["mean_log1p"] for each in fits], axis=0)
-                    for name, fits in everyone.items()
-                    if all("mean_log1p" in each.change for each in fits)
-                },
-                real=np.mean([case.real("mean_log1p")[0] for case in cases], axis=0),
+                changes={scale: _mean_changes(everyone, scale) for scale in SCALES},
+                real={s: np.mean([case.real(s)[0] for case in cases], axis=0) for s in SCALES},
                 scores=scores,
                 monte_carlo={name: _monte_carlo(cases, fits) for name, fits in given.items()},
             )
@@ -354,6 +350,16 @@ class _Distance:
 
 def _fits(given: Fits) -> Sequence[Prediction]:
     return [given] if isinstance(given, Prediction) else given
+
+
+def _mean_changes(
+    methods: Mapping[str, Sequence[Prediction]], scale: Scale
+) -> dict[str, FloatArray]:
+    return {
+        name: np.mean([each.change[scale] for each in fits], axis=0)
+        for name, fits in methods.items()
+        if all(scale in each.change for each in fits)
+    }
 
 
 def _joined(

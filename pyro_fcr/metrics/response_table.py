@@ -14,7 +14,7 @@ from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.metrics.baselines import BASELINES
 from pyro_fcr.metrics.cases import CEILING, Judge, Judged, Predictions
 from pyro_fcr.metrics.intervals import check_levels, shifted
-from pyro_fcr.metrics.profiles import Scale
+from pyro_fcr.metrics.profiles import SCALES, Scale
 from pyro_fcr.metrics.scores import SCORES
 
 REAL: Final = "real"
@@ -43,14 +43,14 @@ class ResponseTable:
     level
         Probability of the intervals.
     changes
-        Change of mean log1p expression, a column per gene; a row per scenario, treatment, context
-        and method, the measured change as method ``"real"``.
+        By scale, changes with a column per gene; a row per scenario, treatment, context and method,
+        the measured change as method ``"real"``.
     """
 
     frame: pd.DataFrame
     draws: FloatArray
     level: float
-    changes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    changes: Mapping[Scale, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def methods(self) -> pd.DataFrame:
@@ -128,20 +128,25 @@ def response_table(
         raise ValueError(f"n_draws is {n_draws}; expected 1 or more: intervals come from draws.")
     judge = Judge(adata, schema, n_draws=n_draws, seed=seed)
     rows, draws = [], []
-    changes: dict[tuple[str, ...], FloatArray] = {}
+    changes: dict[Scale, dict[tuple[str, ...], FloatArray]] = {scale: {} for scale in SCALES}
     for scenario, predictions in judged:
         scenario.check(adata, schema)
         for each in judge.judge(scenario, predictions):
             place = (scenario.kind, each.pair.treatment, each.pair.place)
-            changes[*place, REAL] = each.real
-            changes |= {(*place, name): change for name, change in each.changes.items()}
+            for scale, own in changes.items():
+                own[*place, REAL] = each.real[scale]
+                own |= {(*place, name): change for name, change in each.changes[scale].items()}
             for about, scores in _scored(each):
                 ends = interval(scores, level, metric=about["metric"])
                 rows.append(dict(zip(PLACE, place, strict=True)) | about | ends)
                 draws.append(scores[1:] if about["role"] != "ceiling" else np.full(n_draws, np.nan))
-    columns = pd.DataFrame.from_dict(changes, orient="index", columns=adata.var_names)
-    columns.index = pd.MultiIndex.from_tuples(columns.index, names=[*PLACE, "method"])
-    return ResponseTable(pd.DataFrame(rows), np.array(draws), level, columns)
+    frames = {scale: _by_gene(own, adata.var_names) for scale, own in changes.items()}
+    return ResponseTable(pd.DataFrame(rows), np.array(draws), level, frames)
+
+
+def _by_gene(changes: Mapping[tuple[str, ...], FloatArray], genes: pd.Index) -> pd.DataFrame:
+    frame = pd.DataFrame.from_dict(changes, orient="index", columns=genes)
+    return frame.set_axis(pd.MultiIndex.from_tuples(frame.index, names=[*PLACE, "method"]))
 
 
 def interval(scores: FloatArray, level: float, *, metric: str) -> dict[str, float]:

@@ -1,0 +1,293 @@
+"""Every pair of treatment and context predicted by fits that lacked it: whom to trust, and how far.
+
+A model that was fitted once is judged on the few pairs that were kept from it. Fits that leave out
+each pair in turn, some at a time, judge it on all of them, and tell how much it should weigh beside
+a regression on condition means where a pair was never measured.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from pyro_fcr.data import Registry, Split, split_cells
+from pyro_fcr.data.pairs import FEWEST_CONTROLS, Layout, Pair, read_layout
+from pyro_fcr.data.scenarios import Scenario, predicted
+from pyro_fcr.draws import QueryError
+from pyro_fcr.evaluation.arms import Arms
+from pyro_fcr.metrics.baselines import BASELINES, training_means
+from pyro_fcr.metrics.cases import Fits
+from pyro_fcr.metrics.profiles import SCALES, Prediction, log_values, predicted_cells
+from pyro_fcr.metrics.response_table import ResponseTable, headline, response_table
+from pyro_fcr.metrics.stacking import Stack, stack
+from pyro_fcr.queries import Fitted
+from pyro_fcr.queries.refitting import Programs, Refittable, refit
+
+MODEL, STACKED, SIMPLE = "fcr", "stacked", "ridge"
+_N_SOURCE: Final = 500
+_N_DRAWS: Final = 20
+
+
+@dataclass(frozen=True, eq=False)
+class PairsOut:
+    """Every pair as predicted by fits that lacked it.
+
+    Parameters
+    ----------
+    table
+        Scores of the model (``"fcr"``), of its mean with ridge regression (``"stacked"``, each pair
+        by the weight that the other pairs give), all baselines and the ceiling.
+    stack
+        The model's weight beside ridge regression.
+    left_out
+        Pairs that could not be left out, and why.
+    """
+
+    table: ResponseTable
+    stack: Stack
+    left_out: Mapping[str, str]
+
+    def headline(self, metric: str = "cosine_logfc", *, model: str = STACKED) -> pd.DataFrame:
+        """Compare a method with the best baseline on both scales; `pyro_fcr.metrics.headline`."""
+        scales = set(self.table.frame.query("metric == @metric")["scale"])
+        tables = [
+            headline(self.table, metric, model=model, scale=scale)
+            for scale in SCALES
+            if scale in scales
+        ]
+        return pd.concat(tables, ignore_index=True)
+
+    def respond(
+        self, fcr: Fitted, treatment: str, covariates: Mapping[str, str], *, seed: int = 0
+    ) -> pd.DataFrame:
+        """Predict the response of a pair that was never measured.
+
+        Parameters
+        ----------
+        fcr
+            The model, fitted to all pairs.
+        treatment, covariates
+            The pair; control cells of its context are needed.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        A row per gene; columns ``(scale, method)`` with the predicted change of the model, of ridge
+        regression and of both weighed (``"stacked"``).
+
+        Raises
+        ------
+        pyro_fcr.QueryError
+            The model has no control cells of the context.
+        pyro_fcr.SchemaError
+            Treatment or context were never seen.
+        """
+        registry, adata = fcr.registry, fcr.source(None)
+        registry.encode_covariates(covariates)
+        label = registry.canonical(treatment)
+        context = tuple(str(covariates[key]) for key in registry.schema.covariate_keys)
+        layout = read_layout(adata.obs, registry.schema)
+        control = layout.control_of(Pair(label, context))
+        train = np.isin(np.arange(adata.n_obs), fcr.split_of().train)
+        if control is None or not (train & (layout.codes == control)).any():
+            raise QueryError(f"There are no control cells of {' / '.join(context)} in training.")
+        arms = Arms(fcr, adata, n_source=_N_SOURCE, n_draws=_N_DRAWS, seed=seed)
+        cells = arms(Pair(label, context), source=train, dosed=train)
+        given = _prediction(arms, cells).change
+        matrix = adata.X if registry.schema.layer is None else adata.layers[registry.schema.layer]
+        values = log_values(matrix, expression=registry.schema.expression)
+        agents = dict(zip((p.treatment for p in layout.pairs), layout.agents, strict=True))[label]
+        simple = {
+            scale: BASELINES[SIMPLE].predict(
+                training_means(values, layout, train, scale=scale), agents, context
+            )
+            for scale in SCALES
+        }
+        mixed = self.stack.mix(given, simple)
+        columns = {
+            (scale, name): found[scale]
+            for scale in SCALES
+            for name, found in ((MODEL, given), (SIMPLE, simple), (STACKED, mixed))
+        }
+        return pd.DataFrame(columns, index=pd.Index(registry.genes, name="gene"))
+
+
+def leave_pairs_out(
+    fcr: Refittable,
+    *,
+    n_folds: int = 4,
+    n_fits: int = 1,
+    programs: Programs | None = None,
+    n_draws: int = 200,
+    seed: int = 0,
+    **settings: Any,
+) -> PairsOut:
+    """Fit the model to all pairs but some, in turn, and predict those.
+
+    Parameters
+    ----------
+    fcr
+        The model, with its data; it need not be fitted and is not changed.
+    n_folds
+        How many parts the pairs are dealt to; each part is left out of a fit. As many as there are
+        pairs leaves out one at a time.
+    n_fits
+        How often each fit is repeated, from other initial parameters.
+    programs
+        Function that makes a fresh model and guide, for programs of your own.
+    n_draws
+        Bootstrap draws of the measured cells.
+    seed
+        Seed of the parts and of the fits.
+    **settings
+        As in :meth:`pyro_fcr.FCR.fit`, e.g. ``max_epochs=150``.
+
+    Raises
+    ------
+    pyro_fcr.QueryError
+        No treatment was seen in two contexts with control cells.
+    ValueError
+        There are fewer than two folds, or no fits.
+
+    Examples
+    --------
+    >>> import pyro_fcr
+    >>> adata = pyro_fcr.datasets.gbm_panobinostat()[::5, :40].copy()
+    >>> schema = pyro_fcr.Schema(
+    ...     treatment_key="treatment", control="control", covariate_keys="patient"
+    ... )
+    >>> fcr = pyro_fcr.FCR(adata, schema)
+    >>> found = leave_pairs_out(fcr, n_folds=2, n_draws=20, max_epochs=1)
+    >>> len(found.stack.left_out), 0 <= found.stack.weight["log1p_mean"] <= 1
+    (5, True)
+    """
+    if n_folds < 2 or n_fits < 1:
+        raise ValueError(f"n_folds is {n_folds} and n_fits {n_fits}; expected 2 and 1 or more.")
+    adata, schema = fcr.source(None), fcr.registry.schema
+    if schema.control is None:
+        raise QueryError("A response needs untreated cells, but the schema names no control.")
+    layout = read_layout(adata.obs, schema)
+    scenarios, reasons = _deal(layout, n_folds, seed)
+    if not scenarios:
+        raise QueryError(
+            f"No pair can be left out: {next(iter(reasons.values()), 'there is none')}."
+        )
+    known = {}
+    for scenario in scenarios:
+        fits = [
+            _without(fcr, layout, scenario, programs, {**settings, "seed": seed + number})
+            for number in range(n_fits)
+        ]
+        known[scenario] = _predictions(fits, adata, scenario, seed)
+    table = response_table(adata, schema, _given(known), n_draws=n_draws, seed=seed)
+    found = stack(table.changes, model=MODEL, simple=SIMPLE)
+    both = _given(known, found, table)
+    return PairsOut(response_table(adata, schema, both, n_draws=n_draws, seed=seed), found, reasons)
+
+
+def _deal(layout: Layout, n_folds: int, seed: int) -> tuple[list[Scenario], dict[str, str]]:
+    """Deal pairs to folds so that the contexts, and treatments, of a fold differ where they can."""
+    size = layout.n_cells()
+    treated, reasons = layout.treated(), {}
+    for i, pair in treated.items():
+        others = [p for j, p in treated.items() if j != i and p.treatment == pair.treatment]
+        if reason := layout.lacks(i, size, controls=FEWEST_CONTROLS):
+            reasons[str(pair)] = reason
+        elif not others:
+            reasons[str(pair)] = f"no other context has {pair.treatment!r}"
+    usable = [i for i, pair in treated.items() if str(pair) not in reasons]
+    rng = np.random.default_rng(seed)
+    shuffled = [usable[i] for i in rng.permutation(len(usable))]
+    by_treatment = sorted(shuffled, key=lambda i: treated[i].treatment)
+    folds = [by_treatment[start::n_folds] for start in range(n_folds)]
+    scenarios = []
+    for fold in folds:
+        kept = {treated[i].treatment for i in treated if i not in fold}
+        stay = [i for i in fold if treated[i].treatment in kept]
+        reasons |= {
+            str(treated[i]): "its fold has all pairs of its treatment; use more folds"
+            for i in set(fold) - set(stay)
+        }
+        if stay:
+            train = ~np.isin(layout.codes, stay)
+            scenarios.append(predicted("unseen pair", layout, stay, train=train))
+    return scenarios, reasons
+
+
+def _without(
+    fcr: Refittable,
+    layout: Layout,
+    scenario: Scenario,
+    programs: Programs | None,
+    settings: dict[str, Any],
+) -> Refittable:
+    """Fit the model without the pairs of a scenario; nothing of them is known to it."""
+    schema, obs = fcr.registry.schema, fcr.source(None).obs
+    rows = np.flatnonzero(scenario.train)
+    split = split_cells(obs.iloc[rows], schema, seed=settings["seed"])
+    split = Split(rows[split.train], rows[split.heldout])
+    new = refit(fcr, split, seed=settings["seed"], programs=programs, settings=settings)
+    new.registry = _lacking(fcr.registry, scenario.pairs)
+    return new
+
+
+def _lacking(registry: Registry, pairs: Iterable[Pair]) -> Registry:
+    """Return what was learnt of the data but for the conditions of some pairs."""
+    out = set(pairs)
+    kept = [
+        each
+        for each in registry.conditions
+        if Pair(each.treatment, tuple(each.covariates.values())) not in out
+    ]
+    return replace(registry, conditions=tuple(kept))
+
+
+def _predictions(
+    fits: list[Refittable], adata: Any, scenario: Scenario, seed: int
+) -> dict[Pair, list[Prediction]]:
+    found: dict[Pair, list[Prediction]] = {pair: [] for pair in scenario.pairs}
+    for fit in fits:
+        arms = Arms(fit, adata, n_source=_N_SOURCE, n_draws=_N_DRAWS, seed=seed)
+        for pair, given in found.items():
+            cells = arms(pair, source=scenario.train, dosed=scenario.test)
+            given.append(_prediction(arms, cells))
+    return found
+
+
+def _prediction(arms: Arms, cells: tuple[Any, Any]) -> Prediction:
+    expression = arms.schema.expression
+    return predicted_cells(*(c.X for c in cells), expression=expression, n_draws=arms.n_draws)
+
+
+def _given(
+    known: Mapping[Scenario, Mapping[Pair, list[Prediction]]],
+    found: Stack | None = None,
+    table: ResponseTable | None = None,
+) -> Iterator[tuple[Scenario, dict[str, Mapping[Pair, Fits]]]]:
+    """Yield scenarios with the model's predictions, and with the stacked ones if known."""
+    for scenario, predictions in known.items():
+        methods: dict[str, Mapping[Pair, Fits]] = {MODEL: predictions}
+        if found is not None and table is not None:
+            methods[STACKED] = {
+                pair: [_stacked(fit, pair, scenario, found, table) for fit in fits]
+                for pair, fits in predictions.items()
+            }
+        yield scenario, methods
+
+
+def _stacked(
+    fit: Prediction, pair: Pair, scenario: Scenario, found: Stack, table: ResponseTable
+) -> Prediction:
+    """Mix a fit's prediction with the simple one by the weight that the other pairs give."""
+    place = (scenario.kind, pair.treatment, pair.place)
+    simple = {s: own.loc[(*place, SIMPLE)].to_numpy() for s, own in table.changes.items()}
+    weight = {scale: float(found.left_out.loc[place, scale]) for scale in SCALES}
+    change = found.mix(fit.change, simple, weight=weight)
+    cells = fit.cells
+    if cells is not None:
+        dense = cells if isinstance(cells, np.ndarray) else cells.toarray()
+        cells = dense + (change["mean_log1p"] - fit.change["mean_log1p"])
+    return Prediction(change, cells)
