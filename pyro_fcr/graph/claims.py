@@ -104,10 +104,11 @@ def _open_path(graph: Graph, claim: Claim) -> str:
     arrows, given = graph.with_design(), graph.always(claim.given)
     if claim.kind == "permutation":
         given |= set(graph.label_causes(claim.left)) | set(graph.label_causes(claim.right))
-    paths = nx.shortest_simple_paths(arrows.to_undirected(), claim.left, claim.right)
+    lines, ends = arrows.to_undirected(), (claim.left, claim.right)
+    paths = nx.shortest_simple_paths(lines, *ends) if nx.has_path(lines, *ends) else ()
     found = (path for path in paths if _is_open(arrows, path, given))
     if (path := next(found, None)) is None:  # independent, but its prior is not what is selected
-        path = nx.shortest_path(arrows, claim.left, sorted(graph.selected(claim.left))[0])
+        path = nx.shortest_path(arrows, claim.left, min(graph.selected(claim.left)))
     signs = [" → " if arrows.has_edge(a, b) else " ← " for a, b in pairwise(path)]
     return "".join(part for pair in zip(path, [*signs, ""], strict=True) for part in pair)
 
