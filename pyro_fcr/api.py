@@ -6,6 +6,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -50,12 +51,30 @@ from pyro_fcr.programs import (
     report_independences,
 )
 from pyro_fcr.queries import Source
-from pyro_fcr.saving import Saved, find_split, name_split, read_model, write_model
-from pyro_fcr.training import Aligned, Batches, TrainingPlan, fit, mean_terms
+from pyro_fcr.saving import (
+    RECORD,
+    Saved,
+    find_split,
+    load_weights,
+    name_split,
+    read_model,
+    reading,
+    write_model,
+)
+from pyro_fcr.training import (
+    Aligned,
+    Batches,
+    CheckpointError,
+    TrainingPlan,
+    check_checkpoint_place,
+    fit,
+    mean_terms,
+)
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 2_048  # cells looked at together outside of training
+_SAME_PROGRAMS = "Pass model= and guide= as they were built when they were saved."
 _JUDGED = 6_000  # training cells by which a fit is told whether its blocks are apart
 
 
@@ -278,7 +297,8 @@ class FCR:
         warm_start
             Whether to go on from the parameters of the last fit, on the same split.
         checkpoint, resume
-            File to write checkpoints to, and one to go on from.
+            File to write checkpoints to, and one to go on from. SIGTERM writes one, and then ends
+            the process with 143.
         **changes
             Fields of the plan, e.g. ``max_epochs=50``.
 
@@ -296,9 +316,14 @@ class FCR:
         pyro_fcr.ProgramError
             The programs do not fit together, or depend on what their graph does not show.
         ValueError
-            ``split`` is given with ``warm_start``, which keeps the split of the last fit.
+            ``split`` is given with ``warm_start``, which keeps the split of the last fit; or
+            ``resume`` is no checkpoint of a run on these cells, split, programs and settings.
+        OSError
+            ``checkpoint`` cannot be written, or a file that is no checkpoint stands there.
         """
         plan = replace(plan or TrainingPlan(), **changes)
+        if checkpoint is not None:
+            checkpoint = check_checkpoint_place(checkpoint)
         own = self._own()
         cells = own.cells
         checked = check_programs(self.model, self.guide, self._example())
@@ -311,15 +336,22 @@ class FCR:
         split = split or split_cells(
             own.adata.obs, self.registry.schema, heldout_fraction=heldout_fraction, seed=plan.seed
         )
-        start = self._start(warm_start=warm_start, resume=resume)
+        start, former = (
+            self._start(warm_start=warm_start, resume=resume),
+            (self.split, self.history),
+        )
         self.split, self.history = split, None
         own.warn_if_changed()
         report_conditions(self.registry, checked)
         report_independences(checked.graph)
         objective = self._objective(weights, enforced, extra, plan.seed)
-        self.history = fit(
-            objective, cells, split=self.split, plan=plan, checkpoint=checkpoint, resume=resume
-        )
+        try:
+            self.history = fit(
+                objective, cells, split=split, plan=plan, checkpoint=checkpoint, resume=resume
+            )
+        except CheckpointError:  # nothing is trained yet
+            self.split, self.history = former
+            raise
         self.history.attrs["start"] = start
         self._report_separation(checked, plan.seed)
         if plan.is_worth_judging(len(self.history), len(self.split.train)):
@@ -449,7 +481,8 @@ class FCR:
         Parameters
         ----------
         folder
-            The folder to be; with ``overwrite`` a model that stands there is replaced.
+            The folder to be; with ``overwrite`` a model that stands there is replaced, and nothing
+            else is. Readers find the former model or the new one, whatever happens meanwhile.
         overwrite
             Whether that may be.
 
@@ -457,7 +490,16 @@ class FCR:
         -------
         The folder, with ``model.json``, ``weights.safetensors`` and, of a fitted model,
         ``history.csv`` and ``split.csv.gz`` (names of the training and held-out cells; no
-        expression).
+        expression). In a folder that held a model their names have a digest, as ``model.json``
+        says.
+
+        Raises
+        ------
+        FileExistsError
+            A model stands there, without ``overwrite``, or something else does.
+        OSError
+            Nothing can be written there, or the disk is full. The model is still at hand: save it
+            elsewhere.
         """
         record = {
             "versions": {name: version(name) for name in ("pyro-fcr", "pyro-ppl", "torch")},
@@ -488,22 +530,35 @@ class FCR:
             Cells that ``adata=None`` will stand for; None if there are none.
         model, guide
             Programs of the saved classes, if they were your own.
+
+        Raises
+        ------
+        FileNotFoundError
+            The folder holds no model.
+        ValueError
+            A file of the model is missing, damaged or of another model, a later version wrote it,
+            or it holds programs of your own, which differ from those that are passed.
         """
-        saved = read_model(folder)
-        record = saved.record
-        if record["architecture"] is None and (model is None or guide is None):
+        saved, path, own = read_model(folder), Path(folder) / RECORD, model is not None
+        with reading(path):
+            record = saved.record
+            registry = Registry.from_json_dict(record["registry"])
+            architecture = record["architecture"] and Architecture(**record["architecture"])
+            names = [str(record["programs"][program]) for program in ("model", "guide")]
+        if architecture is None and (model is None or guide is None):
             raise ValueError(
-                f"{folder} holds programs of your own, {record['programs']['model']} and "
-                f"{record['programs']['guide']}: build them and pass load(..., model=, guide=)."
+                f"{folder} holds programs of your own, {names[0]} and {names[1]}: build them and "
+                "pass load(..., model=, guide=)."
             )
-        architecture = record["architecture"] and Architecture(**record["architecture"])
         self = cls.__new__(cls)
-        self._set_up(Registry.from_json_dict(record["registry"]), architecture, (model, guide), 0)
-        # An autoguide has no parameters before its first run.
-        check_programs(self.model, self.guide, example_batch(self.registry))
+        with nullcontext() if own else reading(path):
+            self._set_up(registry, architecture, (model, guide), 0)
+            # An autoguide has no parameters before its first run.
+            check_programs(self.model, self.guide, example_batch(self.registry))
         self._initial_state()
-        self.model.load_state_dict(saved.weights["model"])
-        self.guide.load_state_dict(saved.weights["guide"])
+        with reading(path.parent, mend=_SAME_PROGRAMS) if own else reading(path.parent):
+            load_weights(self.model, saved.weights["model"])
+            load_weights(self.guide, saved.weights["guide"])
         self.model.eval()
         self.guide.eval()
         self.history, self._named_split = saved.history, saved.split

@@ -201,7 +201,7 @@ def test_effects_say_what_is_wrong(folder, name, arguments, message):
 
 def test_a_place_that_cannot_be_written_is_refused_before_work(folder, tmp_path):
     message = fail("effects", tmp_path, out=folder / "cells.h5ad" / "effects.csv")
-    assert "not a folder that you can write to" in message
+    assert "effects.csv cannot be written (Not a directory)" in message
     (tmp_path / "mine.csv").mkdir()
     result = run("effects", tmp_path, "--out", tmp_path / "mine.csv", "--overwrite")
     assert "is a folder, which is not replaced" in result.output

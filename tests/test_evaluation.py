@@ -29,6 +29,7 @@ from pyro_fcr.metrics import baselines
 from pyro_fcr.metrics.dimensions import prior_rank
 from pyro_fcr.metrics.scores import SCORES
 from pyro_fcr.queries.representations import label_distribution
+from pyro_fcr.saving import read_model, write_model
 
 FAST = {"n_permutations": 19, "n_draws": 10}
 TRUE = Schema(treatment_key="treatment", control="control", covariate_keys="context")
@@ -488,8 +489,8 @@ def test_evaluate_writes_page_json_and_tables(simulated, tmp_path):
 
 
 def test_evaluate_says_what_a_model_of_an_earlier_version_lacks(simulated, tmp_path):
-    model = simulated.save(tmp_path / "model")
-    (model / "split.csv.gz").unlink()
+    saved = read_model(simulated.save(tmp_path / "model"))
+    model = write_model(tmp_path / "earlier", dataclasses.replace(saved, split=None))
     simulated.source(None).write_h5ad(tmp_path / "cells.h5ad")
     result = run("evaluate", model, tmp_path / "cells.h5ad", "--out", tmp_path / "out")
     assert result.exit_code == 1

@@ -1,3 +1,5 @@
+import errno
+import io
 import re
 import signal
 import threading
@@ -13,7 +15,7 @@ from conftest import SCHEMA, make_programs, simulate
 from operations import Operations
 from torch import nn
 
-from pyro_fcr import modes
+from pyro_fcr import files, modes
 from pyro_fcr.data import register, split_cells
 from pyro_fcr.objective import Objective, Ramp
 from pyro_fcr.training import (
@@ -24,6 +26,7 @@ from pyro_fcr.training import (
     fit,
 )
 from pyro_fcr.training.batches import Batches, prefetched
+from pyro_fcr.training.checkpoint import write_checkpoint
 
 
 def fresh(cells, *, seed=0, **weights):
@@ -184,7 +187,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(cells, spl
     before = signal.getsignal(signal.SIGINT)
     with pytest.warns(UserWarning, match="Interrupted in epoch 2"):
         fit(objective, cells, split=split, plan=plan(checkpoint_every=1), checkpoint=path)
-    assert torch.load(path, weights_only=True)["position"][:2] == [2, 0]  # the end of an epoch
+    assert saved_state(path)["position"][:2] == [2, 0]  # the end of an epoch
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -199,18 +202,21 @@ def test_resume_refuses_what_does_not_fit(cells, split, tmp_path):
         fit(fresh(cells), cells, split=split, plan=plan(max_epochs=6), resume=path)
 
 
-def test_broken_write_leaves_the_old_checkpoint(cells, split, tmp_path, monkeypatch):
+def test_broken_write_leaves_the_old_checkpoint_and_the_training(
+    cells, split, tmp_path, monkeypatch, caplog
+):
     path = tmp_path / "c.pt"
     fit(fresh(cells), cells, split=split, plan=plan(max_epochs=1), checkpoint=path)
     before = path.read_bytes()
 
-    def fail(_, target):
-        target.write_bytes(b"half")
-        raise OSError("disk full")
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        fit(fresh(cells), cells, split=split, plan=plan(max_epochs=1), checkpoint=path)
+    monkeypatch.setattr(files, "flush", fail)
+    history = fit(fresh(cells), cells, split=split, plan=plan(max_epochs=2), checkpoint=path)
+    assert len(history) == 2
+    said = rf"No checkpoint in epoch 2; training goes on\. The disk is full: {path} cannot be"
+    assert re.search(said, caplog.text)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
@@ -371,12 +377,21 @@ def test_memory_is_told_before_training(cells, split, caplog):
     assert re.search(r"take \d+ MB", caplog.text)
 
 
+def saved_state(path):
+    """What a checkpoint holds, behind its two first lines."""
+    return torch.load(io.BytesIO(path.read_bytes().split(b"\n", 2)[2]), weights_only=True)
+
+
 def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(cells, split, tmp_path):
     path = tmp_path / "c.pt"
     fit(fresh(cells), cells, split=split, plan=plan(max_epochs=1), checkpoint=path)
-    state = torch.load(path, weights_only=True)
-    del state["plan"]["align_at"], state["aligned"]
+    state = saved_state(path)
     torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"c\.pt is no checkpoint of this version .* earlier"):
+        fit(fresh(cells), cells, split=split, plan=plan(max_epochs=1), resume=path)
+    path.unlink()
+    del state["plan"]["align_at"]
+    write_checkpoint(path, state, plan())
     with pytest.raises(CheckpointError, match=r"earlier version, which did not have align_at"):
         fit(fresh(cells), cells, split=split, plan=plan(max_epochs=1), resume=path)
 

@@ -1,5 +1,6 @@
 """The command line: files in, files out."""
 
+import sys
 from collections.abc import Sequence
 
 from cyclopts import App, Parameter
@@ -12,7 +13,8 @@ commands = App(
     name="pyro-fcr",
     help=(
         "Factorized causal representations of single-cell perturbation responses. Cells are h5ad "
-        "files or zarr stores with raw counts. To see what comes out: pyro-fcr demo --out demo"
+        "files or zarr stores with raw counts. To see what comes out: pyro-fcr demo --out demo. "
+        "With --debug errors come with their traceback."
     ),
     version=f"pyro-fcr {__version__}",
     version_format="plaintext",
@@ -43,6 +45,7 @@ def app(arguments: Sequence[str] | None = None) -> None:
     arguments
         What stands behind ``pyro-fcr``; None takes it from ``sys.argv``.
     """
-    with plain_messages():
-        run = read_options(commands, arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with plain_messages(debug="--debug" in given):
+        run = read_options(commands, [each for each in given if each != "--debug"])
         run()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pyro_fcr
 from pyro_fcr.cli import shell
-from pyro_fcr.files import atomic_write
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.training.plan import TrainingPlan
 
@@ -106,10 +105,8 @@ def interactions(
 
 
 def _write(found: Interactions, out: Path) -> None:
-    # Both are written before either takes its place.
-    with atomic_write(out / "pairs.csv") as pairs, atomic_write(out / "genes.csv") as genes:
-        found.pairs.to_csv(pairs, index=False)
-        found.genes.to_csv(genes, index=False)
+    tables = {"pairs.csv": found.pairs, "genes.csv": found.genes}
+    shell.put(out, lambda path: shell.write_tables({path / n: t for n, t in tables.items()}))
     n_found = int((found.pairs["qvalue"] <= found.level).sum())
     print(f"{n_found} of {len(found.pairs)} pairs with q <= {found.level:g}; all in {out}")
     shown = ["treatment", "dose", "context", "z", "qvalue", "strength", "n_cells"]

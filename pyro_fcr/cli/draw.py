@@ -13,7 +13,7 @@ import pyro_fcr
 from pyro_fcr.cli import shell
 from pyro_fcr.data.errors import listed
 from pyro_fcr.data.spelling import did_you_mean
-from pyro_fcr.files import atomic_write
+from pyro_fcr.files import atomic_write, locate
 from pyro_fcr.values import unknown
 
 if TYPE_CHECKING:
@@ -120,8 +120,13 @@ def plot(
 
 
 def _loss(files: Sequence[Path], chosen: _Chosen) -> Axes:
+    from pyro_fcr.saving import read_model
+
     path = _only(files)
-    return pyro_fcr.plots.loss_by_term(_table([path / "history.csv" if path.is_dir() else path]))[0]
+    history = read_model(path).history if locate(path).is_dir() else _table([path])
+    if history is None:
+        raise ValueError(f"{path} was saved before it was fitted, and has no history to draw.")
+    return pyro_fcr.plots.loss_by_term(history)[0]
 
 
 def _latents(files: Sequence[Path], chosen: _Chosen) -> Axes:
@@ -212,7 +217,12 @@ def _table(files: Sequence[Path], *columns: str) -> pd.DataFrame:
     labels = dict.fromkeys(["gene", "treatment", "context", "dose", "effect"], str)
     # A treatment or gene may be called NA or None.
     settings: dict[str, Any] = {"dtype": labels, "keep_default_na": False, "na_values": [""]}
-    tables = [pd.read_csv(path, **settings) for path in files]
+    tables = []
+    for path in files:
+        try:
+            tables.append(pd.read_csv(locate(path), **settings))
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} cannot be read as a table ({error}).") from error
     for path, table in zip(files, tables, strict=True):
         if missing := [column for column in columns if column not in table]:
             found = listed(table.columns, limit=20)

@@ -6,12 +6,13 @@ Names, defaults and help of the options of a dataclass stand in the dataclass an
 from __future__ import annotations
 
 import logging
-import os
 import re
+import signal
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, default_name_transform
 
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.files import atomic_write
+from pyro_fcr.files import atomic_write, check_place, locate
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.training.plan import TrainingPlan
 from pyro_fcr.values import unknown
@@ -53,11 +54,17 @@ def option_name(field: str) -> str:
 
 
 @contextmanager
-def plain_messages() -> Iterator[None]:
-    """Show log lines and warnings as text, and errors that name their mend without a traceback."""
+def plain_messages(*, debug: bool = False) -> Iterator[None]:
+    """Show log lines and warnings as text, and errors in a line without a traceback.
+
+    Parameters
+    ----------
+    debug
+        Whether to let errors pass, with their traceback.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("pyro_fcr").setLevel(logging.INFO)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _terminable():
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_, **__: print(
@@ -65,10 +72,41 @@ def plain_messages() -> Iterator[None]:
         )
         try:
             yield
-        except (ValueError, OSError, FloatingPointError, CycloptsError) as error:
-            print(f"Error: {error}", file=sys.stderr)
-            is_usage = isinstance(error, CycloptsError) and not isinstance(error, CoercionError)
-            raise SystemExit(2 if is_usage else 1) from error
+        except (Exception, KeyboardInterrupt) as error:
+            if debug:
+                raise
+            text, code = _line(error)
+            print(text, file=sys.stderr)
+            raise SystemExit(code) from error
+
+
+def _line(error: BaseException) -> tuple[str, int]:
+    """Return what to say of an error, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted.", 128 + signal.SIGINT
+    is_usage = isinstance(error, CycloptsError) and not isinstance(error, CoercionError)
+    if isinstance(error, ValueError | OSError | FloatingPointError | CycloptsError):
+        return f"Error: {error}", 2 if is_usage else 1
+    first = (str(error) or "nothing more is known").splitlines()[0]
+    return f"Error: {type(error).__name__}: {first} (--debug shows where it comes from)", 1
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as an error does, which removes files that are half written."""
+
+    def end(signum: int, _: object) -> None:
+        raise SystemExit(128 + signum)
+
+    try:
+        former = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def read_options(app: App, arguments: Sequence[str] | None) -> Callable[[], Any]:
@@ -95,7 +133,26 @@ def read_options(app: App, arguments: Sequence[str] | None) -> Callable[[], Any]
         start = re.compile(r"^(Unknown )?(\w+)")
         words = start.sub(lambda m: (m[1] or "") + names.get(m[2], m[2]), str(error))
         raise ValueError(words) from error
+    _keep_inputs(bound.arguments)
     return partial(command, *bound.args, **bound.kwargs)
+
+
+def _keep_inputs(arguments: Mapping[str, Any]) -> None:
+    """Refuse to write to a file that the command reads.
+
+    Raises
+    ------
+    FileExistsError
+        ``--out`` is such a file.
+    """
+    out = locate(arguments["out"]) if "out" in arguments else None
+    for name, value in arguments.items():
+        for path in value if isinstance(value, list) else [value]:
+            is_input = isinstance(path, Path) and name != "out"
+            if is_input and locate(path) == out and out.is_file():
+                raise FileExistsError(
+                    f"--out {path} is a file that this command reads. Give another --out."
+                )
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
@@ -106,11 +163,9 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     OSError
         The message says which of the two.
     """
-    if out.exists() and not overwrite:
+    if locate(out).exists() and not overwrite:
         raise FileExistsError(f"{out} is there already. Pass --overwrite or another --out.")
-    parent = next(each for each in out.absolute().parents if each.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OSError(f"{out} cannot be written: {parent} is not a folder that you can write to.")
+    check_place(out)
 
 
 def check_file(out: Path, *suffixes: str, overwrite: bool) -> None:
@@ -126,25 +181,72 @@ def check_file(out: Path, *suffixes: str, overwrite: bool) -> None:
     if out.suffix not in suffixes:
         expected = " or ".join(suffixes)
         raise ValueError(f"--out {out} ends in {out.suffix!r}; expected {expected}.")
-    if out.is_dir():
+    if locate(out).is_dir():
         raise FileExistsError(
             f"{out} is a folder, which is not replaced. Remove it or give another --out."
         )
     check_free(out, overwrite=overwrite)
 
 
+def put(out: Path, write: Callable[[Path], object]) -> None:
+    """Write what took work to make; if its place fails, to another one, which the error names.
+
+    Parameters
+    ----------
+    out
+        The place that was asked for.
+    write
+        Writes to the path that it is given.
+
+    Raises
+    ------
+    OSError
+        ``out`` could not be written; says where the result is.
+    """
+    try:
+        write(out)
+    except OSError as error:
+        for folder in (Path.cwd(), Path(tempfile.gettempdir())):
+            if other := _put_into(folder, out.name, write):
+                raise OSError(f"{error} The result is in {other} for now.") from error
+        raise
+
+
+def _put_into(folder: Path, name: str, write: Callable[[Path], object]) -> Path | None:
+    with suppress(OSError):
+        own = Path(tempfile.mkdtemp(prefix="pyro-fcr-", dir=folder))
+        try:
+            write(own / name)
+        except OSError:
+            own.rmdir()
+            raise
+        return own / name
+    return None
+
+
 def write_adata(adata: AnnData, out: Path, *, rows: str = "cells") -> None:
     """Write an h5ad, and say so; a zarr store is there already, written part by part."""
+
+    def write(path: Path) -> None:
+        with atomic_write(path) as draft:
+            adata.write_h5ad(draft, compression="gzip")
+
     if out.suffix != ".zarr":
-        with atomic_write(out) as path:
-            adata.write_h5ad(path, compression="gzip")
+        put(out, write)
     print(f"{adata.n_obs} {rows} x {adata.n_vars} genes in {out}")
+
+
+def write_tables(tables: Mapping[Path, pd.DataFrame]) -> None:
+    """Write csv files; all are written before any takes its place."""
+    with ExitStack() as stack:
+        drafts = {path: stack.enter_context(atomic_write(path)) for path in tables}
+        for path, table in tables.items():
+            table.to_csv(drafts[path], index=False)
 
 
 def write_table(table: pd.DataFrame, out: Path) -> None:
     """Write a csv, and say so."""
-    with atomic_write(out) as path:
-        table.to_csv(path, index=False)
+    put(out, lambda path: write_tables({path: table}))
     print(f"{len(table)} rows in {out}")
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyro_fcr
 from pyro_fcr.cli import shell
-from pyro_fcr.files import atomic_write
+from pyro_fcr.files import locate
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from pyro_fcr.data import Registry
+    from pyro_fcr.evaluation import Evaluation
 
 _JSON, _PAGE = "evaluation.json", "evaluation.html"
 
@@ -57,17 +60,38 @@ def fit(
     Parameters
     ----------
     checkpoint
-        File to write checkpoints to.
+        File to write checkpoints to, outside of --out. SIGTERM writes one, too.
     resume
         Checkpoint to go on from.
     """
+    from pyro_fcr.saving import check_model_place
+    from pyro_fcr.training import check_checkpoint_place
+
     shell.check_free(out, overwrite=overwrite)
-    if out.exists() and not (out / "model.json").is_file():
-        raise FileExistsError(f"{out} holds no model, so it is not replaced.")
+    place = check_model_place(out, overwrite=overwrite)
+    if checkpoint is not None:
+        written = check_checkpoint_place(checkpoint)
+        if place in (written, *written.parents):
+            raise ValueError(
+                f"--checkpoint {checkpoint} lies in --out {out}, where the model will stand. Give "
+                "it another place."
+            )
     model = pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed)
     history = model.fit(plan, checkpoint=checkpoint, resume=resume)
-    model.save(out, overwrite=overwrite)
-    print(f"{len(history)} epochs ({history.attrs['stopped']}); model in {out}")
+    stopped = history.attrs["stopped"]
+    if stopped == "interrupted" and place.exists():
+        print(f"The former model stays in {out}. {_how_to_go_on(checkpoint)}", file=sys.stderr)
+    else:
+        shell.put(out, lambda path: model.save(path, overwrite=overwrite))
+        print(f"{len(history)} epochs ({stopped}); model in {out}")
+    if stopped == "interrupted":
+        raise SystemExit(128 + signal.SIGINT)
+
+
+def _how_to_go_on(checkpoint: Path | None) -> str:
+    if checkpoint is None:
+        return "With --checkpoint this run could have been resumed."
+    return f"To go on: --resume {checkpoint}"
 
 
 def inspect(path: Path, /, *, schema: shell.SchemaOptions | None = None) -> None:
@@ -78,7 +102,7 @@ def inspect(path: Path, /, *, schema: shell.SchemaOptions | None = None) -> None
     path
         A saved model, or cells with a schema.
     """
-    if (path / "model.json").is_file():
+    if (locate(path) / "model.json").is_file():
         model = pyro_fcr.FCR.load(path)
         _show_registry(model.registry)
         _show_programs(model)
@@ -120,13 +144,16 @@ def evaluate(
         shell.check_file(out / name, ".json", ".html", ".csv", overwrite=overwrite)
     fitted = pyro_fcr.FCR.load(model, adata=cells)
     found = fitted.evaluate(replicate_key=replicate_key, seed=seed)
-    for name, table in found.tables.items():
-        with atomic_write(out / f"{name}.csv") as path:
-            table.to_csv(path, index=False)
-    found.to_json(out / _JSON)
-    found.to_html(out / _PAGE, title=f"Evaluation of {model.resolve().name}")
+    title = f"Evaluation of {model.resolve().name}"
+    shell.put(out, lambda folder: _write_evaluation(found, folder, title=title))
     print(found)
     print(f"{_PAGE}, {_JSON} and {len(found.tables)} tables in {out}")
+
+
+def _write_evaluation(found: Evaluation, folder: Path, *, title: str) -> None:
+    shell.write_tables({folder / f"{name}.csv": table for name, table in found.tables.items()})
+    found.to_json(folder / _JSON)
+    found.to_html(folder / _PAGE, title=title)
 
 
 def _show_registry(registry: Registry) -> None:

@@ -14,6 +14,7 @@ from scipy import sparse
 from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.spelling import did_you_mean
+from pyro_fcr.files import locate
 
 Matrix: TypeAlias = "sparse.csr_array | npt.NDArray[np.float32]"
 
@@ -48,7 +49,7 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
         raise SchemaError(
             f"found {type(source).__name__}; expected an AnnData or the path of an .h5ad or .zarr"
         )
-    path = Path(source)
+    path = locate(source)
     readers: dict[str, Callable[..., AnnData]] = {".h5ad": ad.read_h5ad, ".zarr": ad.read_zarr}
     if path.suffix not in readers:
         raise SchemaError(

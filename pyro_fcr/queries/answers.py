@@ -1,6 +1,5 @@
 """What an answer looks like, and how it is put together part by part, in memory or in a file."""
 
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from scipy import sparse
 
 from pyro_fcr.draws import QueryError
 from pyro_fcr.draws.sinks import EveryDraw, Moments, Quantiles, Sink
-from pyro_fcr.files import atomic_write
+from pyro_fcr.files import atomic_write, check_place, locate
 from pyro_fcr.values import check_choices
 
 Part: TypeAlias = Mapping[str, np.ndarray | sparse.csr_matrix]
@@ -83,9 +82,12 @@ class Output:
         return self.uncertainty or ("observation" if self.form == "draws" else "latent")
 
     def check_free(self) -> None:
-        """Raise FileExistsError if something stands where the answer is to be written."""
-        if self.store is not None and Path(self.store).exists():
+        """Raise OSError if the answer cannot be written, or something stands in its place."""
+        if self.store is None:
+            return
+        if locate(self.store).exists():
             raise FileExistsError(f"{self.store} is there already. Give store= another path.")
+        check_place(self.store)
 
     def sinks(self, n_draws: int) -> list[Sink]:
         """Return what takes the draws of some cells."""
@@ -153,13 +155,8 @@ def assemble(frame: AnnData, parts: Iterable[Part], *, store: str | Path | None 
     if store is None:
         return _in_memory(frame, parts)
     with atomic_write(store) as draft:
-        try:
-            _write(draft, frame, parts)
-        except BaseException:
-            if draft.is_dir():
-                shutil.rmtree(draft)
-            raise
-    return _backed(Path(store))
+        _write(draft, frame, parts)
+    return _backed(locate(store))
 
 
 def _in_memory(frame: AnnData, parts: Iterable[Part]) -> AnnData:

@@ -1,7 +1,7 @@
 # What there is to import from here; read when a name is first used, see __init__.py.
 from .alignment import Aligned
 from .batches import Batches
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, check_checkpoint_place
 from .optimizer import GuardedOptimizer, NonFiniteError
 from .plan import TrainingPlan
 from .trainer import Trainer, fit, mean_terms
@@ -14,6 +14,7 @@ __all__ = [
     "NonFiniteError",
     "Trainer",
     "TrainingPlan",
+    "check_checkpoint_place",
     "fit",
     "mean_terms",
 ]

@@ -1,52 +1,22 @@
-"""Stopping and going on: Ctrl-C between two steps, and checkpoints that lose nothing."""
+"""Checkpoints: files that are whole, of one run, and in the place of no other file."""
 
 from __future__ import annotations
 
-import signal
+import hashlib
+import io
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
-from pyro_fcr.files import atomic_write
+from pyro_fcr.files import atomic_write, check_place, locate
 from pyro_fcr.training.plan import TrainingPlan
 
+_MAGIC = b"pyro-fcr checkpoint 1\n"  # then the sha256 of the rest, and a new line
+_DIGEST = 64
 _FREE = {"device", "progress", "checkpoint_every", "max_epochs", "patience", "engine"}
-
-
-class Interrupt:
-    """Note a Ctrl-C, so that training can stop between two steps and be resumed exactly.
-
-    A second Ctrl-C interrupts at once, within a step. Outside the main thread, where Python
-    delivers no signals, nothing is noted.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
-
-    def __enter__(self) -> Interrupt:
-        try:
-            self._previous = signal.signal(signal.SIGINT, self._note)
-        except ValueError:
-            self._previous = None
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def raise_if_requested(self) -> None:
-        """Interrupt now if Ctrl-C was pressed."""
-        if self.requested:
-            raise KeyboardInterrupt
 
 
 class CheckpointError(ValueError):
@@ -66,14 +36,46 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def check_checkpoint_place(path: str | Path) -> Path:
+    """Refuse a place where no checkpoint can be written, or where another file stands.
+
+    Returns
+    -------
+    The place that is meant, see :func:`pyro_fcr.files.locate`.
+
+    Raises
+    ------
+    OSError
+        The message says which of the two.
+    """
+    place = check_place(path)
+    if place.exists() and not _is_checkpoint(place):
+        raise FileExistsError(
+            f"{path} is no checkpoint of this version, so it is not replaced. Name another file."
+        )
+    return place
+
+
 def write_checkpoint(path: str | Path, state: dict[str, Any], plan: TrainingPlan) -> None:
-    """Write a state together with the plan it belongs to, atomically."""
-    with atomic_write(path) as temporary:
-        torch.save({"plan": asdict(plan), **state}, temporary)
+    """Write a state together with the plan it belongs to, atomically.
+
+    Raises
+    ------
+    OSError
+        It cannot be written, the disk is full, or something else stands there; that stays.
+    """
+    place, buffer = check_checkpoint_place(path), io.BytesIO()
+    torch.save({"plan": asdict(plan), **state}, buffer)
+    data = buffer.getbuffer()
+    with atomic_write(place) as draft, draft.open("wb") as file:
+        file.write(_MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n")
+        file.write(data)
 
 
-def read_checkpoint(path: str | Path, plan: TrainingPlan, *, n_epochs: int) -> dict[str, Any]:
-    """Read a state that was written with the same plan.
+def read_checkpoint(
+    path: str | Path, plan: TrainingPlan, *, n_epochs: int, digests: Mapping[str, str]
+) -> dict[str, Any]:
+    """Read a state that was written in the same run.
 
     Parameters
     ----------
@@ -81,22 +83,50 @@ def read_checkpoint(path: str | Path, plan: TrainingPlan, *, n_epochs: int) -> d
         The file.
     plan, n_epochs
         The plan of the run that goes on, and its number of epochs.
+    digests
+        What that run is of, see :func:`pyro_fcr.training.digests.digests_of`.
 
     Raises
     ------
     CheckpointError
-        There is no such file, a setting differs that changes what is trained, or the file was
-        written by an earlier version without one of the settings.
+        There is no such file, it is damaged or of an earlier version, or cells, labels, genes,
+        split, programs or a setting differ that change what is trained.
     """
-    if not Path(path).is_file():
+    place = locate(path)
+    if not place.is_file():
         raise CheckpointError(f"There is no checkpoint {path}. Leave out resume= to start anew.")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if obstacle := _obstacle(state, asdict(plan), n_epochs):
+    state = _read(place, path)
+    if obstacle := _obstacle(state, asdict(plan), n_epochs, digests):
         raise CheckpointError(f"{path} {obstacle}, or start anew without resume=.")
     return state
 
 
-def _obstacle(state: dict[str, Any], ours: dict[str, Any], n_epochs: int) -> str:
+def _is_checkpoint(place: Path) -> bool:
+    if not place.is_file():
+        return False
+    with place.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
+def _read(place: Path, path: str | Path) -> dict[str, Any]:
+    if not _is_checkpoint(place):
+        raise CheckpointError(
+            f"{path} is no checkpoint of this version of pyro-fcr. If an earlier one wrote it, "
+            "resume with that version; else start anew without resume=."
+        )
+    content = memoryview(place.read_bytes())[len(_MAGIC) :]
+    digest, data = bytes(content[: _DIGEST + 1]), content[_DIGEST + 1 :]
+    if digest != hashlib.sha256(data).hexdigest().encode() + b"\n":
+        raise CheckpointError(
+            f"{path} is damaged: its sha256 does not fit. Resume from another copy of it, or start "
+            "anew without resume=."
+        )
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _obstacle(
+    state: dict[str, Any], ours: dict[str, Any], n_epochs: int, digests: Mapping[str, str]
+) -> str:
     theirs, theirs_epochs = state["plan"], state["position"][3]
     if unknown := sorted(ours.keys() - theirs.keys() - _FREE):
         names = ", ".join(unknown)
@@ -109,5 +139,11 @@ def _obstacle(state: dict[str, Any], ours: dict[str, Any], n_epochs: int) -> str
         return (
             f"belongs to a run of {theirs_epochs} epochs, this one has {n_epochs}. Schedules "
             "depend on it: resume with the same max_epochs and number of cells"
+        )
+    differ = [name for name in digests if state["digests"].get(name) != digests[name]]
+    if differ:
+        return (
+            f"is of another run: {differ[0]} were not the same when it was written. Resume with "
+            "the data and settings of that run"
         )
     return ""

@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from pyro_fcr.objective import Objective
 from pyro_fcr.training.alignment import Aligned, align
 from pyro_fcr.training.batches import Batches, prefetched
 from pyro_fcr.training.checkpoint import (
-    Interrupt,
+    check_checkpoint_place,
     random_state,
     read_checkpoint,
     set_random_state,
     write_checkpoint,
 )
+from pyro_fcr.training.digests import digests_of
 from pyro_fcr.training.engines import EagerEngine, Engine, compiled_if_possible
+from pyro_fcr.training.interrupt import Interrupt
 from pyro_fcr.training.optimizer import GuardedOptimizer, NonFiniteError, non_finite_error
 from pyro_fcr.training.plan import TrainingPlan
 
@@ -60,7 +63,8 @@ def fit(
     plan
         How to train; None takes the defaults of :class:`TrainingPlan`.
     checkpoint
-        File to write checkpoints to.
+        File to write checkpoints to; one that stands there must be a checkpoint. Where one cannot
+        be written, a line in the log says so and training goes on.
     resume
         Checkpoint to go on from; the result is bit-identical to that of a run that never stopped.
 
@@ -78,12 +82,20 @@ def fit(
         Loss or gradient became NaN or infinite; names step, terms and cells.
     pyro_fcr.training.CheckpointError
         ``resume`` does not fit.
+    OSError
+        ``checkpoint`` cannot be written, or is another file; raised before training.
+    SystemExit
+        SIGTERM or SIGHUP came and nobody else handles it; the checkpoint is written.
     """
     plan = plan or TrainingPlan()
+    if checkpoint is not None:
+        checkpoint = check_checkpoint_place(checkpoint)
     trainer = Trainer(objective, cells, split=split, plan=plan, checkpoint=checkpoint)
     with seeded(plan.seed, device=trainer.device):
         if resume is not None:
-            trainer.load_state_dict(read_checkpoint(resume, plan, n_epochs=trainer.n_epochs))
+            n_epochs, digests = trainer.n_epochs, trainer.digests
+            state = read_checkpoint(resume, plan, n_epochs=n_epochs, digests=digests)
+            trainer.load_state_dict(state)
         return trainer.run()
 
 
@@ -105,7 +117,7 @@ class Trainer:
         plan: TrainingPlan,
         checkpoint: str | Path | None = None,
     ) -> None:
-        self.device = plan.torch_device()
+        self.device, self.cells, self.split = plan.torch_device(), cells, split
         self.objective, self.plan, self.checkpoint = objective.to(self.device), plan, checkpoint
         self.train = Batches.for_training(
             cells, split.train, batch_size=plan.batch_size, device=self.device
@@ -174,12 +186,17 @@ class Trainer:
             if self.epoch < self.n_epochs:
                 stopped = f"no better held-out ELBO for {self.patience} epochs"
         except KeyboardInterrupt:
-            stopped = "interrupted"
-            message = f"Interrupted in epoch {self.epoch}; the best state so far is kept."
-            warnings.warn(message, stacklevel=3)
+            stopped = self._interrupt.word
         if self._between_steps:
             self._write_checkpoint()
-        return self._finish(stopped)
+        if stopped == self._interrupt.word:
+            message = (
+                f"{stopped.capitalize()} in epoch {self.epoch}; the best state so far is kept."
+            )
+            warnings.warn(message, stacklevel=3)
+        history = self._finish(stopped)
+        self._interrupt.deliver()
+        return history
 
     def _bar(self) -> tqdm:
         shown = self.plan.progress
@@ -298,8 +315,17 @@ class Trainer:
         return history
 
     def _write_checkpoint(self) -> None:
-        if self.checkpoint is not None:
+        if self.checkpoint is None:
+            return
+        try:
             write_checkpoint(self.checkpoint, self.state_dict(), self.plan)
+        except OSError as error:
+            logger.warning("No checkpoint in epoch %d; training goes on. %s", self.epoch, error)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """What the run is of."""
+        return digests_of(self.objective, self.cells, self.split)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that resuming needs: states, position, history and generators."""
@@ -314,6 +340,7 @@ class Trainer:
             "best": self.best,
             "aligned": list(self.aligned),
             "random": random_state(),
+            "digests": self.digests,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

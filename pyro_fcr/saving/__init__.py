@@ -1,0 +1,25 @@
+"""Fitted models on disk: a folder with JSON and tensors, no pickled code."""
+
+from pyro_fcr.saving.contents import Saved, load_weights
+from pyro_fcr.saving.folder import (
+    RECORD,
+    BrokenModelError,
+    check_model_place,
+    read_model,
+    reading,
+    write_model,
+)
+from pyro_fcr.saving.named_split import find_split, name_split
+
+__all__ = [
+    "RECORD",
+    "BrokenModelError",
+    "Saved",
+    "check_model_place",
+    "find_split",
+    "load_weights",
+    "name_split",
+    "read_model",
+    "reading",
+    "write_model",
+]

@@ -1,0 +1,74 @@
+"""Stopping between two steps when a signal asks for it, so that nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in dir(signal)
+]
+
+
+class Interrupt:
+    """Note Ctrl-C and signals that end a process, so that training can stop between two steps.
+
+    A second signal interrupts at once, within a step. Signals that are ignored stay so. Outside the
+    main thread, where Python delivers no signals, nothing is noted.
+
+    Attributes
+    ----------
+    requested
+        The signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.requested: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        for each in _SIGNALS:
+            if signal.getsignal(each) not in (signal.SIG_IGN, None):
+                try:
+                    self._previous[each] = signal.signal(each, self._note)
+                except ValueError:
+                    return self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for each, previous in self._previous.items():
+            signal.signal(each, previous)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        again = self.requested is not None
+        if not again or signum != signal.SIGINT:
+            self.requested = signal.Signals(signum)
+        if again:
+            raise KeyboardInterrupt
+
+    def raise_if_requested(self) -> None:
+        """Interrupt now if a signal came."""
+        if self.requested is not None:
+            raise KeyboardInterrupt
+
+    @property
+    def word(self) -> str:
+        """What to say of the training: Ctrl-C interrupts it, other signals terminate it."""
+        ends = self.requested not in (None, signal.SIGINT)
+        return "terminated" if ends else "interrupted"
+
+    def deliver(self) -> None:
+        """Let a signal that ends the process do so, now that what it would lose is written.
+
+        Raises
+        ------
+        SystemExit
+            With 128 and the number of the signal, 143 for SIGTERM, where nobody else handles it.
+        """
+        if self.requested in (None, signal.SIGINT):
+            return
+        assert self.requested is not None
+        if self._previous.get(self.requested) is signal.SIG_DFL:
+            raise SystemExit(128 + self.requested)
+        signal.raise_signal(self.requested)
