@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from pyro_fcr.api import FCR
 from pyro_fcr.data import Schema, datasets
+from pyro_fcr.data.hdf5 import write_h5ad
 from pyro_fcr.evaluation import Evaluation, evaluate
 from pyro_fcr.files import atomic_write
 from pyro_fcr.metrics import nan_to_null, umap
@@ -128,7 +129,7 @@ def _nested(table: pd.DataFrame, outer: str, inner: str) -> dict[str, dict[str, 
 def _write(out: Path, cells: dict[str, AnnData], metrics: dict[str, Any]) -> None:
     for name, adata in cells.items():
         with atomic_write(out / f"{name}.h5ad") as path:
-            adata.write_h5ad(path, compression="gzip")
+            write_h5ad(adata, path)
     with atomic_write(out / "metrics.json") as path:
         path.write_text(json.dumps(nan_to_null(metrics), indent=2) + "\n")
 

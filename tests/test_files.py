@@ -1,5 +1,6 @@
 """Models, checkpoints and results on disk: whole or not there, checked, and nobody else's."""
 
+import gc
 import gzip
 import json
 import os
@@ -23,6 +24,7 @@ from conftest import SCHEMA, simulate
 from pyro_fcr import FCR, Architecture, files
 from pyro_fcr.cli import shell
 from pyro_fcr.data import Split, read_cells
+from pyro_fcr.queries.answers import assemble
 from pyro_fcr.saving import Saved, folder, read_model, write_model
 from pyro_fcr.training import CheckpointError, Trainer, TrainingPlan
 from pyro_fcr.training.checkpoint import read_checkpoint
@@ -507,6 +509,30 @@ def test_a_full_disk_says_so_and_leaves_what_stood_there(tmp_path):
     assert number_in(tmp_path / "m") == 1.0
     assert (tmp_path / "t.csv").read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "t.csv"]
+
+
+def test_an_h5ad_that_the_disk_refuses_is_closed_all_the_same(cells, tmp_path):
+    frame = ad.AnnData(obs=pd.DataFrame(index=list("abc")), var=pd.DataFrame(index=cells.var_names))
+    parts = ({"X": np.random.default_rng(0).random((1, 12))} for _ in range(3))
+    for write in (
+        lambda: shell.write_adata(cells, tmp_path / "cells.h5ad"),
+        lambda: assemble(frame, parts, store=tmp_path / "answer.h5ad"),
+    ):
+        with (
+            files_up_to(3_000),
+            pytest.raises(OSError, match=r"The disk is full: .*h5ad cannot be"),
+        ):
+            write()
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+    own = cells.copy()
+    own.raw, own.layers["counts"], own.uns["of"] = own[:, :3], own.X.copy(), {"a": [1, 2]}
+    shell.write_adata(own, tmp_path / "cells.h5ad")
+    found = ad.read_h5ad(tmp_path / "cells.h5ad")
+    pd.testing.assert_frame_equal(found.obs, own.obs)
+    np.testing.assert_array_equal(found.raw.X, own.raw.X)
+    np.testing.assert_array_equal(found.layers["counts"], own.X)
+    assert list(found.uns["of"]["a"]) == [1, 2]
 
 
 def test_what_took_work_is_put_elsewhere_if_its_place_fails(tmp_path, monkeypatch):

@@ -226,10 +226,11 @@ def _put_into(folder: Path, name: str, write: Callable[[Path], object]) -> Path 
 
 def write_adata(adata: AnnData, out: Path, *, rows: str = "cells") -> None:
     """Write an h5ad, and say so; a zarr store is there already, written part by part."""
+    from pyro_fcr.data.hdf5 import write_h5ad
 
     def write(path: Path) -> None:
         with atomic_write(path) as draft:
-            adata.write_h5ad(draft, compression="gzip")
+            write_h5ad(adata, draft)
 
     if out.suffix != ".zarr":
         put(out, write)

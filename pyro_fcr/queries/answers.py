@@ -1,6 +1,6 @@
 """What an answer looks like, and how it is put together part by part, in memory or in a file."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset, write_elem
 from scipy import sparse
 
+from pyro_fcr.data.hdf5 import new_h5ad
 from pyro_fcr.draws import QueryError
 from pyro_fcr.draws.sinks import EveryDraw, Moments, Quantiles, Sink
 from pyro_fcr.files import atomic_write, check_place, locate
@@ -178,7 +179,7 @@ def _in_memory(frame: AnnData, parts: Iterable[Part]) -> AnnData:
 
 
 def _write(path: Path, frame: AnnData, parts: Iterable[Part]) -> None:
-    with _new_root(path) as root:
+    with _new_root(path) as (root, check):
         write_elem(root, "/", frame)
         root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         started: set[str] = set()
@@ -187,6 +188,7 @@ def _write(path: Path, frame: AnnData, parts: Iterable[Part]) -> None:
                 group = root if name == "X" else root["layers"]
                 _append(group, name, values, new=name not in started)
                 started.add(name)
+            check()
 
 
 def _append(group: Any, name: str, values: Any, *, new: bool) -> None:
@@ -210,13 +212,13 @@ def _growing(group: Any, values: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _new_root(path: Path) -> Iterator[Any]:
+def _new_root(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
     if path.suffix == ".h5ad":
-        with h5py.File(path, "w") as file:
-            yield file
+        with new_h5ad(path) as opened:
+            yield opened
         return
     group = zarr.open_group(path, mode="w", zarr_format=2)
-    yield group
+    yield group, lambda: None
     zarr.consolidate_metadata(group.store)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -14,7 +15,7 @@ _SIGNALS = [
 class Interrupt:
     """Note Ctrl-C and signals that end a process, so that training can stop between two steps.
 
-    A second signal interrupts at once, within a step. Signals that are ignored stay so. Outside the
+    A second signal interrupts at once, within a step. What nohup has ignored stays so. Outside the
     main thread, where Python delivers no signals, nothing is noted.
 
     Attributes
@@ -29,11 +30,12 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         for each in _SIGNALS:
-            if signal.getsignal(each) not in (signal.SIG_IGN, None):
-                try:
-                    self._previous[each] = signal.signal(each, self._note)
-                except ValueError:
-                    return self
+            previous = signal.getsignal(each)
+            hung_up = each.name == "SIGHUP" and previous is signal.SIG_IGN
+            if previous is not None and not hung_up:
+                with suppress(ValueError):
+                    signal.signal(each, self._note)
+                    self._previous[each] = previous
         return self
 
     def __exit__(self, *error: object) -> None:
