@@ -1,6 +1,8 @@
 """Traced steps give eager mode's numbers; what cannot be traced is named and stays eager."""
 
+import itertools
 import logging
+import re
 import shutil
 from dataclasses import replace
 
@@ -19,7 +21,7 @@ from pyro_fcr.data import register
 from pyro_fcr.modes import in_precision, seeded
 from pyro_fcr.objective import Objective
 from pyro_fcr.objective.terms import Extra
-from pyro_fcr.training import Trainer, TrainingPlan, fit
+from pyro_fcr.training import Trainer, TrainingPlan, engines, fit
 from pyro_fcr.training.batches import Batches, ResidentCells
 from pyro_fcr.training.engines import GraphEngine, TracedEngine
 from pyro_fcr.training.tracing import NotTraceableError, TracedStep, eager_gradients
@@ -189,6 +191,86 @@ def test_a_step_that_differs_from_eager_mode_is_not_taken(cells, split, caplog, 
     assert "under the same noise" in messages[0]
 
 
+class Annealed:
+    """A term that counts, with the count where programs keep such things."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, run):
+        self.calls += 1
+        return self.calls * run.value("z_x").square().mean()
+
+
+def closed_over():
+    calls = [0]
+
+    def term(run):
+        calls[0] += 1
+        return calls[0] * run.value("z_x").square().mean()
+
+    return term
+
+
+CALLS = [0]
+
+
+def in_a_global(run):
+    CALLS[0] += 1
+    return CALLS[0] * run.value("z_x").square().mean()
+
+
+def in_an_iterator():
+    numbers = itertools.count()
+    return lambda run: next(numbers) * run.value("z_x").square().mean()
+
+
+@pytest.mark.parametrize(
+    ("function", "place"),
+    [
+        (Annealed(), "function.calls"),
+        (Annealed().__call__, "function.calls"),
+        (closed_over(), "calls[0]"),
+        (in_a_global, "CALLS[0]"),
+        (in_an_iterator(), "numbers"),
+    ],
+    ids=["object", "method", "closure", "global", "iterator"],
+)
+def test_what_changes_in_python_is_named_and_stays_eager(cells, split, caplog, function, place):
+    term = Extra("mine", function)
+    _, messages = fitted_with(cells, split, caplog, plan(engine="trace"), extra=[term])
+    assert len(messages) == 1
+    assert re.search(rf"a step changes terms.mine.*{re.escape(place)} from \S+ to ", messages[0])
+
+
+class Slotted:
+    """Holds a number where nobody looks."""
+
+    __slots__ = ("weight",)
+
+
+@pytest.mark.parametrize("kind", [TracedEngine, GraphEngine])
+def test_a_compiled_step_is_compared_again(cells, split, caplog, monkeypatch, kind):
+    monkeypatch.setattr(TracedStep, "compiled", lambda self: self)
+    monkeypatch.setattr(engines, "_STEPS_BETWEEN_COMPARISONS", 3)
+    held = Slotted()
+    held.weight = 1.0
+    term = Extra("mine", lambda run: held.weight * run.value("z_x").square().mean())
+    trainer = Trainer(fresh(cells, extra=[term]), cells, split=split, plan=plan(engine="eager"))
+    parts = (trainer.objective, trainer.main, trainer.adversary, trainer.plan)
+    batches = list(trainer.train.shuffled(0, 0))[:6]
+    at = list(trainer.objective.terms).index("mine")
+    with caplog.at_level(logging.WARNING, "pyro_fcr"), pyro.validation_enabled(is_validate=False):
+        engine = kind(*parts, batch=batches[0])
+        for number, batch in enumerate(batches, start=1):
+            held.weight = 1.0 if number < 2 else 50.0
+            terms, _ = engine.step(batch, number=number, epoch=0)
+            assert (terms[at] > 10) == (number >= 3)
+    assert [r.message.split(": of")[0] for r in caplog.records] == [
+        "Training goes on in eager mode"
+    ]
+
+
 def test_short_trainings_stay_eager():
     assert plan().engine_for(100, CPU) == "eager"
     assert plan().engine_for(8_000, CPU) == ("trace" if compiles_noise() else "eager")
@@ -287,7 +369,7 @@ def messages(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("weights", "kernels"), [(NO_PENALTIES, 440), ({}, 960)], ids=["elbo", "all terms"]
+    ("weights", "kernels"), [(NO_PENALTIES, 440), ({}, 965)], ids=["elbo", "all terms"]
 )
 def test_a_lean_step(cells, split, weights, kernels, messages):
     objective = fresh(cells, weights=weights)

@@ -105,7 +105,7 @@ def permute_within(stratum: Tensor, given: Tensor) -> Tensor:
     """
     dose = given.sum(dim=-1, dtype=torch.float64)
     low, high = dose.aminmax()
-    key = torch.addcdiv(stratum, dose - low, high - low + _NEAR, value=1.0 - 2.0 * _NEAR)
+    key = torch.addcdiv(stratum, dose, high - low + _NEAR, value=1.0 - 2.0 * _NEAR)
     places = torch.argsort(key, stable=True)
     noise = torch.rand(len(stratum), dtype=torch.float64, device=stratum.device)
     return torch.empty_like(places).scatter(0, places, torch.argsort(key.add_(noise, alpha=_NEAR)))

@@ -1,7 +1,8 @@
 """How a step is taken: through Python every time, or as a graph that was traced once.
 
 The programs know nothing of it. Every engine computes the numbers of eager mode: before a traced
-step is used, it is compared with eager mode under the same noise, and dropped if it differs.
+step is used, and now and then afterwards, it is compared with eager mode under the same noise, and
+dropped if it differs.
 """
 
 import logging
@@ -19,10 +20,12 @@ from pyro_fcr.modes import seeded
 from pyro_fcr.objective import Objective
 from pyro_fcr.training.optimizer import GuardedOptimizer
 from pyro_fcr.training.plan import TrainingPlan
+from pyro_fcr.training.pythonic import python_state
 from pyro_fcr.training.tracing import Gradients, NotTraceableError, TracedStep, eager_gradients
 
 logger = logging.getLogger(__name__)
 
+_STEPS_BETWEEN_COMPARISONS = 1000
 _LOSS_TOLERANCE, _GRADIENT_TOLERANCE = 1e-4, 1e-2  # relative
 
 
@@ -105,16 +108,44 @@ class TracedEngine(Engine):
         several = self.plan.alternate == "epoch" or self.plan.adversary_steps > 1
         if self.adversary is not None and several:
             raise NotTraceableError("it takes other than one step of the discriminators per batch")
+        self._refuse_python_state(batch)
         self.traced = TracedStep(self.objective, batch).compiled()
+        self._instead: EagerEngine | None = None
         self._compare(batch)
 
-    def step(self, batch: Batch, *, number: int | Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Take a step."""
+    def step(self, batch: Batch, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Take a step; in eager mode from the moment on that this turns out to differ."""
+        if self._instead is None and number % _STEPS_BETWEEN_COMPARISONS == 0:
+            self._compare_again(batch)
+        if self._instead is not None:
+            return self._instead.step(batch, number=number, epoch=epoch)
+        return self._step(batch, number=number)
+
+    def _step(self, batch: Batch, *, number: int | Tensor) -> tuple[Tensor, Tensor]:
         found = self.traced(batch)
         self.main.apply(found.main, found.total, number=number)
         if self.adversary is not None:
             self.adversary.apply(found.adversary, found.adversary_total, number=number)
         return found.terms, found.adversary_total
+
+    def _compare_again(self, batch: Batch) -> None:
+        try:
+            self._compare(batch)
+        except NotTraceableError as error:
+            logger.warning("Training goes on in eager mode: of the compiled step, %s.", error)
+            self._instead = EagerEngine(self.objective, self.main, self.adversary, self.plan)
+
+    def _refuse_python_state(self, batch: Batch) -> None:
+        before = python_state(self.objective)
+        with seeded(self.plan.seed, device=batch["library"].device):
+            eager_gradients(self.objective, batch)
+        after = python_state(self.objective)
+        for place in after:
+            if before.get(place, after[place]) != after[place]:
+                raise NotTraceableError(
+                    f"a step changes {place} from {before[place]} to {after[place]} in Python; "
+                    "keep what changes in a buffer"
+                )
 
     def _compare(self, batch: Batch) -> None:
         device = batch["library"].device
@@ -148,8 +179,7 @@ class GraphEngine(TracedEngine):
         self._place = batch.map(torch.clone)
         self._replay = self._recorded() if device.type == "cuda" else self._take
 
-    def step(self, batch: Batch, *, number: int | Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Take a step."""
+    def _step(self, batch: Batch, *, number: int | Tensor) -> tuple[Tensor, Tensor]:
         places, values = (tree_leaves(each.tensors()) for each in (self._place, batch))
         for place, value in zip(places, values, strict=True):
             if place is not None:  # sums that were not prepared
@@ -159,7 +189,7 @@ class GraphEngine(TracedEngine):
         return self._found
 
     def _take(self) -> None:
-        self._found = super().step(self._place, number=self._number, epoch=0)
+        self._found = super()._step(self._place, number=self._number)
 
     def _recorded(self) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
