@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,8 @@ from pyro_fcr.training import (
     fit,
     mean_terms,
 )
+from pyro_fcr.training.plan import changed_plan
+from pyro_fcr.values import checked
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +135,7 @@ class FCR:
     (2500, 300)
     """
 
+    @checked()
     def __init__(
         self,
         adata: AnnData | str | Path,
@@ -259,6 +262,7 @@ class FCR:
         self.guide.to(device)
         return self
 
+    @checked()
     def fit(  # noqa: PLR0913 (the words of one call)
         self,
         plan: TrainingPlan | None = None,
@@ -321,7 +325,7 @@ class FCR:
         OSError
             ``checkpoint`` cannot be written, or a file that is no checkpoint stands there.
         """
-        plan = replace(plan or TrainingPlan(), **changes)
+        plan = changed_plan(plan, changes)
         if checkpoint is not None:
             checkpoint = check_checkpoint_place(checkpoint)
         own = self._own()
@@ -459,6 +463,7 @@ class FCR:
         """Measure the model; see :func:`pyro_fcr.evaluation.evaluate` for the settings."""
         return evaluation.evaluate(self, adata, **settings)
 
+    @checked()
     def elbo(self, adata: Source = None, *, seed: int = 0) -> float:
         """Return the evidence lower bound of cells, nats per cell (higher is better).
 
@@ -475,6 +480,7 @@ class FCR:
         only = {"structure": 0.0, "permutation": 0.0, "label": 0.0}
         return mean_terms(self._objective(only, None, (), seed), batches, seed=seed)["elbo"]
 
+    @checked()
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model to a folder.
 

@@ -439,6 +439,34 @@ def test_counts_given_as_log_values_are_a_warning():
         registry.encode(make_adata())
 
 
+@FORMATS
+def test_values_that_are_not_logged(convert):
+    adata = make_adata()
+    adata.X = convert(adata.X * 300.5)
+    with pytest.raises(SchemaError) as error:
+        register(adata, make_schema(expression="log1p"))
+    _says(error, "adata.X, cell '", "none of which is above 20", "sc.pp.log1p(adata)")
+
+
+@pytest.mark.parametrize("clip", [None, 1.5])
+def test_z_scores_given_as_log_values_are_a_warning(clip):
+    adata = make_adata()
+    values = np.log1p(adata.X)
+    adata.X = np.clip((values - values.mean(axis=0)) / values.std(axis=0), None, clip)
+    with pytest.warns(UserWarning, match="adata.X has negative values and genes of mean 0"):
+        register(adata, make_schema(expression="log1p"))
+    adata.X = values - 0.5  # corrected for something, and on a log scale
+    register(adata, make_schema(expression="log1p"))
+
+
+@FORMATS
+def test_counts_of_more_than_31_bits(convert):
+    with pytest.raises(SchemaError) as error:
+        register(_with_value(convert, 2.0**31), make_schema())
+    _says(error, "cell 'cell11', gene 'g3'", "found 2.14748e+09", "below 2**31", "drop the cell")
+    register(_with_value(convert, 2.0**30), make_schema())
+
+
 def test_bad_value_in_the_layer_is_named_there():
     adata = make_adata()
     adata.layers["raw"] = _with_value(sparse.csr_matrix, -2).X

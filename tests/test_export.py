@@ -341,7 +341,7 @@ def assert_same(loaded, data):
     ("asked", "message"),
     [
         ({"genes": ["gene1", "TP53"]}, r"'TP53'\. The model's genes are gene0"),
-        ({"n_draws": 0}, "n_draws is 0; expected 1 or more"),
+        ({"n_draws": 0}, "n_draws is 0; expected a whole number of 1 or more"),
         (
             {"predictions": {"drug": "drug1"}},
             "'drug' is not a part of a target; these are: treatment",

@@ -118,7 +118,7 @@ def test_random_networks_bend_and_keep_what_is_in_the_latents(activation, condit
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"missing": 1.5}, "missing is 1.5; expected a share"),
+        ({"missing": 1.5}, "missing is 1.5; expected a number"),
         ({"n_inert": 6}, "n_inert is 6, but there are 5 treatments"),
         ({"widths": (4,)}, "too narrow"),
         ({"activation": "relu"}, "Unknown activation 'relu'"),

@@ -196,7 +196,7 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(planted, tmp_path):
         cross_fit(fcr, replicate_key="donor", max_epochs=1)
     with pytest.raises(SchemaError, match="'donors' is not a column of adata.obs"):
         cross_fit(fcr, replicate_key="donors", max_epochs=1)
-    with pytest.raises(ValueError, match="n_refits is 1; expected 2 or more"):
+    with pytest.raises(ValueError, match="n_refits is 1; expected a whole number of 2 or more"):
         bootstrap(fcr, 1)
     loaded = FCR.load(fcr.save(tmp_path / "model"))
     with pytest.raises(ValueError, match="loaded without data: pass adata="):

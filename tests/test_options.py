@@ -115,12 +115,12 @@ def test_what_an_architecture_leaves_open_is_chosen_by_the_data(cells, tmp_path)
     [
         (TrainingPlan, {"device": "tpu"}, "Unknown {}device 'tpu'; expected auto, cpu or cuda."),
         (TrainingPlan, {"engine": "jit"}, "Unknown {}engine 'jit'; expected auto, eager, trace or"),
-        (TrainingPlan, {"align_at": 1.5}, "{}align-at is 1.5; expected a share from 0"),
-        (TrainingPlan, {"batch_size": 0}, "{}batch-size is 0; expected 1 or more."),
+        (TrainingPlan, {"align_at": 1.5}, "{}align-at is 1.5; expected a number from 0"),
+        (TrainingPlan, {"batch_size": 0}, "{}batch-size is 0; expected a whole number of 1"),
         (Architecture, {"likelihood": "poisson"}, "Unknown {}likelihood 'poisson'; expected nb, "),
-        (Architecture, {"n_tx": 0}, "{}n-tx is 0; expected 1 or more."),
+        (Architecture, {"n_tx": 0}, "{}n-tx is 0; expected a whole number of 1"),
         (Schema, {"expression": "log"}, "Unknown {}expression 'log'; expected counts or log1p."),
-        (Schema, {"min_cells": 0}, "{}min-cells is 0; expected 1 or more."),
+        (Schema, {"min_cells": 0}, "{}min-cells is 0; expected a whole number of 1"),
     ],
 )
 def test_wrong_values_have_the_same_words_in_python(cells, tmp_path, record, wrong, words):

@@ -235,7 +235,7 @@ def test_a_fit_that_is_refused_changes_nothing_and_one_that_failed_is_started_an
 ):
     fcr, fresh = FCR(adata, SCHEMA), FCR(adata, SCHEMA)
     history, before = fcr.fit(**PLAN), state(fcr)
-    with pytest.raises(SchemaError, match="heldout_fraction"):
+    with pytest.raises(ValueError, match="heldout_fraction"):
         fcr.fit(**PLAN, heldout_fraction=2.0)
     assert torch.equal(state(fcr), before)
     assert fcr.history is history

@@ -265,8 +265,8 @@ def test_epochs_follow_the_number_of_cells():
     [
         ({"lr_schedule": "cos"}, "Unknown lr_schedule 'cos'; expected cosine, plateau or constant"),
         ({"alternate": "step"}, "Unknown alternate 'step'; expected batch or epoch"),
-        ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
-        ({"max_epochs": 0}, "max_epochs is 0; expected 1 or more"),
+        ({"batch_size": 0}, "batch_size is 0; expected a whole number of 1 or more"),
+        ({"max_epochs": 0}, "max_epochs is 0; expected a whole number of 1 or more"),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(wrong, message):

@@ -9,6 +9,7 @@ import pyro_fcr
 from pyro_fcr.cli import shell
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.training.plan import TrainingPlan
+from pyro_fcr.values import VOCABULARY
 
 if TYPE_CHECKING:
     from pyro_fcr.discovery import Interactions
@@ -89,13 +90,11 @@ def interactions(
     min_counts
         Fewest counts of a gene in one half of a pair's cells.
     """
-    from pyro_fcr.queries.targets import check_level
-
     for name in ("pairs.csv", "genes.csv"):
         shell.check_file(out / name, ".csv", overwrite=overwrite)
     if schema.control is None:
         raise ValueError("Interactions need untreated cells: name them with --control.")
-    check_level(level)  # before long work
+    VOCABULARY["level"].read("level", level)  # before long work
     fcr = pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed)
     cross = pyro_fcr.cross_fit(
         fcr, replicate_key=replicate_key, seed=plan.seed, plan=plan, progress=plan.progress

@@ -20,7 +20,7 @@ from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.objective import Discriminator, Term, Weight
 from pyro_fcr.programs import build_programs
-from pyro_fcr.values import unknown
+from pyro_fcr.values import checked, unknown
 
 Blocks = Mapping[str, tuple[str, ...]]
 
@@ -235,6 +235,7 @@ COMPARISONS: Final[Mapping[str, Comparison]] = MappingProxyType({each.name: each
 """The comparison models by name, FCR first."""
 
 
+@checked()
 def build_comparison(
     name: str, registry: Registry, *, architecture: Architecture | None = None, seed: int = 0
 ) -> tuple[nn.Module, nn.Module]:
@@ -279,6 +280,7 @@ def build_comparison(
         )
 
 
+@checked()
 def fit_comparison(
     name: str,
     adata: AnnData | str | Path,

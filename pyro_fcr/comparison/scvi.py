@@ -12,6 +12,7 @@ from pyro_fcr.data import Registry, Schema, Split, read_cells, register, split_c
 from pyro_fcr.data.treatments import canonical_label
 from pyro_fcr.modes import seeded
 from pyro_fcr.queries import Query, condition_marks
+from pyro_fcr.values import checked
 
 _TREATMENT = "treatment"
 
@@ -96,6 +97,7 @@ class ScviFit:
         return AnnData(drawn.to_scipy_sparse().tocsr(), obs=obs, var=genes)
 
 
+@checked()
 def fit_scvi(
     adata: AnnData | str | Path,
     schema: Schema,

@@ -19,6 +19,8 @@ from pyro_fcr.data.treatments import canonical_label
 
 _BLOCK = 2**22
 _LARGEST_LOG1P = 20.0  # log1p of 5e8, more than a cell's library size
+_TOO_MANY = 2.0**31  # counts of one gene in one cell
+_CENTRED = 0.05  # of a standard deviation: means of z-scores and residuals
 _LIKE_CONTROL = re.compile(
     "(?i)(neg(ative)?[-_ ]?)?(control|ctrl)|dmso|vehicle|untreated|unstimulated|unperturbed|mock|"
     "(non|safe)[-_ ]?targeting|nt|pbs|none"
@@ -201,22 +203,36 @@ def check_values(matrix: Matrix, schema: Schema, *, adata: AnnData, genes: npt.N
         At the first value that is not finite or, for counts, negative or no whole number.
     """
     flat = _flat(matrix)
-    bad = _first(flat, _no_count if schema.expression == "counts" else _not_finite)
+    bad = _first(flat, _no_count if schema.expression == "counts" else _no_log1p)
     if bad is not None:
         cell, gene = _place(matrix, bad)
         place = f"{schema.source}, cell {adata.obs_names[cell]!r}, gene {str(genes[gene])!r}"
         found = flat[bad]
-        raise SchemaError(f"{place}: found {found:g}, {_mend(found, flat, adata)}")
+        raise SchemaError(f"{place}: found {found:g}, {_mend(found, flat, schema, adata)}")
 
 
-def warn_whole_numbers(matrix: Matrix, schema: Schema) -> None:
-    """Warn if all values promised as log1p are whole numbers."""
-    if schema.expression == "log1p" and _first(_flat(matrix), _no_count) is None:
+def warn_other_scale(matrix: Matrix, schema: Schema) -> None:
+    """Warn if values promised as log1p are whole numbers, z-scores or residuals."""
+    if schema.expression != "log1p":
+        return
+    if _first(_flat(matrix), _no_count) is None:
         warnings.warn(
             f"{schema.source} has whole numbers only, though expression='log1p'; if they are "
             "counts, pass expression='counts' or call sc.pp.log1p first",
             stacklevel=3,
         )
+    elif _flat(matrix).min(initial=0.0) < 0 and _is_centred(matrix):
+        warnings.warn(
+            f"{schema.source} has negative values and genes of mean 0, as z-scores and residuals "
+            "have, though expression='log1p'; name the layer with log1p values",
+            stacklevel=3,
+        )
+
+
+def _is_centred(matrix: Matrix) -> bool:
+    means = np.asarray(matrix.mean(axis=0, dtype=np.float64)).reshape(-1)
+    squares = np.square(_flat(matrix), dtype=np.float64).sum() / np.prod(matrix.shape)
+    return bool(np.median(np.abs(means)) < _CENTRED * np.sqrt(squares))
 
 
 def check_expressed(matrix: Matrix, schema: Schema, *, adata: AnnData) -> None:
@@ -274,12 +290,12 @@ def _first(flat: npt.NDArray, bad: Callable[[npt.NDArray], Mask]) -> int | None:
     return None
 
 
-def _not_finite(values: npt.NDArray) -> Mask:
-    return ~np.isfinite(values)
+def _no_log1p(values: npt.NDArray) -> Mask:
+    return ~(np.isfinite(values) & (values <= _LARGEST_LOG1P))
 
 
 def _no_count(values: npt.NDArray) -> Mask:
-    return ~((values >= 0) & (values == np.rint(values)) & np.isfinite(values))
+    return ~((values >= 0) & (values == np.rint(values)) & (values < _TOO_MANY))
 
 
 def _place(matrix: Matrix, position: int) -> tuple[int, int]:
@@ -289,11 +305,22 @@ def _place(matrix: Matrix, position: int) -> tuple[int, int]:
     return cell, int(matrix.indices[position])
 
 
-def _mend(found: np.float32, flat: npt.NDArray, adata: AnnData) -> str:
+def _mend(found: np.float32, flat: npt.NDArray, schema: Schema, adata: AnnData) -> str:
     layers = f"layers: {listed(layer_names(adata))}"
     if not np.isfinite(found):
         return (
             f"expected finite numbers; fill or drop the cells and genes with NaN or inf ({layers})"
+        )
+    if schema.expression == "log1p":
+        return (
+            f"expected log1p values, none of which is above {_LARGEST_LOG1P:g} "
+            "(expression='log1p'); the values look normalised but not logged: call "
+            f"sc.pp.log1p(adata), or name the layer with log1p values ({layers})"
+        )
+    if found >= _TOO_MANY:
+        return (
+            f"expected counts below 2**31; correct the value or drop the cell, or name the layer "
+            f"with raw counts ({layers})"
         )
     expected = "expected raw counts, whole numbers of 0 or more (expression='counts')"
     if found < 0:

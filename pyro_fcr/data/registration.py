@@ -10,6 +10,7 @@ from pyro_fcr.data import checks
 from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import Condition, Design, Mask, read_design
 from pyro_fcr.data.encoding import library_sizes, make_cells, read_expression, site_rows
+from pyro_fcr.data.errors import SchemaError
 from pyro_fcr.data.io import read_cells
 from pyro_fcr.data.registry import Registry
 from pyro_fcr.data.schema import Schema
@@ -55,6 +56,8 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
     >>> registry.treatments, len(cells)
     (('control', 'panobinostat'), 5000)
     """
+    if not isinstance(schema, Schema):
+        raise SchemaError(f"schema is {type(schema).__name__}; expected a pyro_fcr.Schema")
     adata = read_cells(adata)
     checks.check_shape(adata)
     design = read_design(adata.obs, schema)
@@ -63,7 +66,7 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
     _check_covariates(design, train, schema)
     genes = tuple(map(str, adata.var_names))
     matrix = read_expression(adata, genes, schema)
-    checks.warn_whole_numbers(matrix, schema)
+    checks.warn_other_scale(matrix, schema)
     checks.check_expressed(matrix, schema, adata=adata)
     sizes = library_sizes(matrix)[train]
     levels = [tuple(sorted(set(column))) for column in zip(*design.contexts, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.labels import label_text
-from pyro_fcr.values import check_choices, check_least
+from pyro_fcr.values import Text, check_settings
 
 Expression = Literal["counts", "log1p"]
 
@@ -104,6 +104,7 @@ class Schema:
     other_controls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_settings(self, error=SchemaError)
         keys, sites = _read_sites(self.covariate_keys, self.covariate_sites)
         object.__setattr__(self, "covariate_keys", keys)
         object.__setattr__(self, "covariate_sites", sites)
@@ -116,9 +117,8 @@ class Schema:
             features = read_features(self.treatment_features, controls=self.controls)
             object.__setattr__(self, "treatment_features", features)
         _check_roles(self)
-        check_choices(self, error=SchemaError)
-        check_least(self, error=SchemaError, min_cells=1)
-        if self.separator is not None and not self.separator.strip():
+        is_text = isinstance(self.separator, str) and self.separator.strip()
+        if self.separator is not None and not is_text:
             raise SchemaError(
                 f"separator is {self.separator!r}; expected visible characters such as '+', or "
                 "None to take every label as one agent."
@@ -197,7 +197,7 @@ def _read_sites(keys: Any, names: Iterable[str]) -> tuple[tuple[str, ...], tuple
     if isinstance(keys, Mapping):
         pairs = [(site, key) for site, value in keys.items() for key in _columns(site, value)]
         names, keys = [site for site, _ in pairs], [key for _, key in pairs]
-    keys, names = (keys,) if isinstance(keys, str) else (*keys,), (*names,)
+    keys, names = _columns("x", keys, least=0), (*names,)
     for name in names:
         _check_name(name)
     if set(names) <= {_JOINT}:
@@ -210,14 +210,15 @@ def _read_sites(keys: Any, names: Iterable[str]) -> tuple[tuple[str, ...], tuple
     return keys, names
 
 
-def _columns(site: Any, value: Any) -> tuple[str, ...]:
-    columns = (value,) if isinstance(value, str) else (*value,)
-    if not columns or "" in columns:
+def _columns(site: Any, value: Any, *, least: int = 1) -> tuple[str, ...]:
+    columns = (*value,) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    if len(columns) < least or "" in columns:
         raise SchemaError(
             f"covariate_keys: site {site!r} has {'an empty' if columns else 'no'} obs column; "
             "expected one or more; name them, or leave the site out"
         )
-    return columns
+    name = Text("the name of one or more columns of obs")
+    return tuple(name.read("covariate_keys", column, error=SchemaError) for column in columns)
 
 
 def _check_name(name: Any) -> None:

@@ -9,6 +9,7 @@ from pyro_fcr.data.design import Codes, Mask, random_rank, read_design, read_lab
 from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.spelling import did_you_mean
+from pyro_fcr.values import checked
 
 _PART_OF = {
     "train": "train",
@@ -42,6 +43,7 @@ class Split:
     heldout: Codes
 
 
+@checked(error=SchemaError)
 def split_cells(
     obs: pd.DataFrame, schema: Schema, *, heldout_fraction: float = 0.1, seed: int = 0
 ) -> Split:
@@ -79,8 +81,6 @@ def split_cells(
     >>> len(split.train), obs["drug"].iloc[split.heldout].value_counts().to_dict()
     (16, {'control': 2, 'A': 2})
     """
-    if not 0 <= heldout_fraction < 1:
-        raise SchemaError(f"heldout_fraction is {heldout_fraction}; expected 0 or more and below 1")
     train, valid = _labelled(obs, schema)
     if len(valid) or heldout_fraction == 0:
         return Split(train, valid)

@@ -18,7 +18,8 @@ from pyro_fcr.draws.paths import REFERENCE, TOTAL, path_responses
 from pyro_fcr.metrics.arrays import Codes, FloatArray
 from pyro_fcr.queries import Fitted
 from pyro_fcr.queries.marks import mark
-from pyro_fcr.queries.targets import check_level, context_cells, contexts_of
+from pyro_fcr.queries.targets import context_cells, contexts_of
+from pyro_fcr.values import checked
 
 INTERACTION = "interaction"
 
@@ -151,6 +152,7 @@ class Effects:
 _VALUES = ("estimate", "sd", "lower", "upper")
 
 
+@checked(error=QueryError)
 def effects(
     fits: Fitted | Sequence[Fitted],
     *,
@@ -206,7 +208,6 @@ def effects(
     registry = members[0].registry
     if registry.schema.control is None:
         raise QueryError("Effects are against untreated cells, but the schema names no control.")
-    check_level(level)
     _check_alike(members)
     arms = arms_of(registry, treatments)
     found = [

@@ -22,7 +22,7 @@ from pyro_fcr.discovery.effects import Arm, total_effects
 from pyro_fcr.discovery.refits import CrossFit
 from pyro_fcr.draws import QueryError
 from pyro_fcr.metrics.arrays import Codes, FloatArray
-from pyro_fcr.queries.targets import check_level
+from pyro_fcr.values import checked
 
 _MIN_CELLS = 4  # of a condition in each half, below which its error cannot be told
 
@@ -60,6 +60,7 @@ class Interactions:
         return rows.iloc[order].reset_index(drop=True)
 
 
+@checked(error=QueryError)
 def rank_interactions(
     cross: CrossFit,
     *,
@@ -120,7 +121,6 @@ def rank_interactions(
     >>> found.pairs.shape[0], {"z", "pvalue", "qvalue"} <= set(found.pairs)
     (5, True)
     """
-    check_level(level)
     halves = _Halves(cross)
     found = [
         _examine(effect, row, min_counts=min_counts)

@@ -16,6 +16,7 @@ from pyro_fcr.data.design import Codes, read_design, read_labels
 from pyro_fcr.data.splits import training_cells
 from pyro_fcr.draws import QueryError
 from pyro_fcr.queries.refitting import Programs, Refittable, refit
+from pyro_fcr.values import checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,7 @@ class CrossFit:
     replicate: Codes | None = None
 
 
+@checked(error=QueryError)
 def cross_fit(
     fcr: Refittable,
     *,
@@ -94,6 +96,7 @@ def cross_fit(
     return CrossFit((members[0], members[1]), half, replicate)
 
 
+@checked(error=QueryError)
 def bootstrap(
     fcr: Refittable,
     n_refits: int = 5,
@@ -137,8 +140,6 @@ def bootstrap(
     >>> pyro_fcr.effects(refits, n_cells=20).uncertainty
     'parameters'
     """
-    if n_refits < 2:
-        raise ValueError(f"n_refits is {n_refits}; expected 2 or more: one fit has no spread.")
     schema, obs = fcr.registry.schema, fcr.source(None).obs
     condition = read_design(obs, schema).conditions
     refits = []

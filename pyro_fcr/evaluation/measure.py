@@ -19,10 +19,12 @@ from pyro_fcr.evaluation.calibration import measure_calibration
 from pyro_fcr.evaluation.result import Evaluation
 from pyro_fcr.metrics.arrays import draw_rows
 from pyro_fcr.queries import Fitted, interval_coverage
+from pyro_fcr.values import checked
 
 _N_COVERED = 500  # cells of a kind whose values are held against intervals
 
 
+@checked()
 def evaluate(
     fcr: Fitted,
     adata: AnnData | str | Path | None = None,

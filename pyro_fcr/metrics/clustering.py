@@ -11,11 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from pyro_fcr.metrics.arrays import check_rows, draw_rows
+from pyro_fcr.values import checked
 
 _SCORES = {"nmi": normalized_mutual_info_score, "ari": adjusted_rand_score}
 _IGRAPH: dict[str, Any] = {"flavor": "igraph", "n_iterations": 2, "directed": False}
 
 
+@checked()
 def cluster_agreement(
     latents: Mapping[str, NDArray[np.floating]],
     labels: pd.DataFrame | Mapping[str, ArrayLike],
@@ -95,6 +97,7 @@ def _neighbours(latent: NDArray[np.floating], *, n_neighbors: int, seed: int) ->
     return cells
 
 
+@checked()
 def umap(latent: NDArray[np.floating], *, seed: int, n_neighbors: int = 15) -> NDArray[np.float32]:
     """Draw a latent block in two dimensions by UMAP, as scanpy does.
 

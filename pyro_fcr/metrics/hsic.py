@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import gamma
 
 from pyro_fcr.metrics.arrays import FloatArray, check_rows, codes, draw_rows, matrix
+from pyro_fcr.values import checked
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class HSICTest:
     n_cells: int
 
 
+@checked()
 def hsic(z: ArrayLike, other: ArrayLike, *, max_cells: int = 2_000, seed: int = 0) -> HSICTest:
     """Measure how much a block depends on a label or on numbers, and test it.
 
@@ -89,6 +91,7 @@ def hsic(z: ArrayLike, other: ArrayLike, *, max_cells: int = 2_000, seed: int = 
     )
 
 
+@checked()
 def hsic_table(
     latents: Mapping[str, ArrayLike],
     labels: Mapping[str, ArrayLike],

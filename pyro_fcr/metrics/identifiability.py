@@ -24,11 +24,13 @@ from pyro_fcr.metrics.recovery import (
     weak_mcc,
 )
 from pyro_fcr.metrics.regression import dci
+from pyro_fcr.values import checked
 
 Scores = dict[tuple[str, str], float]
 _Blocks = dict[str, FloatArray]
 
 
+@checked()
 def identifiability_table(
     truth: Blocks,
     estimate: Blocks,
@@ -192,6 +194,7 @@ def _leaks(name: str, table: pd.DataFrame) -> Scores:
     return {(name, f"{a} -> {b}"): float(table.loc[a, b]) for a, b in pairs}
 
 
+@checked()
 def agreement_between_seeds(
     fits: Sequence[Blocks], *, condition: ArrayLike | None = None, seed: int = 0
 ) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_fcr.graph import Claim
 from pyro_fcr.metrics.arrays import Blocks, FloatArray, codes, joint_codes
 from pyro_fcr.metrics.permutation import LEVEL, Sides, beyond_chance, both_sides, p_value, whiten
+from pyro_fcr.values import checked
 
 CLAIMS = (
     Claim("structure", "z_x", "t", ("x",)),
@@ -66,6 +67,7 @@ class IndependenceTest:
     smallest_p: float
 
 
+@checked()
 def independence_test(
     z: ArrayLike,
     other: ArrayLike,
@@ -143,6 +145,7 @@ def independence_test(
     )
 
 
+@checked()
 def independence_table(
     latents: Blocks,
     labels: Mapping[str, ArrayLike],
@@ -213,6 +216,7 @@ def _check_sites(latents: Blocks, labels: Mapping[str, ArrayLike], claims: Seque
                 raise ValueError(f"{claim}: {what} has {sorted(given)}, but not {name!r}.")
 
 
+@checked()
 def power_against_leak(
     z: ArrayLike,
     other: ArrayLike,

@@ -19,6 +19,7 @@ from sklearn.preprocessing import scale
 from pyro_fcr.metrics import arrays
 from pyro_fcr.metrics.arrays import Blocks, Codes, FloatArray
 from pyro_fcr.metrics.regression import draw_roles, r2, regress
+from pyro_fcr.values import checked
 
 Method = Literal["pearson", "spearman"]
 
@@ -89,6 +90,7 @@ def _matched(a: FloatArray, b: FloatArray, method: Method) -> float:
     return float(correlations[rows, columns].clip(0.0, 1.0).sum())
 
 
+@checked()
 def weak_mcc(
     truth: ArrayLike,
     estimate: ArrayLike,

@@ -16,6 +16,7 @@ from pyro_fcr.metrics.cases import CEILING, Judge, Judged, Predictions
 from pyro_fcr.metrics.intervals import check_levels, shifted
 from pyro_fcr.metrics.profiles import SCALES, Scale
 from pyro_fcr.metrics.scores import SCORES
+from pyro_fcr.values import checked
 
 REAL: Final = "real"
 WORDS: Final = {
@@ -63,6 +64,7 @@ class ResponseTable:
         return table.assign(words=words).reset_index(drop=True)
 
 
+@checked()
 def response_table(
     adata: AnnData,
     schema: Schema,
@@ -168,6 +170,7 @@ def _scored(judged: Judged) -> Iterator[tuple[dict[str, Any], FloatArray]]:
             yield about | {"monte_carlo": error.get((scale, metric), np.nan)}, values
 
 
+@checked()
 def headline(
     table: ResponseTable, metric: str, *, model: str, scale: Scale = "mean_log1p", seed: int = 0
 ) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from math import log
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyro_fcr import nn as fnn
-from pyro_fcr.values import check_choices, check_least
+from pyro_fcr.values import Number, check_settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,8 +67,7 @@ class Architecture:
     likelihood: Literal["nb", "zinb", "normal"] | None = None
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_least(self, n_x=1, n_t=1, n_tx=1, n_embedding=1, n_hidden=1, n_layers=1, dropout=0)
+        check_settings(self, n_layers=Number(whole=True, least=1))
 
     def resolve(self, registry: Registry) -> Architecture:
         """Return the architecture with what was left to the data chosen by a data set."""

@@ -22,6 +22,7 @@ from pyro_fcr.objective.terms import (
     Structure,
     Term,
 )
+from pyro_fcr.values import Number, check_settings
 
 Weight = float | Callable[[float], float]
 """A number, or a function of the progress of training, which goes from 0 to 1."""
@@ -49,6 +50,9 @@ class Ramp:
     end: float
     until: float = 1 / 3
     start: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def __call__(self, progress: float) -> float:
         """Return the weight at a progress."""
@@ -227,7 +231,7 @@ def resolve_weights(names: Sequence[str], weights: Mapping[str, Weight]) -> dict
     Raises
     ------
     ValueError
-        If a weight belongs to no term.
+        If a weight belongs to no term, or is no number of 0 or more.
     """
     kinds = {name.split("_", 1)[0] for name in names}
     known = {*names, *kinds, *DEFAULT_WEIGHTS}
@@ -236,6 +240,10 @@ def resolve_weights(names: Sequence[str], weights: Mapping[str, Weight]) -> dict
             f"Weights {sorted(unknown)} fit no term. The terms are {sorted(names)}; the kinds "
             f"{sorted(kinds)} stand for all terms whose names begin with them."
         )
+    for name, weight in weights.items():
+        for progress in (0.0, 0.5, 1.0):
+            value = weight(progress) if callable(weight) else weight
+            Number(least=0).read(f"weight {name!r}", value)
     merged = {**DEFAULT_WEIGHTS, **weights}
     return {n: merged.get(n, merged.get(n.split("_", 1)[0], 1.0)) for n in names}
 

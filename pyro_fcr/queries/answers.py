@@ -17,7 +17,7 @@ from pyro_fcr.data.hdf5 import new_h5ad
 from pyro_fcr.draws import QueryError
 from pyro_fcr.draws.sinks import EveryDraw, Moments, Quantiles, Sink
 from pyro_fcr.files import atomic_write, check_place, locate
-from pyro_fcr.values import check_choices
+from pyro_fcr.values import check_settings
 
 Part: TypeAlias = Mapping[str, np.ndarray | sparse.csr_matrix]
 """``"X"`` and layers by name, for the next rows of an answer."""
@@ -71,9 +71,7 @@ class Output:
     memory: int = 2**30
 
     def __post_init__(self) -> None:
-        check_choices(self, error=QueryError)
-        if wrong := [q for q in self.quantiles if not 0 <= q <= 1]:
-            raise QueryError(f"quantiles: {wrong[0]!r} is not between 0 and 1.")
+        check_settings(self, error=QueryError)
         if self.store is not None and Path(self.store).suffix not in (".h5ad", ".zarr"):
             raise QueryError(f"store {str(self.store)!r} must end in .h5ad or .zarr.")
 

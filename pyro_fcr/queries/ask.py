@@ -28,6 +28,7 @@ from pyro_fcr.queries.targets import (
     intervene,
     new_condition,
 )
+from pyro_fcr.values import checked
 
 """Counts per cell: the cells' own, as the target has them, a number, or one for each cell."""
 
@@ -35,6 +36,7 @@ _Chunks: TypeAlias = Iterable[tuple[Batch, slice]]
 _FED: Final = {"latent": "expected", "observation": "drawn"}
 
 
+@checked(error=QueryError)
 def predict(  # noqa: PLR0913 (the words of one question)
     fcr: Fitted,
     treatment: str,
@@ -93,6 +95,7 @@ def predict(  # noqa: PLR0913 (the words of one question)
     return answer(fcr, query, replace(asked, do={}), chunks, depth)
 
 
+@checked(error=QueryError)
 def counterfactual(  # noqa: PLR0913 (the words of one question)
     fcr: Fitted,
     adata: Source = None,
@@ -172,6 +175,7 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
     return answer(fcr, query, asked, fcr.chunks(source), depth, world="interventional")
 
 
+@checked(error=QueryError)
 def posterior_predictive(
     fcr: Fitted,
     adata: Source = None,

@@ -14,11 +14,12 @@ from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.metrics.intervals import central_shares, pit_of_draws
 from pyro_fcr.queries.fitted import Fitted, Source, drawn_blocks, make_responder
 from pyro_fcr.queries.marks import condition_marks
-from pyro_fcr.queries.targets import check_draws, check_level
+from pyro_fcr.values import checked
 
 SEEN, UNSEEN = "observation", "observation, unseen condition"
 
 
+@checked(error=QueryError)
 def interval_coverage(
     fcr: Fitted,
     adata: Source = None,
@@ -83,9 +84,6 @@ def interval_coverage(
     0  observation      0.5  15000
     1  observation      0.9  15000
     """
-    for level in levels:
-        check_level(level)
-    check_draws(n_draws)
     cells = _heldout_cells(fcr) if adata is None else fcr.source(adata)
     if cells.n_obs == 0:
         raise QueryError("interval_coverage: there are no cells.")

@@ -17,13 +17,12 @@ from pyro_fcr.draws.sinks import Moments, Quantiles, Sink
 from pyro_fcr.queries.fitted import Fitted, drawn_blocks, make_responder
 from pyro_fcr.queries.marks import mark
 from pyro_fcr.queries.targets import (
-    check_draws,
-    check_level,
     context_cells,
     contexts_of,
     find_genes,
     open_keys,
 )
+from pyro_fcr.values import checked
 
 _GRID = 8  # doses where none are given
 _SKETCH = 512  # cells up to which quantiles over cells are exact
@@ -31,6 +30,7 @@ _SKETCH = 512  # cells up to which quantiles over cells are exact
 _Levels: TypeAlias = Mapping[str, str]
 
 
+@checked(error=QueryError)
 def dose_response(
     fcr: Fitted,
     treatment: str,
@@ -103,8 +103,6 @@ def dose_response(
     """
     registry = fcr.registry
     grid = np.array([0.0, *_grid(registry, treatment, doses)])
-    check_level(level)
-    check_draws(n_draws)
     kept = find_genes(registry, genes)
     rows = [registry.encode_treatment(treatment, float(dose)) for dose in grid[1:]]
     t = torch.from_numpy(np.stack([np.zeros_like(rows[0]), *rows])).to(fcr.device)

@@ -21,10 +21,10 @@ from pyro_fcr.queries.marks import condition_marks
 from pyro_fcr.queries.targets import (
     Asked,
     Query,
-    check_draws,
     find_genes,
     intervene,
 )
+from pyro_fcr.values import checked
 
 _TARGET = ("treatment", "dose", "covariates", "hold")
 _SAMPLE = ("chain", "draw")
@@ -33,6 +33,7 @@ _MARKS = ("extrapolated", "support")
 Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
 
+@checked(error=QueryError)
 def to_arviz(
     fcr: Fitted,
     adata: Source = None,
@@ -131,7 +132,6 @@ def to_arviz(
     source = fcr.source(adata)
     target = None if predictions is None else _target(fcr, predictions, source.obs, seed)
     kept = find_genes(fcr.registry, genes)
-    check_draws(n_draws)
     sampler = Sampler(
         model=fcr.model, guide=fcr.guide, graph=fcr.graph, genes=kept, n_draws=n_draws
     )

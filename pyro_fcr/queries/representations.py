@@ -19,12 +19,13 @@ from pyro_fcr.draws import (
 )
 from pyro_fcr.metrics import dimensions
 from pyro_fcr.queries.fitted import Fitted, Source
-from pyro_fcr.values import unknown
+from pyro_fcr.values import checked, unknown
 
 Encoding: TypeAlias = Literal["label-blind", "labelled"]
 """Whether latents are encoded without a cell's labels, or with them."""
 
 
+@checked()
 def get_latent_representation(
     fcr: Fitted,
     block: str,
@@ -78,6 +79,7 @@ def _use_of(fcr: Fitted, adata: Source, blocks: Iterable[str]) -> pd.DataFrame:
     return own[own["block"].isin(list(blocks))]
 
 
+@checked()
 def add_latents_to(
     fcr: Fitted, adata: AnnData, *, encoding: Encoding = "label-blind", only_in_use: bool = False
 ) -> None:
@@ -140,6 +142,7 @@ def dimension_use(fcr: Fitted, adata: Source = None) -> pd.DataFrame:
     return dimensions.dimension_use(*moments)
 
 
+@checked()
 def label_blind_latents(
     fcr: Fitted, adata: Source = None, *, n_labels: int = 32, seed: int = 0
 ) -> dict[str, np.ndarray]:
@@ -182,15 +185,7 @@ def label_blind_latents(
 
 
 def label_distribution(registry: Registry, *, n_labels: int, seed: int) -> LabelDistribution:
-    """Return the training conditions by their numbers of cells, or as many draws of them.
-
-    Raises
-    ------
-    ValueError
-        ``n_labels`` is less than 1.
-    """
-    if n_labels < 1:
-        raise ValueError(f"n_labels is {n_labels}; expected 1 or more.")
+    """Return the training conditions by their numbers of cells, or as many draws of them."""
     shares = np.array([each.n_cells for each in registry.conditions], dtype=np.float64)
     shares /= shares.sum()
     if len(shares) > n_labels:

@@ -16,6 +16,7 @@ from pyro_fcr.data.treatments import dose_text
 from pyro_fcr.draws import QueryError, new_cells, reach
 from pyro_fcr.queries.answers import Output
 from pyro_fcr.queries.fitted import Fitted
+from pyro_fcr.values import check_settings
 
 AVERAGE: Final = "<average over the levels of training>"
 """In place of a covariate's level: average it out."""
@@ -38,18 +39,6 @@ def find_genes(registry: Registry, genes: str | Iterable[str] | None) -> Tensor:
             f"genes are {', '.join(registry.genes[:5])}, ... (fcr.registry.genes)."
         )
     return torch.tensor([known[gene] for gene in wanted], dtype=torch.long)
-
-
-def check_draws(n_draws: int) -> None:
-    """Raise QueryError if there are to be no draws."""
-    if n_draws < 1:
-        raise QueryError(f"n_draws is {n_draws}; expected 1 or more.")
-
-
-def check_level(level: float) -> None:
-    """Raise QueryError if the level of an interval or test is not between 0 and 1."""
-    if not 0 < level < 1:
-        raise QueryError(f"level is {level}; expected a number between 0 and 1, such as 0.9.")
 
 
 Form: TypeAlias = Literal["draws", "mean", "summary"]
@@ -88,7 +77,7 @@ class Query:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_draws(self.n_draws)
+        check_settings(self, error=QueryError)
         if not isinstance(self.covariates, Mapping):
             raise QueryError(
                 f"covariates is {self.covariates!r}; expected a level by column, as in "

@@ -12,8 +12,10 @@ from pyro_fcr.queries.ask import answer
 from pyro_fcr.queries.fitted import Fitted, Source
 from pyro_fcr.queries.libraries import Library, depth_of
 from pyro_fcr.queries.targets import Form, Query, intervene
+from pyro_fcr.values import checked
 
 
+@checked(error=QueryError)
 def unit_counterfactual(  # noqa: PLR0913 (the words of one question)
     fcr: Fitted,
     adata: Source = None,

@@ -13,6 +13,7 @@ from pyro_fcr.simulation import planted
 from pyro_fcr.simulation.fcr_design import FCRDesign, names
 from pyro_fcr.simulation.mixing import mix
 from pyro_fcr.simulation.planted import Codes, Floats
+from pyro_fcr.values import checked
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Prior:
         return self.mean[t, x] + np.exp(self.log_scale[t, x]) * noise
 
 
+@checked()
 def simulate(design: FCRDesign | None = None, *, seed: int = 0) -> AnnData:
     """Simulate cells whose latents are all known.
 

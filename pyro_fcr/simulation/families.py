@@ -17,7 +17,7 @@ from scipy import sparse
 from pyro_fcr.simulation.factorized import simulate
 from pyro_fcr.simulation.fcr_design import FCRDesign
 from pyro_fcr.simulation.semisynthetic import simulate_on_controls
-from pyro_fcr.values import unknown
+from pyro_fcr.values import checked, unknown
 
 VERSION = "families-1"
 
@@ -138,6 +138,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({
 """The families of :data:`VERSION` by name."""
 
 
+@checked()
 def simulate_family(name: str, *, seed: int = 0, n_cells: int | None = None) -> AnnData:
     """Simulate a data set of a named family.
 

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from pyro_fcr.data.errors import listed
 from pyro_fcr.data.spelling import did_you_mean
-from pyro_fcr.values import check_choices, check_least
+from pyro_fcr.values import Each, Number, check_settings
 
 LEAKS = (("z_x", "t"), ("z_t", "x"), ("z_x", "z_tx"), ("z_t", "z_tx"))
 """The independences of the graph that a simulation can break: a block, and what leaks into it."""
@@ -45,7 +45,7 @@ class RandomInteractions:
     effect: float = 0.5
 
     def __post_init__(self) -> None:
-        check_least(self, n_pairs=0, n_genes=0)
+        check_settings(self, n_genes=Number(whole=True, least=0))
 
 
 def names(word: str, n: int) -> list[str]:
@@ -240,11 +240,7 @@ class FCRDesign:
             raise ValueError(f"Unknown leak {min(unknown)}; expected {', '.join(map(str, LEAKS))}.")
         if wrong := [share for share in self.leaks.values() if not 0 <= share < 1]:
             raise ValueError(f"leaks: expected shares of 0 or more and below 1, got {wrong[0]}.")
-        check_choices(self)
-        check_least(self, n_cells=1, n_x=1, n_tx=1, n_t=1, n_contexts=2, n_treatments=2, n_inert=0)
-        for name in ("missing", "responding", "confounding"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1.")
+        check_settings(self, widths=Each(Number(whole=True, least=1)))
         if self.n_inert >= self.n_treatments:
             raise ValueError(
                 f"n_inert is {self.n_inert}, but there are {self.n_treatments - 1} treatments "

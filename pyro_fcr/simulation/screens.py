@@ -10,6 +10,7 @@ from scipy import sparse
 from pyro_fcr.simulation import planted
 from pyro_fcr.simulation.fcr_design import Levels, RandomInteractions, names
 from pyro_fcr.simulation.planted import Floats
+from pyro_fcr.values import checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,7 @@ class InteractionDesign:
         )
 
 
+@checked()
 def simulate_interactions(design: InteractionDesign | None = None, *, seed: int = 0) -> AnnData:
     """Simulate counts with planted interactions.
 

@@ -14,10 +14,12 @@ from pyro_fcr.simulation.fcr_design import FCRDesign
 from pyro_fcr.simulation.mixing import network
 from pyro_fcr.simulation.planted import Codes, Floats
 from pyro_fcr.simulation.thinning import read_counts
+from pyro_fcr.values import checked
 
 _LARGEST_LOADING = 1.5  # natural log fold change per standard deviation of a latent
 
 
+@checked()
 def simulate_on_controls(
     adata: AnnData, design: FCRDesign, *, context_key: str, seed: int = 0
 ) -> AnnData:

@@ -15,7 +15,7 @@ from pyro_fcr.data.schema import Schema
 from pyro_fcr.simulation import planted
 from pyro_fcr.simulation.fcr_design import Levels, PairEffects, RandomInteractions, names
 from pyro_fcr.simulation.planted import Codes, Floats
-from pyro_fcr.values import check_least
+from pyro_fcr.values import check_settings, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +55,10 @@ class EffectDesign:
     interactions: PairEffects | RandomInteractions = field(default_factory=RandomInteractions)
 
     def __post_init__(self) -> None:
-        check_least(self, n_treatments=2, main_effect=0)
-        if not 0 <= self.affected <= 1:
-            raise ValueError(f"affected is {self.affected}; expected a share of genes, 0 to 1.")
-        if self.main_effect == np.inf:
-            raise ValueError("main_effect is inf; expected a finite number.")
+        check_settings(self)
 
 
+@checked()
 def simulate_from_controls(
     adata: AnnData,
     design: EffectDesign | None = None,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from pyro_fcr.values import check_choices, check_least, unknown
+from pyro_fcr.values import check_settings, shown, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -96,10 +97,7 @@ class TrainingPlan:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_least(self, batch_size=1, adversary_steps=1, checkpoint_every=1, max_epochs=1)
-        if self.align_at is not None and not 0.0 <= self.align_at < 1.0:
-            raise ValueError(f"align_at is {self.align_at}; expected a share from 0 to below 1.")
+        check_settings(self)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(unknown("device", self.device, ("auto", "cpu", "cuda")))
         if self.device.startswith("cuda") and not _cuda_is_available():
@@ -149,6 +147,28 @@ class TrainingPlan:
         if self.device != "auto":
             return torch.device(self.device)
         return torch.device("cuda" if _cuda_is_available() else "cpu")
+
+
+def changed_plan(plan: TrainingPlan | None, changes: Mapping[str, Any]) -> TrainingPlan:
+    """Return a plan, the default one if there is none, with other values of some fields.
+
+    Raises
+    ------
+    ValueError
+        It is no plan, or a field does not exist or cannot have its value.
+    """
+    from pyro_fcr.data.spelling import did_you_mean  # noqa: PLC0415
+
+    if not isinstance(plan, TrainingPlan | None):
+        raise ValueError(f"plan is {shown(plan)}; expected a TrainingPlan, or its fields by name.")
+    known = [each.name for each in fields(TrainingPlan)]
+    for name in changes:
+        if name not in known:
+            raise ValueError(
+                f"Unknown setting {name!r}.{did_you_mean(name, known)} The settings of a training "
+                f"are {', '.join(known)}."
+            )
+    return replace(plan or TrainingPlan(), **changes)
 
 
 def _cuda_is_available() -> bool:
