@@ -460,11 +460,12 @@ def test_z_scores_given_as_log_values_are_a_warning(clip):
 
 
 @FORMATS
-def test_counts_of_more_than_31_bits(convert):
+@pytest.mark.parametrize("value", [2.0**24, 1e9, 2.0**31, 1e20])
+def test_counts_that_are_too_many(convert, value):
     with pytest.raises(SchemaError) as error:
-        register(_with_value(convert, 2.0**31), make_schema())
-    _says(error, "cell 'cell11', gene 'g3'", "found 2.14748e+09", "below 2**31", "drop the cell")
-    register(_with_value(convert, 2.0**30), make_schema())
+        register(_with_value(convert, value), make_schema())
+    _says(error, "cell 'cell11', gene 'g3'", f"found {value:g}", "below 2**24", "drop the cell")
+    register(_with_value(convert, 2.0**24 - 1), make_schema())
 
 
 def test_bad_value_in_the_layer_is_named_there():

@@ -19,7 +19,7 @@ from pyro_fcr.data.treatments import canonical_label
 
 _BLOCK = 2**22
 _LARGEST_LOG1P = 20.0  # log1p of 5e8, more than a cell's library size
-_TOO_MANY = 2.0**31  # counts of one gene in one cell
+_TOO_MANY = 2.0**24  # counts of one gene in one cell, from where on float32 has gaps
 _CENTRED = 0.05  # of a standard deviation: means of z-scores and residuals
 _LIKE_CONTROL = re.compile(
     "(?i)(neg(ative)?[-_ ]?)?(control|ctrl)|dmso|vehicle|untreated|unstimulated|unperturbed|mock|"
@@ -319,8 +319,8 @@ def _mend(found: np.float32, flat: npt.NDArray, schema: Schema, adata: AnnData) 
         )
     if found >= _TOO_MANY:
         return (
-            f"expected counts below 2**31; correct the value or drop the cell, or name the layer "
-            f"with raw counts ({layers})"
+            "expected counts below 2**24, the whole numbers of float32; correct the value, drop "
+            f"the cell, or name the layer with raw counts ({layers})"
         )
     expected = "expected raw counts, whole numbers of 0 or more (expression='counts')"
     if found < 0:
