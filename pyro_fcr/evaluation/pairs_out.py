@@ -19,8 +19,13 @@ from pyro_fcr.draws import QueryError
 from pyro_fcr.evaluation.arms import Arms
 from pyro_fcr.metrics.baselines import BASELINES, training_means
 from pyro_fcr.metrics.cases import Fits
-from pyro_fcr.metrics.profiles import SCALES, Prediction, log_values, predicted_cells
-from pyro_fcr.metrics.response_table import ResponseTable, headline, response_table
+from pyro_fcr.metrics.profiles import SCALES, Prediction, Scale, log_values, predicted_cells
+from pyro_fcr.metrics.response_table import (
+    ResponseTable,
+    headline,
+    predicted_changes,
+    response_table,
+)
 from pyro_fcr.metrics.stacking import Stack, stack
 from pyro_fcr.queries import Fitted
 from pyro_fcr.queries.refitting import Programs, Refittable, refit
@@ -182,10 +187,11 @@ def leave_pairs_out(
             for number in range(n_fits)
         ]
         known[scenario] = _predictions(fits, adata, scenario, seed)
-    table = response_table(adata, schema, _given(known), n_draws=n_draws, seed=seed)
-    found = stack(table.changes, model=MODEL, simple=SIMPLE)
-    both = _given(known, found, table)
-    return PairsOut(response_table(adata, schema, both, n_draws=n_draws, seed=seed), found, reasons)
+    changes = predicted_changes(adata, schema, _given(known), seed=seed)
+    found = stack(changes, model=MODEL, simple=SIMPLE)
+    both = _given(known, found, changes)
+    table = response_table(adata, schema, both, n_draws=n_draws, seed=seed)
+    return PairsOut(table, found, reasons)
 
 
 def _deal(layout: Layout, n_folds: int, seed: int) -> tuple[list[Scenario], dict[str, str]]:
@@ -265,25 +271,29 @@ def _prediction(arms: Arms, cells: tuple[Any, Any]) -> Prediction:
 def _given(
     known: Mapping[Scenario, Mapping[Pair, list[Prediction]]],
     found: Stack | None = None,
-    table: ResponseTable | None = None,
+    changes: Mapping[Scale, pd.DataFrame] | None = None,
 ) -> Iterator[tuple[Scenario, dict[str, Mapping[Pair, Fits]]]]:
     """Yield scenarios with the model's predictions, and with the stacked ones if known."""
     for scenario, predictions in known.items():
         methods: dict[str, Mapping[Pair, Fits]] = {MODEL: predictions}
-        if found is not None and table is not None:
+        if found is not None and changes is not None:
             methods[STACKED] = {
-                pair: [_stacked(fit, pair, scenario, found, table) for fit in fits]
+                pair: [_stacked(fit, pair, scenario, found, changes) for fit in fits]
                 for pair, fits in predictions.items()
             }
         yield scenario, methods
 
 
 def _stacked(
-    fit: Prediction, pair: Pair, scenario: Scenario, found: Stack, table: ResponseTable
+    fit: Prediction,
+    pair: Pair,
+    scenario: Scenario,
+    found: Stack,
+    changes: Mapping[Scale, pd.DataFrame],
 ) -> Prediction:
     """Mix a fit's prediction with the simple one by the weight that the other pairs give."""
     place = (scenario.kind, pair.treatment, pair.place)
-    simple = {s: own.loc[(*place, SIMPLE)].to_numpy() for s, own in table.changes.items()}
+    simple = {s: own.loc[(*place, SIMPLE)].to_numpy() for s, own in changes.items()}
     weight = {scale: float(found.left_out.loc[place, scale]) for scale in SCALES}
     change = found.mix(fit.change, simple, weight=weight)
     cells = fit.cells

@@ -47,6 +47,8 @@ Fits: TypeAlias = Prediction | Sequence[Prediction]
 Predictions: TypeAlias = Mapping[str, Mapping[Pair, Fits]]
 """By method and pair; several predictions of a pair are of fits that were repeated."""
 
+_Methods: TypeAlias = Mapping[str, Sequence[Prediction]]
+
 _DISTANCE: Final[Key] = ("mean_log1p", "e_distance")
 _N_SPLITS: Final = 20
 _N_HALVINGS: Final = 10
@@ -193,17 +195,31 @@ class Case:
         return {(scale, name): values for name, values in scores.items()}
 
 
-class Judged(NamedTuple):
-    """A pair, and how well it is predicted.
+class Changes(NamedTuple):
+    """A pair as measured and as predicted.
 
     Attributes
     ----------
     pair
         The pair.
-    changes
-        Predicted change by scale and method, ``(n_genes,)`` each.
     real
-        The measured one by scale.
+        Measured change by scale, ``(n_genes,)``.
+    predicted
+        The same by scale and method.
+    """
+
+    pair: Pair
+    real: dict[Scale, FloatArray]
+    predicted: dict[Scale, dict[str, FloatArray]]
+
+
+class Judged(NamedTuple):
+    """How well a pair is predicted.
+
+    Attributes
+    ----------
+    changes
+        The pair as measured and as predicted.
     scores
         By method, scale and metric, ``(1 + n_draws,)``; the ceiling's draws are of halves.
     monte_carlo
@@ -211,9 +227,7 @@ class Judged(NamedTuple):
         drawn, where a prediction has parts.
     """
 
-    pair: Pair
-    changes: dict[Scale, dict[str, FloatArray]]
-    real: dict[Scale, FloatArray]
+    changes: Changes
     scores: dict[str, Scores]
     monte_carlo: dict[str, dict[Key, float]]
 
@@ -231,13 +245,8 @@ class Judge:
 
     def judge(self, scenario: Scenario, predictions: Predictions) -> Iterator[Judged]:
         """Yield every pair of a scenario with the scores of all methods, baselines and ceiling."""
-        self._check(scenario, predictions)
-        views = self._views(scenario)
-        for pair in scenario.pairs:
-            cases = [Case(view, pair, self.rng) for view in views]
-            distance = self._distance(scenario, pair)
-            given = {name: _fits(found[pair]) for name, found in predictions.items()}
-            found = self._baselines(scenario, pair, views)
+        for changes, cases, given, found in self._prepared(scenario, predictions):
+            distance = self._distance(scenario, changes.pair)
             scores = {
                 name: _over_fits([_joined(cases, [fit] * len(cases), distance) for fit in fits],
                                  self.rng)
@@ -245,14 +254,27 @@ class Judge:
             }  # fmt: skip
             scores |= {name: _joined(cases, each, distance) for name, each in found.items()}
             scores[CEILING] = _mean_first([case.ceiling() for case in cases]) | distance.ceiling()
-            everyone = given | found
-            yield Judged(
-                pair,
-                changes={scale: _mean_changes(everyone, scale) for scale in SCALES},
-                real={s: np.mean([case.real(s)[0] for case in cases], axis=0) for s in SCALES},
-                scores=scores,
-                monte_carlo={name: _monte_carlo(cases, fits) for name, fits in given.items()},
-            )
+            error = {name: _monte_carlo(cases, fits) for name, fits in given.items()}
+            yield Judged(changes, scores, error)
+
+    def changes(self, scenario: Scenario, predictions: Predictions) -> Iterator[Changes]:
+        """Yield every pair of a scenario as measured and predicted, without scores."""
+        for changes, *_ in self._prepared(scenario, predictions):
+            yield changes
+
+    def _prepared(
+        self, scenario: Scenario, predictions: Predictions
+    ) -> Iterator[tuple[Changes, list[Case], _Methods, _Methods]]:
+        """Yield changes of every pair, its cases, and what models and baselines predict."""
+        self._check(scenario, predictions)
+        views = self._views(scenario)
+        for pair in scenario.pairs:
+            cases = [Case(view, pair, self.rng) for view in views]
+            given = {name: _fits(each[pair]) for name, each in predictions.items()}
+            found = self._baselines(scenario, pair, views)
+            real = {s: np.mean([case.real(s)[0] for case in cases], axis=0) for s in SCALES}
+            predicted = {scale: _mean_changes(given | found, scale) for scale in SCALES}
+            yield Changes(pair, real, predicted), cases, given, found
 
     def _views(self, scenario: Scenario) -> list[View]:
         """Keep cells that measure apart from those that predict, in one way or in several."""
@@ -352,9 +374,7 @@ def _fits(given: Fits) -> Sequence[Prediction]:
     return [given] if isinstance(given, Prediction) else given
 
 
-def _mean_changes(
-    methods: Mapping[str, Sequence[Prediction]], scale: Scale
-) -> dict[str, FloatArray]:
+def _mean_changes(methods: _Methods, scale: Scale) -> dict[str, FloatArray]:
     return {
         name: np.mean([each.change[scale] for each in fits], axis=0)
         for name, fits in methods.items()

@@ -12,7 +12,7 @@ from pyro_fcr.data.scenarios import Scenario
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.metrics.baselines import BASELINES
-from pyro_fcr.metrics.cases import CEILING, Judge, Judged, Predictions
+from pyro_fcr.metrics.cases import CEILING, Changes, Judge, Judged, Predictions
 from pyro_fcr.metrics.intervals import check_levels, shifted
 from pyro_fcr.metrics.profiles import SCALES, Scale
 from pyro_fcr.metrics.scores import SCORES
@@ -129,26 +129,55 @@ def response_table(
     if n_draws < 1:
         raise ValueError(f"n_draws is {n_draws}; expected 1 or more: intervals come from draws.")
     judge = Judge(adata, schema, n_draws=n_draws, seed=seed)
-    rows, draws = [], []
-    changes: dict[Scale, dict[tuple[str, ...], FloatArray]] = {scale: {} for scale in SCALES}
+    rows, draws, changes = [], [], []
     for scenario, predictions in judged:
         scenario.check(adata, schema)
         for each in judge.judge(scenario, predictions):
-            place = (scenario.kind, each.pair.treatment, each.pair.place)
-            for scale, own in changes.items():
-                own[*place, REAL] = each.real[scale]
-                own |= {(*place, name): change for name, change in each.changes[scale].items()}
+            pair = each.changes.pair
+            place = (scenario.kind, pair.treatment, pair.place)
+            changes.append((scenario.kind, each.changes))
             for about, scores in _scored(each):
                 ends = interval(scores, level, metric=about["metric"])
                 rows.append(dict(zip(PLACE, place, strict=True)) | about | ends)
                 draws.append(scores[1:] if about["role"] != "ceiling" else np.full(n_draws, np.nan))
-    frames = {scale: _by_gene(own, adata.var_names) for scale, own in changes.items()}
+    frames = _by_gene(changes, adata.var_names)
     return ResponseTable(pd.DataFrame(rows), np.array(draws), level, frames)
 
 
-def _by_gene(changes: Mapping[tuple[str, ...], FloatArray], genes: pd.Index) -> pd.DataFrame:
-    frame = pd.DataFrame.from_dict(changes, orient="index", columns=genes)
-    return frame.set_axis(pd.MultiIndex.from_tuples(frame.index, names=[*PLACE, "method"]))
+def predicted_changes(
+    adata: AnnData,
+    schema: Schema,
+    judged: Iterable[tuple[Scenario, Predictions]],
+    *,
+    seed: int = 0,
+) -> dict[Scale, pd.DataFrame]:
+    """Return what :attr:`ResponseTable.changes` would be, without scores and their draws.
+
+    Parameters
+    ----------
+    adata, schema, judged, seed
+        As in :func:`response_table`.
+    """
+    judge = Judge(adata, schema, n_draws=0, seed=seed)
+    changes = [(s.kind, each) for s, given in judged for each in judge.changes(s, given)]
+    return _by_gene(changes, adata.var_names)
+
+
+def _by_gene(changes: Iterable[tuple[str, Changes]], genes: pd.Index) -> dict[Scale, pd.DataFrame]:
+    rows: dict[Scale, dict[tuple[str, ...], FloatArray]] = {scale: {} for scale in SCALES}
+    for kind, each in changes:
+        for scale, own in rows.items():
+            found = {REAL: each.real[scale], **each.predicted[scale]}
+            place = (kind, each.pair.treatment, each.pair.place)
+            own |= {(*place, name): change for name, change in found.items()}
+    frames = {
+        s: pd.DataFrame.from_dict(own, orient="index", columns=genes) for s, own in rows.items()
+    }
+    names = [*PLACE, "method"]
+    return {
+        scale: frame.set_axis(pd.MultiIndex.from_tuples(frame.index, names=names))
+        for scale, frame in frames.items()
+    }
 
 
 def interval(scores: FloatArray, level: float, *, metric: str) -> dict[str, float]:
