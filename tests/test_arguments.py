@@ -158,6 +158,13 @@ def test_names_of_columns_are_names(keys, words):
         Schema(**{"treatment_key": "drug", "covariate_keys": "line", **keys})
 
 
+def test_a_choice_may_be_spelt_out_as_an_object():
+    assert Query(output=Output("mean")).answer == Query(output="mean").answer
+    for wrong in ("median", None, ["mean"]):
+        with pytest.raises(QueryError, match="Unknown output .*; expected draws, mean or summary"):
+            Query(output=wrong)
+
+
 def test_a_setting_that_does_not_exist():
 
     with pytest.raises(ValueError, match="Unknown setting 'max_epoch'. Did you mean 'max_epochs'?"):
