@@ -261,6 +261,10 @@ def check_choices(settings: object, *, error: type[ValueError] = ValueError) -> 
     for name, hint in get_type_hints(type(settings)).items():
         parts, value = (hint, *get_args(hint)), getattr(settings, name)
         known = [each for part in parts if get_origin(part) is Literal for each in get_args(part)]
-        is_free = isinstance(value, tuple(part for part in parts if isinstance(part, type)))
-        if known and not is_free and not (isinstance(value, str) and value in known):
+        others = tuple(p for p in parts if isinstance(p, type) and p is not Any)
+        if (
+            known
+            and not isinstance(value, others)
+            and not (isinstance(value, str) and value in known)
+        ):
             raise error(unknown(name, value, known))
