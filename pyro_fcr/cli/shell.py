@@ -227,6 +227,9 @@ def _put_into(folder: Path, name: str, write: Callable[[Path], object]) -> Path 
 def write_adata(adata: AnnData, out: Path, *, rows: str = "cells") -> None:
     """Write an h5ad, and say so; a zarr store is there already, written part by part."""
     from pyro_fcr.data.hdf5 import write_h5ad
+    from pyro_fcr.queries.columns import writable
+
+    adata.obs = writable(adata.obs)
 
     def write(path: Path) -> None:
         with atomic_write(path) as draft:

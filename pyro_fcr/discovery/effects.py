@@ -17,6 +17,7 @@ from pyro_fcr.draws import QueryError
 from pyro_fcr.draws.paths import REFERENCE, TOTAL, path_responses
 from pyro_fcr.metrics.arrays import Codes, FloatArray
 from pyro_fcr.queries import Fitted
+from pyro_fcr.queries.columns import named_levels
 from pyro_fcr.queries.marks import mark
 from pyro_fcr.queries.targets import context_cells, contexts_of
 from pyro_fcr.values import checked
@@ -150,6 +151,9 @@ class Effects:
 
 
 _VALUES = ("estimate", "sd", "lower", "upper")
+_COLUMNS = (
+    "treatment", "dose", "context", "effect", "extrapolated", "gene", "uncertainty", *_VALUES
+)  # fmt: skip
 
 
 @checked(error=QueryError)
@@ -305,7 +309,8 @@ def _rows(fcr: Fitted, arms: Sequence[Arm]) -> pd.DataFrame:
     for arm in arms:
         for context in contexts:
             marks = mark(fcr.registry, arm.treatment, context, dose=arm.dose or None)
-            named = {**arm.columns, **context, "context": ", ".join(context.values())}
+            levels = named_levels(context, _COLUMNS)
+            named = {**arm.columns, **levels, "context": ", ".join(context.values())}
             extrapolated = {"extrapolated": marks["extrapolated"]}
             rows += [{**named, "effect": kind, **extrapolated} for kind in kinds]
     return pd.DataFrame(rows)

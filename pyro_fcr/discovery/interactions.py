@@ -22,8 +22,13 @@ from pyro_fcr.discovery.effects import Arm, total_effects
 from pyro_fcr.discovery.refits import CrossFit
 from pyro_fcr.draws import QueryError
 from pyro_fcr.metrics.arrays import Codes, FloatArray
+from pyro_fcr.queries.columns import named_levels
 from pyro_fcr.values import checked
 
+_COLUMNS = (
+    "treatment", "dose", "context", "strength", "z", "pvalue_direction", "pvalue_genes", "pvalue",
+    "qvalue", "n_cells", "n_genes", "gene", "estimate", "sd", "lower", "upper", "observed", "model",
+)  # fmt: skip
 _MIN_CELLS = 4  # of a condition in each half, below which its error cannot be told
 
 
@@ -277,7 +282,8 @@ def _examine(
     table = _test_genes(effect, row, genes)
     z = float(np.mean([_read_half(effect, row, half, genes) for half in (0, 1)]))
     context = halves.names[x]
-    names = {**effect.arm.columns, **context, "context": ", ".join(context.values())}
+    levels = named_levels(context, _COLUMNS)
+    names = {**effect.arm.columns, **levels, "context": ", ".join(context.values())}
     parts = {"pvalue_direction": float(stats.norm.sf(z)), "pvalue_genes": _simes(table["pvalue"])}
     pair = {
         **names,

@@ -4,6 +4,7 @@ Cells are drawn block by block, each from a seed of its own: an answer depends o
 which cells stand in which order, not on the memory that it may take.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
@@ -18,6 +19,7 @@ from pyro_fcr.batch import Batch
 from pyro_fcr.draws import QueryError, Responder, block_size, new_cells
 from pyro_fcr.draws.sinks import Rows
 from pyro_fcr.queries.answers import Output, Part, assemble, read_part
+from pyro_fcr.queries.columns import put_beside, writable
 from pyro_fcr.queries.fitted import Fitted, Source, drawn_blocks, make_responder
 from pyro_fcr.queries.libraries import Depth, Library, depth_of, depths, library_column
 from pyro_fcr.queries.marks import condition_marks
@@ -152,7 +154,8 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
     source's own values in ``source_<column>``, ``extrapolated`` (no training cell had this
     treatment in this context) and ``support`` (:func:`pyro_fcr.queries.support`);
     ``uns["pyro_fcr"]`` holds the query. Columns that are drawn are empty in ``obs``, and
-    ``uns["pyro_fcr"]["drawn"]`` lists them.
+    ``uns["pyro_fcr"]["drawn"]`` lists them. Of a name that the source has a column of, the
+    answer's own has ``fcr_`` before it. ``uns["pyro_fcr"]["covariates"]`` is JSON.
 
     Raises
     ------
@@ -257,9 +260,11 @@ def answer(
 ) -> AnnData:
     """Draw what is asked of cells, and put it together in the form that the query asks for."""
     marks = condition_marks(asked.obs, fcr.registry, open_keys=asked.open_keys)
-    obs = asked.obs.assign(**marks)
+    obs = put_beside(asked.obs, marks)
     if query.answer.form == "draws":
         obs = _row_per_draw(obs, query.n_draws)
+    if query.answer.store is not None:
+        obs = writable(obs, labels=fcr.registry.schema.columns)
     genes = pd.DataFrame(index=pd.Index(fcr.registry.genes, dtype=str))
     record = {**_record(query, asked, depth), **about}
     frame = AnnData(obs=obs, var=genes, uns={"pyro_fcr": record})
@@ -268,7 +273,7 @@ def answer(
     parts = _parts(fcr, query, (asked, chunks, depth), responder)
     answer = assemble(frame, parts, store=query.answer.store)
     layer = fcr.registry.schema.layer
-    if layer is not None and query.answer.store is None:
+    if layer is not None and layer not in answer.layers and query.answer.store is None:
         answer.layers[layer] = answer.X  # where the model, and whoever joins it to the cells, looks
     return answer
 
@@ -295,14 +300,15 @@ def _row_per_draw(obs: pd.DataFrame, n_draws: int) -> pd.DataFrame:
     repeated = obs.iloc[np.repeat(np.arange(len(obs)), n_draws)]
     draw = np.tile(np.arange(n_draws), len(obs))
     names = [f"{cell}-draw{i}" for cell, i in zip(repeated.index, draw, strict=True)]
-    return repeated.assign(draw=draw).set_axis(pd.Index(names, dtype=str))
+    return put_beside(repeated, {"draw": draw}).set_axis(pd.Index(names, dtype=str))
 
 
 def _record(query: Query, asked: Asked, depth: Depth) -> dict[str, Any]:
     return {
-        "treatment": "" if query.treatment is None else query.treatment,
+        "treatment": "" if query.treatment is None else str(query.treatment),
         "dose": "" if query.dose is None else str(query.dose),
-        "covariates": {key: str(level) for key, level in query.covariates.items()},
+        # As text: in a file the "/" in a column's name would make a group of its own.
+        "covariates": json.dumps({key: str(level) for key, level in query.covariates.items()}),
         "held": list(asked.held),
         "drawn": list(asked.open_keys),
         "library": depth.word,

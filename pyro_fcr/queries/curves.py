@@ -14,6 +14,7 @@ from pyro_fcr.data import Registry
 from pyro_fcr.data.treatments import parse_agents
 from pyro_fcr.draws import QueryError, Responder, reach
 from pyro_fcr.draws.sinks import Moments, Quantiles, Sink
+from pyro_fcr.queries.columns import named_levels
 from pyro_fcr.queries.fitted import Fitted, drawn_blocks, make_responder
 from pyro_fcr.queries.marks import mark
 from pyro_fcr.queries.targets import (
@@ -25,6 +26,7 @@ from pyro_fcr.queries.targets import (
 from pyro_fcr.values import checked
 
 _GRID = 8  # doses where none are given
+_COLUMNS = ("treatment", "dose", "gene", "estimate", "lower", "upper", "extrapolated", "support")
 _SKETCH = 512  # cells up to which quantiles over cells are exact
 
 _Levels: TypeAlias = Mapping[str, str]
@@ -114,7 +116,8 @@ def dose_response(
         pools = [_Pool(kept.to(fcr.device), level) for _ in grid]
         _fill(pools, responder, drawn_blocks(fcr, chunks, seed=seed), t=t, n_draws=n_each)
         for dose, values in zip(grid, _changes(pools, registry), strict=True):
-            condition = {"treatment": registry.canonical(treatment), **levels, "dose": dose}
+            named = named_levels(levels, _COLUMNS)
+            condition = {"treatment": registry.canonical(treatment), **named, "dose": dose}
             names = {"gene": np.array(registry.genes)[kept.numpy()]}
             marks = _marks(registry, treatment, levels, dose)
             tables.append(pd.DataFrame({**condition, **names, **values, **marks}))

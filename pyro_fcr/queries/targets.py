@@ -15,6 +15,7 @@ from pyro_fcr.data.spelling import did_you_mean
 from pyro_fcr.data.treatments import dose_text
 from pyro_fcr.draws import QueryError, new_cells, reach
 from pyro_fcr.queries.answers import Output
+from pyro_fcr.queries.columns import put_beside
 from pyro_fcr.queries.fitted import Fitted
 from pyro_fcr.values import check_settings
 
@@ -127,7 +128,7 @@ class Query:
         schema = registry.schema
         columns = [schema.treatment_key, schema.dose_key, *schema.covariate_keys]
         kept = {f"source_{key}": obs[key] for key in columns if key is not None}
-        return self._set(obs.copy().assign(**kept), registry)
+        return self._set(put_beside(obs.copy(), kept), registry)
 
     def _set(self, obs: pd.DataFrame, registry: Registry) -> pd.DataFrame:
         schema = registry.schema
