@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pyro_fcr.data.design import read_design
 from pyro_fcr.data.registry import Registry
 from pyro_fcr.data.treatments import canonical_label, parse_agents
 
@@ -39,7 +38,7 @@ def expected_depths(obs: pd.DataFrame, registry: Registry) -> npt.NDArray[np.flo
     >>> expected_depths(pd.DataFrame({"drug": ["A", "A"], "line": ["u", "v"]}), registry).round(6)
     array([4., 1.])
     """
-    design = read_design(obs, registry.schema)
+    design = registry.read_design(obs)
     present, at = np.unique(design.conditions, return_inverse=True)
     pairs = []
     for t, x in zip(*np.divmod(present, len(design.contexts)), strict=True):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Container, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -84,6 +84,8 @@ class Condition:
         Number of training cells.
     depth
         Median of their total counts; None for log1p.
+    facts
+        Values of other columns that all of them share, see `pyro_fcr.data.facts`.
 
     Examples
     --------
@@ -97,6 +99,7 @@ class Condition:
     covariates: Mapping[str, str]
     n_cells: int
     depth: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the condition in lists, dicts, strings and numbers only."""

@@ -11,6 +11,7 @@ from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import Condition, Design, Mask, read_design
 from pyro_fcr.data.encoding import library_sizes, make_cells, read_expression, site_rows
 from pyro_fcr.data.errors import SchemaError
+from pyro_fcr.data.facts import condition_facts
 from pyro_fcr.data.io import read_cells
 from pyro_fcr.data.registry import Registry
 from pyro_fcr.data.schema import Schema
@@ -76,7 +77,7 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
         agents=tuple(sorted(_trained_agents(design, train))),
         doses=_dose_ranges(design, train, schema),
         covariates=dict(zip(schema.covariate_keys, levels, strict=True)),
-        conditions=_conditions(design, train, schema, sizes=sizes),
+        conditions=_conditions(design, train, schema, sizes=sizes, obs=adata.obs),
         target_sum=float(np.median(sizes)) if schema.expression == "counts" else None,
     )
     sites = site_rows(design, schema, covariates=registry.covariates, treatments=registry.t)
@@ -132,16 +133,19 @@ def _dose_ranges(design: Design, train: Mask, schema: Schema) -> dict[str, tuple
 
 
 def _conditions(
-    design: Design, train: Mask, schema: Schema, *, sizes: np.ndarray
+    design: Design, train: Mask, schema: Schema, *, sizes: np.ndarray, obs: pd.DataFrame
 ) -> tuple[Condition, ...]:
-    """Count the training cells of each condition, and take the median of their total counts."""
+    """Count the training cells of each condition, and find what they share."""
+    facts = condition_facts(obs, design.conditions, train, known=schema.columns)
     pairs, at, counts = np.unique(design.conditions[train], return_inverse=True, return_counts=True)
     medians = pd.Series(sizes).groupby(at.reshape(-1)).median().tolist()
     found = []
-    for pair, count, median in zip(pairs.tolist(), counts.tolist(), medians, strict=True):
+    rows = zip(pairs.tolist(), counts.tolist(), medians, facts, strict=True)
+    for pair, count, median, shared in rows:
         t, x = divmod(pair, len(design.contexts))
         agents, doses = design.treatments[t]
         levels = dict(zip(schema.covariate_keys, design.contexts[x], strict=True))
         depth = float(median) if schema.expression == "counts" else None
-        found.append(Condition(canonical_label(agents, schema), doses, levels, count, depth))
+        label = canonical_label(agents, schema)
+        found.append(Condition(label, doses, levels, count, depth, shared))
     return tuple(found)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry, Schema
+from pyro_fcr.data.facts import follow
 from pyro_fcr.data.spelling import did_you_mean
 from pyro_fcr.data.treatments import dose_text
 from pyro_fcr.draws import QueryError, new_cells, reach
@@ -128,7 +129,8 @@ class Query:
         schema = registry.schema
         columns = [schema.treatment_key, schema.dose_key, *schema.covariate_keys]
         kept = {f"source_{key}": obs[key] for key in columns if key is not None}
-        return self._set(put_beside(obs.copy(), kept), registry)
+        target = self._set(put_beside(obs.copy(), kept), registry)
+        return follow(obs, target, registry)
 
     def _set(self, obs: pd.DataFrame, registry: Registry) -> pd.DataFrame:
         schema = registry.schema
