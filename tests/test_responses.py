@@ -288,7 +288,7 @@ def test_an_answer_that_fails_leaves_nothing(fcr, tmp_path, name, small_blocks, 
 
 def test_outputs_that_there_are_not_are_refused(fcr, tmp_path):
     for output, message in [
-        ("median", "Unknown form 'median'; expected draws, mean or summary."),
+        ("median", "Unknown output 'median'; expected draws, mean or summary."),
         (lambda: Output("mean", uncertainty="counts"), "'counts'; expected latent or observation"),
         (lambda: Output("summary", quantiles=(5,)), "quantiles is 5; expected a number from 0"),
         (lambda: Output(store="a.csv"), r"'a\.csv' must end in \.h5ad or \.zarr"),
