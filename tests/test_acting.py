@@ -176,6 +176,25 @@ def test_edits_are_let_through(name):
     FCR(adata, edit.schema, model=model, guide=guide).inspect()
 
 
+class PointMasses(Model):
+    def forward(self, batch):
+        with pyro.plate("cells", len(batch)):
+            x = pyro.sample("x", dist.Delta(batch["x"], event_dim=1), obs=batch["x"])
+            t = pyro.sample("t", dist.Delta(batch["t"], event_dim=1), obs=batch["t"])
+            z_x, z_t = pyro.sample("z_x", self.z_x(x)), pyro.sample("z_t", self.z_t(t))
+            z_tx = pyro.sample("z_tx", self.z_tx(t, x))
+            return pyro.sample("y", self.y(z_x, z_tx, z_t, batch["library"]), obs=batch.get("y"))
+
+
+def test_what_is_set_may_be_a_point_mass():
+    batch = make_batch()
+    model = PointMasses(**dict(make_programs(batch)[0].named_children()))
+    graph = read_graph(model, batch)
+    assert graph.exogenous == ("x", "t")
+    assert [str(c) for c in claims(graph)][:2] == ["z_x ⟂ t | x", "z_t ⟂ x | t"]
+    check_by_acting(model, graph, batch)
+
+
 # What the claims are read from
 
 

@@ -70,7 +70,8 @@ def check_by_acting(program: Callable, graph: Graph, batch: Batch, *, reads: boo
 def _check_batch(act: "_Act", graph: Graph, cells: Batch) -> None:
     for field, values in (("values", cells.values), ("codes", cells.codes)):
         for key in (k for k in values if k not in _FREE):
-            for moved in sorted(act.moved_by_batch(field, key)):
+            own = {key} & {*graph.exogenous}  # an experiment that sets the value which it observes
+            for moved in sorted(act.moved_by_batch(field, key) - own):
                 place = f"batch[{key!r}]" if field == "values" else f"batch.codes[{key!r}]"
                 mend = _USE if key in graph.parents else _MAKE
                 raise ProgramError(_READ.format(site=moved, place=place) + mend.format(key=key))
