@@ -8,13 +8,15 @@ import pytest
 import torch
 from conftest import simulate
 from edits import EDITS
+from fuzzing import Last, Noiseless
 from pyro import distributions as dist
+from pyro import poutine
 from torch import nn
 
 from pyro_fcr import FCR, Architecture, QueryError, Schema
 from pyro_fcr.data import register
 from pyro_fcr.distributions import Exogenous
-from pyro_fcr.draws.twins import carry
+from pyro_fcr.draws.twins import TwinResponder, carry
 
 N, GENES, COPIES = 6, 5, 3000
 SCHEMA = Schema(
@@ -251,3 +253,36 @@ def test_what_has_no_noise_to_keep_is_named():
         carry(mixture, torch.zeros(4), mixture, site="z")
     with pytest.raises(QueryError, match="z: no noise .* Normal and a StudentT"):
         carry(dist.Normal(0.0, 1.0), torch.zeros(1), dist.StudentT(3.0, 0.0, 1.0), site="z")
+
+
+def structural(t, numbers):
+    """The linear program with its noise spelt out, as twin worlds of ChiRho need it."""
+    noise = {
+        name: pyro.sample(name, dist.Normal(torch.zeros(len(t), size), 1.0).to_event(2))
+        for name, size in (("u", 2), ("w", 2), ("e", GENES))
+    }
+    t = pyro.sample("t", dist.Delta(t, event_dim=2))
+    z = t * torch.tensor([1.0, -2.0]) + (1.0 + t) * noise["u"]
+    a, b = (torch.from_numpy(numbers[name]) for name in ("A", "B"))
+    return pyro.deterministic("y", z @ a.T + noise["w"] @ b.T + 0.5 * noise["e"], event_dim=2)
+
+
+def test_twins_are_those_of_chirho(linear):
+    """The same abducted noise in ChiRho's twin worlds gives the same cells."""
+    handlers = pytest.importorskip("chirho.counterfactual.handlers", reason="needs chirho")
+    do = pytest.importorskip("chirho.interventional.handlers").do
+    adata, fcr, numbers = linear
+    cells = fcr.registry.encode(adata[:N].copy()).batch(np.arange(N))
+    sink, one = Last(), torch.ones(N, 1)
+    twins = TwinResponder(fcr.model, fcr.guide, fcr.graph, noise="kept")
+    with Noiseless():
+        twins.feed(cells, expected=[sink], do={"t": one})
+        found = poutine.trace(fcr.guide).get_trace(cells)
+    t, z, w = cells["t"], found.nodes["z"]["value"], found.nodes["w"]["value"]
+    noise = {"u": (z - t * torch.tensor([1.0, -2.0])) / (1.0 + t), "w": w}
+    noise["e"] = (cells["y"] - z @ fcr.model.a.T - w @ fcr.model.b.T).detach() / 0.5
+    with handlers.TwinWorldCounterfactual(-1), do(actions={"t": one}):
+        world = poutine.condition(structural, noise)
+        factual, other = poutine.trace(world).get_trace(t, numbers).nodes["y"]["value"]
+    torch.testing.assert_close(factual, cells["y"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(sink.values, other, atol=1e-4, rtol=0)
