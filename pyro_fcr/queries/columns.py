@@ -68,6 +68,7 @@ def writable(obs: pd.DataFrame, *, labels: Collection[str] = ()) -> pd.DataFrame
     """
     if _survives(obs):
         return obs
+    obs = obs.rename_axis(index=None)  # a name that a column has as well
     kept: dict[Hashable, Any] = {}
     lost = []
     for position, name in enumerate(obs.columns):
@@ -87,7 +88,7 @@ def writable(obs: pd.DataFrame, *, labels: Collection[str] = ()) -> pd.DataFrame
             "or a '/' in it) and are left out there.",
             ", ".join(lost),
         )
-    return pd.DataFrame(kept, index=pd.Index(obs.index, name=None))
+    return pd.DataFrame(kept, index=obs.index)
 
 
 def _survives(obs: pd.DataFrame) -> bool:
