@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, ParamSpec, TypeVar, get_args, get_origin
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_MOST: Final = 2**53  # what float64 counts
 _BOUNDS: Final = {
     # at least, above, at most, below
     (True, False, False, False): "{0} or more",
@@ -48,6 +49,7 @@ class Number:
     def _holds(self, number: float) -> bool:
         return (
             math.isfinite(number)
+            and not (self.whole and number >= _MOST)
             and (self.least is None or number >= self.least)
             and (self.above is None or number > self.above)
             and (self.most is None or number <= self.most)
@@ -94,13 +96,14 @@ class Each:
     """Several values, each of which is checked; a single one counts as several."""
 
     kind: Number | Text
+    least: int = 0
 
     def read(self, name: str, value: Any, *, error: type[ValueError] = ValueError) -> tuple:
         """Return the values as a tuple, or say what was expected instead."""
-        several = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
-        return tuple(
-            self.kind.read(name, each, error=error) for each in (value if several else [value])
-        )
+        values = several(value)
+        if len(values) < self.least:
+            raise error(f"{name} is {shown(value)}; expected {self.least} or more.")
+        return tuple(self.kind.read(name, each, error=error) for each in values)
 
 
 _COUNT, _NUMBER_OF, _SHARE = (
@@ -127,7 +130,8 @@ VOCABULARY: Final[Mapping[str, Number | Flag | Text | Each]] = {
     "n_treatments": Number(whole=True, least=2),
     # shares and levels
     **dict.fromkeys(("level",), Number(above=0, below=1)),
-    "levels": Each(Number(above=0, below=1)),
+    "levels": Each(Number(above=0, below=1), least=1),
+    "doses": Each(Number(least=0), least=1),
     "quantiles": Each(_SHARE),
     **dict.fromkeys(("heldout_fraction", "align_at", "dropout"), Number(least=0, below=1)),
     **dict.fromkeys(("responding", "missing", "confounding", "affected"), _SHARE),
@@ -147,6 +151,9 @@ VOCABULARY: Final[Mapping[str, Number | Flag | Text | Each]] = {
     **dict.fromkeys(
         ("treatment_key", "dose_key", "split_key", "replicate_key", "context_key"), _COLUMN
     ),
+    "genes": Each(Text("the name of a gene"), least=1),
+    "hold": Each(Text("the name of a latent or label")),
+    "covariate_sites": Each(Text("the name of a site")),
     "layer": Text("the name of one layer"),
     "device": Text("auto, cpu or cuda"),
     "block": Text("the name of one latent"),
@@ -157,6 +164,12 @@ VOCABULARY: Final[Mapping[str, Number | Flag | Text | Each]] = {
     ),
 }  # fmt: skip
 """What an argument of a name must be, wherever it is taken; None is left alone where it may be."""
+
+
+def several(value: Any) -> list[Any]:
+    """Return the members of a collection; anything else, text among it, is one."""
+    is_many = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    return [*value] if is_many and getattr(value, "ndim", 1) > 0 else [value]
 
 
 def shown(value: object) -> str:

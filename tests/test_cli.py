@@ -292,7 +292,7 @@ def test_dose_response_follows_doses_in_contexts(doses, curve, tmp_path):
         (["--treatment", "drug1", "--covariate", "lines=line1"], "'line' not given"),
         (["--treatment", "drug1", "--gene", "gene99"], "Unknown gene 'gene99'."),
         (["--treatment", "control"], "is the control, which has no dose"),
-        (["--treatment", "drug1", "--dose", "-1"], "-1.0 is not a number from 0 up"),
+        (["--treatment", "drug1", "--dose", "-1"], "doses is -1.0; expected a number of 0 or more"),
     ],
 )
 def test_dose_response_says_what_is_wrong(doses, tmp_path, arguments, message):

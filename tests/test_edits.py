@@ -152,7 +152,7 @@ def test_a_label_reading_guide_says_what_it_lacks():
     fcr = FCR(adata, edit.schema)
     bare = adata[:5].copy()
     bare.obs = bare.obs[[]]
-    with pytest.raises(KeyError, match="x"):
+    with pytest.raises(ValueError, match="labelled is False, but the guide reads 'x'"):
         fcr.get_latent_representation("z_x", bare, labelled=False)
 
 

@@ -518,7 +518,7 @@ def test_curves_without_a_range_say_what_is_missing(fcr, with_doses):
         (with_doses, "drug2", {}, r"'drug2' has the one trained dose 5, no range; give doses="),
         (with_doses, "control", {}, "'control' is the control"),
         (with_doses, "drug1+drug2", {}, "combination; give doses="),
-        (with_doses, "drug1", {"doses": [-1.0]}, r"doses: -1\.0 is not a number from 0 up"),
+        (with_doses, "drug1", {"doses": [-1.0]}, r"doses is -1\.0; expected a number of 0"),
         (with_doses, "drug1", {"doses": [0.0]}, "none of them is above 0"),
         (with_doses, "drug1", {"genes": ["gene99"]}, "Unknown gene 'gene99'."),
         (with_doses, "drug1", {"level": 95}, "level is 95"),

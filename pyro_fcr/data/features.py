@@ -54,7 +54,14 @@ def read_features(table: Any, *, controls: Iterable[str]) -> Features:
 def _pairs(table: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(table, str | Path):
         labels: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # an agent may be NA
-        table = pd.read_csv(table, index_col=0, dtype={0: str}, **labels)
+        path = table
+        try:
+            table = pd.read_csv(path, index_col=0, dtype={0: str}, **labels)
+        except (OSError, ValueError) as error:
+            raise SchemaError(
+                f"treatment_features {str(path)[:60]!r} cannot be read as csv "
+                f"({type(error).__name__}); expected a table with a row per agent"
+            ) from error
     if isinstance(table, pd.DataFrame):
         return zip(table.index, table.to_numpy(), strict=True)
     if isinstance(table, Mapping):

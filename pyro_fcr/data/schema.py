@@ -1,14 +1,14 @@
 """Which columns of an AnnData mean what."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from keyword import iskeyword
 from typing import Any, Literal
 
 from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.labels import label_text
-from pyro_fcr.values import Text, check_settings
+from pyro_fcr.values import Text, check_settings, several
 
 Expression = Literal["counts", "log1p"]
 
@@ -170,14 +170,13 @@ class Schema:
 
 def _read_controls(control: Any, others: Any) -> list[str]:
     """Return the labels of untreated cells, each once, the one that stands for all first."""
-    several = isinstance(control, Sequence) and not isinstance(control, str)
-    labels = [] if control is None else [*control] if several else [control]
+    labels, others = ([] if each is None else several(each) for each in (control, others))
     if others and control is None:
         raise SchemaError(
             f"other_controls {listed(others)} without control; name one of them as control"
         )
     texts = [label_text(label, where="control") for label in (*labels, *others)]
-    if "" in texts or (several and not texts):
+    if "" in texts or (control is not None and not texts):
         raise SchemaError(
             f"control is {control!r}; expected a label of untreated cells, or None without any"
         )
@@ -211,7 +210,7 @@ def _read_sites(keys: Any, names: Iterable[str]) -> tuple[tuple[str, ...], tuple
 
 
 def _columns(site: Any, value: Any, *, least: int = 1) -> tuple[str, ...]:
-    columns = (*value,) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    columns = tuple(several(value))
     if len(columns) < least or "" in columns:
         raise SchemaError(
             f"covariate_keys: site {site!r} has {'an empty' if columns else 'no'} obs column; "

@@ -14,6 +14,7 @@ from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.labels import label_text, split_parts
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.spelling import did_you_mean
+from pyro_fcr.values import several
 
 _MOST_DOSES = 8  # of an agent that are strata of their own
 _DOSE_TOLERANCE = 1e-6
@@ -317,7 +318,7 @@ def _amounts(dose: Dose, parts: list[str], schema: Schema, place: str) -> list[f
 
 def _pieces(dose: Dose, schema: Schema) -> Sequence[object]:
     if not isinstance(dose, str):
-        return [*dose] if isinstance(dose, Iterable) else [dose]
+        return several(dose)
     if schema.separator is None:
         return [dose]
     # The plus of an exponent (1e+3) stands between no two doses.

@@ -20,7 +20,7 @@ from pyro_fcr.queries import Fitted
 from pyro_fcr.queries.columns import named_levels
 from pyro_fcr.queries.marks import mark
 from pyro_fcr.queries.targets import context_cells, contexts_of
-from pyro_fcr.values import checked
+from pyro_fcr.values import checked, several
 
 INTERACTION = "interaction"
 
@@ -243,7 +243,9 @@ def arms_of(registry: Registry, treatments: Iterable[str] | None = None) -> list
     trained = list(dict.fromkeys(Arm(c.treatment, c.dose) for c in treated))
     if treatments is None:
         return trained
-    labels = [registry.canonical(label) for label in treatments]
+    labels = [registry.canonical(label) for label in several(treatments)]
+    if not labels:
+        raise QueryError("treatments is empty; leave it out to take all of training.")
     known = {label: [arm for arm in trained if arm.treatment == label] for label in labels}
     return [arm for label in labels for arm in known[label] or [Arm(label)]]
 

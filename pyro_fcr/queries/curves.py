@@ -23,7 +23,7 @@ from pyro_fcr.queries.targets import (
     find_genes,
     open_keys,
 )
-from pyro_fcr.values import checked
+from pyro_fcr.values import checked, shown
 
 _GRID = 8  # doses where none are given
 _COLUMNS = ("treatment", "dose", "gene", "estimate", "lower", "upper", "extrapolated", "support")
@@ -158,8 +158,6 @@ def _grid(registry: Registry, treatment: str, doses: Sequence[float] | None) -> 
     if not agents:
         raise QueryError(f"dose_response: {treatment!r} is the control, which has no dose.")
     if doses is not None:
-        if wrong := [dose for dose in doses if not (np.isfinite(dose) and dose >= 0)]:
-            raise QueryError(f"doses: {wrong[0]!r} is not a number from 0 up.")
         if not any(doses):
             raise QueryError("doses: none of them is above 0.")
         return sorted({float(dose) for dose in doses if dose > 0})
@@ -189,6 +187,10 @@ def _contexts(
             at = np.flatnonzero(codes[design.x] == group)
             yield named[design.x[at[0]]], fcr.chunks(cells[at]), -(-n_draws // len(at))
         return
+    if not isinstance(cells, Mapping | None):
+        raise QueryError(
+            f"cells is {shown(cells)}; expected an AnnData, or a level by covariate for new cells."
+        )
     for context in contexts_of(fcr) if cells is None else [cells]:
         yield context, [(context_cells(fcr, context, n_draws), slice(0, n_draws))], 1
 

@@ -24,7 +24,7 @@ from pyro_fcr.queries.targets import (
     find_genes,
     intervene,
 )
-from pyro_fcr.values import checked
+from pyro_fcr.values import checked, shown
 
 _TARGET = ("treatment", "dose", "covariates", "hold")
 _SAMPLE = ("chain", "draw")
@@ -142,6 +142,8 @@ def to_arviz(
 
 
 def _target(fcr: Fitted, words: Mapping[str, Any], obs: pd.DataFrame, seed: int) -> Asked:
+    if not isinstance(words, Mapping):
+        raise QueryError(f"predictions is {shown(words)}; expected a mapping with a target.")
     if unknown := set(words) - set(_TARGET):
         raise QueryError(
             f"predictions: {sorted(unknown)[0]!r} is not a part of a target; these are: "

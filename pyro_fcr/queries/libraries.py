@@ -14,6 +14,7 @@ from pyro_fcr.data import expected_depths
 from pyro_fcr.draws import QueryError
 from pyro_fcr.queries.fitted import Fitted
 from pyro_fcr.queries.targets import Asked
+from pyro_fcr.values import shown
 
 Library: TypeAlias = Literal["own", "target"] | npt.ArrayLike
 
@@ -62,12 +63,17 @@ def depths(fcr: Fitted, asked: Asked) -> npt.NDArray[np.float64]:
 
 def library_column(size: npt.ArrayLike, n_cells: int) -> Tensor:
     """Return counts per cell, ``(n_cells, 1)``, of a number or of one for each cell."""
-    sizes = np.asarray(size, dtype=np.float32)
+    try:
+        sizes = np.asarray(size, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise QueryError(
+            f"library is {shown(size)}; expected counts per cell, a number or one for each."
+        ) from None
     if sizes.shape not in ((), (n_cells,)):
         raise QueryError(
             f"library has the shape {sizes.shape}; expected a number or one for each of "
             f"{n_cells} cells."
         )
-    if not (sizes > 0).all():
-        raise QueryError("library: counts per cell must be positive.")
+    if not ((sizes > 0) & np.isfinite(sizes)).all():
+        raise QueryError("library: counts per cell must be positive and finite.")
     return torch.from_numpy(np.broadcast_to(sizes, n_cells).copy()).unsqueeze(1)

@@ -215,7 +215,15 @@ def _latents(
 ) -> dict[str, np.ndarray]:
     _check_blocks(fcr, blocks)
     batches = (batch for batch, _ in fcr.chunks(adata, labelled=labelled))
-    return posterior_means(fcr.model, fcr.guide, batches, blocks=blocks)
+    try:
+        return posterior_means(fcr.model, fcr.guide, batches, blocks=blocks)
+    except KeyError as error:
+        if labelled:
+            raise
+        raise ValueError(
+            f"labelled is False, but the guide reads {error}; leave it out and give the cells "
+            "their labels, or use a guide that reads expression only."
+        ) from error
 
 
 def _check_encoding(encoding: str) -> None:
