@@ -204,7 +204,7 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(planted, tmp_path):
 
 
 def test_pairs_without_a_gene_of_enough_counts_are_listed_without_evidence(planted):
-    found = rank_interactions(halved(planted), min_counts=1e9)
+    found = rank_interactions(halved(planted), min_expressing=10**9)
     assert (found.pairs["n_genes"] == 0).all()
     assert (found.pairs["z"] == 0).all()
     assert (found.pairs["pvalue_genes"] == 1).all()

@@ -71,7 +71,7 @@ def interactions(
     plan: shell.PlanOptions = TrainingPlan(),
     replicate_key: str | None = None,
     level: float = 0.1,
-    min_counts: float = 10.0,
+    min_expressing: int = 10,
     overwrite: shell.Overwrite = False,
 ) -> None:
     """Rank pairs of treatment and context by interaction, with error control.
@@ -87,8 +87,8 @@ def interactions(
         of one replicate are not independent evidence.
     level
         False discovery rate to control.
-    min_counts
-        Fewest counts of a gene in one half of a pair's cells.
+    min_expressing
+        Fewest cells, in one half of a pair's, that express a gene.
     """
     for name in ("pairs.csv", "genes.csv"):
         shell.check_file(out / name, ".csv", overwrite=overwrite)
@@ -99,7 +99,7 @@ def interactions(
     cross = pyro_fcr.cross_fit(
         fcr, replicate_key=replicate_key, seed=plan.seed, plan=plan, progress=plan.progress
     )
-    found = pyro_fcr.rank_interactions(cross, level=level, min_counts=min_counts, seed=plan.seed)
+    found = pyro_fcr.rank_interactions(cross, level=level, min_expressing=min_expressing, seed=plan.seed)
     _write(found, out)
 
 

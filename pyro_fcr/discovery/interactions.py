@@ -17,7 +17,7 @@ from scipy import stats
 
 from pyro_fcr.data.design import read_design
 from pyro_fcr.data.treatments import canonical_label
-from pyro_fcr.discovery.contrasts import ConditionCells, deviation, shrink
+from pyro_fcr.discovery.contrasts import ConditionCells, Error, consensus, deviation, shrink
 from pyro_fcr.discovery.effects import Arm, total_effects
 from pyro_fcr.discovery.refits import CrossFit
 from pyro_fcr.draws import QueryError
@@ -70,7 +70,7 @@ def rank_interactions(
     cross: CrossFit,
     *,
     level: float = 0.1,
-    min_counts: float = 10.0,
+    min_expressing: int = 10,
     n_cells: int = 500,
     seed: int = 0,
 ) -> Interactions:
@@ -82,9 +82,9 @@ def rank_interactions(
         Two fits on either half of the cells, from :func:`pyro_fcr.cross_fit`.
     level
         Interval level is ``1 - level``; false discovery rate that the genes' q-values are for.
-    min_counts
-        Counts (treated and untreated together, in one half) that a gene must have in the context to
-        be looked at; of no account for log1p data.
+    min_expressing
+        Cells (treated and untreated together, in one half) that must express a gene in the context
+        for it to be looked at.
     n_cells
         Cells drawn from the fits for each condition.
     seed
@@ -128,14 +128,14 @@ def rank_interactions(
     """
     halves = _Halves(cross)
     found = [
-        _examine(effect, row, min_counts=min_counts)
+        _examine(effect, row, min_expressing=min_expressing)
         for effect in halves.treatments(n_cells=n_cells, seed=seed)
         for row in range(len(effect.contexts))
     ]
     pairs = pd.DataFrame([pair for pair, _ in found])
     pairs["qvalue"] = stats.false_discovery_control(pairs["pvalue"])
     chosen = pairs["qvalue"] <= level
-    penalty = len(pairs) / max(chosen.sum(), 1)
+    penalty = min(len(pairs) / max(chosen.sum(), 1), 2.0)
     tables = [
         _judge(table, penalty if is_chosen else np.inf, level)
         for (_, table), is_chosen in zip(found, chosen, strict=True)
@@ -232,10 +232,11 @@ class _Treatment:
         return [np.subtract(*cells.mean[self.ends]) for cells in self.halves.cells]
 
     @cached_property
-    def variance(self) -> list[FloatArray]:
-        """Sampling variance of these."""
-        halves, ends = self.halves.cells, self.ends.T
-        return [np.array([cells.effect_variance(*each) for each in ends]) for cells in halves]
+    def error(self) -> list[Error]:
+        """Error of these."""
+        ends = self.ends.T
+        found = [[cells.effect_error(*each) for each in ends] for cells in self.halves.cells]
+        return [Error(*map(np.array, zip(*errors, strict=True))) for errors in found]
 
     @cached_property
     def expected(self) -> list[FloatArray]:
@@ -248,37 +249,43 @@ class _Treatment:
 
     @cached_property
     def _oddity(self) -> list[FloatArray]:
-        """How far each context's effect is from the median, as each half tells."""
+        """How far each context's effect is from what most share, as each half tells."""
         found = []
         for k in (0, 1):
-            observed, expected = deviation(self.observed[k]), deviation(self.expected[k])
-            rows = zip(observed, self.variance[k], expected, strict=True)
+            variance = self.error[k].variance
+            common, uncertain = consensus(self.observed[k], variance)
+            observed, variance = self.observed[k] - common, variance + uncertain
+            observed -= np.median(observed, axis=1, keepdims=True)
+            expected = deviation(self.expected[k])
+            rows = zip(observed, variance, expected, strict=True)
             found.append(np.array([(shrink(*row)[0] ** 2 / row[1]).sum() for row in rows]))
         return found
 
     def contrast(self, row: int, half: int) -> FloatArray:
-        """Weights of the contexts in a pair's contrast for one half, chosen on the other."""
-        order = np.argsort(self._oddity[1 - half], kind="stable")
-        others = order[order != row]
-        chosen = others[: (len(others) + 1) // 2]
-        weights = np.zeros(len(order))
-        weights[row], weights[chosen] = 1.0, -1.0 / len(chosen)
+        """Weights of contexts and genes in a pair's contrast for one half, chosen on the other."""
+        oddity, error = self._oddity[1 - half], self.error[1 - half]
+        others = np.delete(np.arange(len(oddity)), row)
+        others = others[np.argsort(oddity[others], kind="stable")]
+        n_alike = (oddity[others] < np.sqrt(2 * error.variance.shape[1])).sum()
+        chosen = others[: max(n_alike, len(others) // 2, 1)]
+        precision = 1 / (error.variance + np.sqrt(error.doubt))[chosen]
+        weights = np.zeros_like(error.variance)
+        weights[row], weights[chosen] = 1.0, -precision / precision.sum(0)
         return weights
 
-    def seen(self, weights: FloatArray, half: int, *, fit: int) -> tuple[FloatArray, ...]:
-        """Return a contrast as a half's cells show it, its variance, and as a fit expects it."""
-        variance = weights**2 @ self.variance[half]
-        return weights @ self.observed[half], variance, weights @ self.expected[fit]
+    def seen(self, weights: FloatArray, half: int, *, fit: int) -> tuple[FloatArray, Error, FloatArray]:
+        """Return a contrast as a half's cells show it, its error, and as a fit expects it."""
+        error = self.error[half].of_sum(weights)
+        observed, expected = self.observed[half], self.expected[fit]
+        return (weights * observed).sum(0), error, (weights * expected).sum(0)
 
 
 def _examine(
-    effect: _Treatment, row: int, *, min_counts: float
+    effect: _Treatment, row: int, *, min_expressing: int
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     halves, x = effect.halves, effect.contexts[row]
-    genes = np.ones(halves.cells[0].totals.shape[1], dtype=bool)
-    if halves.cells[0].log:
-        counts = [cells.totals[effect.ends[:, row]].sum(axis=0) for cells in halves.cells]
-        genes = np.minimum(*counts) >= min_counts
+    shown = [cells.expressing[effect.ends[:, row]].sum(axis=0) for cells in halves.cells]
+    genes = np.minimum(*shown) >= min_expressing
     table = _test_genes(effect, row, genes)
     z = float(np.mean([_read_half(effect, row, half, genes) for half in (0, 1)]))
     context = halves.names[x]
@@ -306,29 +313,32 @@ def _simes(pvalues: pd.Series) -> float:
 def _read_half(effect: _Treatment, row: int, half: int, genes: npt.NDArray[np.bool_]) -> float:
     """Read one half's cells along the direction that the other half gives; a z-value."""
     weights = effect.contrast(row, half)
-    observed, variance, expected = effect.seen(weights, 1 - half, fit=1 - half)
-    direction, precision = np.zeros(len(genes)), np.where(genes, 1.0 / variance, 0.0)
+    observed, error, expected = effect.seen(weights, 1 - half, fit=1 - half)
+    direction, precision = np.zeros(len(genes)), np.where(genes, 1.0 / error.variance, 0.0)
     if genes.any():
-        direction[genes], _ = shrink(observed[genes], variance[genes], expected[genes])
-        direction -= (direction * precision).sum() / precision.sum()
-    cells = effect.halves.cells[half]
-    level, covariance = cells.project(direction * precision, effect.ends.ravel())
-    both = np.concatenate([weights, -weights])
-    sd = np.sqrt(both @ covariance @ both)
-    return float(cells.z_value(both @ level / sd)) if sd > 0 else 0.0
+        direction[genes], _ = shrink(observed[genes], error.variance[genes], expected[genes])
+    if np.abs(direction).max() < 1e-9:
+        return 0.0  # nothing to look for
+    loading = weights * direction * precision
+    # A change of all genes alike is one of the library sizes.
+    loading -= loading.sum(1, keepdims=True) * precision / precision.sum()
+    level, error = effect.halves.cells[half].read(
+        np.concatenate([loading, -loading]), effect.ends.ravel()
+    )
+    return float(error.z_value(level))
 
 
 def _test_genes(effect: _Treatment, row: int, genes: npt.NDArray[np.bool_]) -> pd.DataFrame:
     parts = []
     for half in (0, 1):
-        seen = effect.seen(effect.contrast(row, half), half, fit=1 - half)
-        observed, variance, expected = (values[genes] for values in seen)
-        parts.append((*shrink(observed, variance, expected), observed, variance, expected))
-    mean, sd, observed, variance, expected = (np.array(v) for v in zip(*parts, strict=True))
+        observed, error, expected = effect.seen(effect.contrast(row, half), half, fit=1 - half)
+        values = (observed[genes], error.variance[genes], expected[genes])
+        parts.append((*shrink(*values), *values, error.doubt[genes]))
+    mean, sd, observed, variance, expected, doubt = (np.array(v) for v in zip(*parts, strict=True))
     contrast = observed.mean(axis=0)
     # A change of all genes alike is one of the library sizes.
     centred = contrast - (np.median(contrast) if genes.any() else 0.0)
-    z = effect.halves.cells[0].z_value(np.abs(centred) / np.sqrt(variance.sum(axis=0) / 4))
+    z = Error(variance, doubt).of_sum(np.full((2, 1), 0.5)).z_value(centred)
     return pd.DataFrame(
         {
             "gene": np.array(effect.halves.members[0].registry.genes)[genes],
@@ -337,6 +347,6 @@ def _test_genes(effect: _Treatment, row: int, genes: npt.NDArray[np.bool_]) -> p
             "sd": np.sqrt((sd**2).mean(axis=0)),
             "observed": contrast,
             "model": expected.mean(axis=0),
-            "pvalue": 2.0 * stats.norm.sf(z),
+            "pvalue": 2.0 * stats.norm.sf(np.abs(z)),
         }
     )

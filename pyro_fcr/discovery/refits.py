@@ -57,7 +57,8 @@ def cross_fit(
         Column of obs with the replicate (donor, library, plate) of each cell. Replicates then stay
         whole, half of them in each half, and claims are judged by the spread between them. Give it
         where there are any: cells of one replicate are not independent evidence. Without it each
-        condition's cells are halved at random.
+        condition's cells are halved at random. Every condition needs four replicates; of two or
+        three, no test says what holds beyond them.
     programs
         Function that makes a fresh model and guide, for programs of your own.
     seed
@@ -86,7 +87,7 @@ def cross_fit(
     """
     adata = fcr.source(None)
     _check_comparable(fcr.registry)
-    half, replicate = _halves(fcr, replicate_key, seed)
+    half, replicate = deal_halves(fcr, replicate_key, seed)
     members = []
     for k in (0, 1):
         rows = np.flatnonzero(half == k)
@@ -151,7 +152,10 @@ def bootstrap(
     return tuple(refits)
 
 
-def _halves(fcr: Refittable, replicate_key: str | None, seed: int) -> tuple[Codes, Codes | None]:
+def deal_halves(
+    fcr: Refittable, replicate_key: str | None, seed: int
+) -> tuple[Codes, Codes | None]:
+    """Deal cells to two halves, replicates whole; return halves and replicates of all cells."""
     schema, obs = fcr.registry.schema, fcr.source(None).obs
     condition = read_design(obs, schema).conditions
     rng = np.random.default_rng(seed)
@@ -165,8 +169,10 @@ def _halves(fcr: Refittable, replicate_key: str | None, seed: int) -> tuple[Code
         # Replicates of the same conditions are dealt among one another.
         half = _deal(np.unique(seen, axis=0, return_inverse=True)[1].reshape(-1), rng)[replicate]
     half[~training_cells(obs, schema)] = -1
-    unit = np.arange(len(obs)) if replicate is None else replicate
-    _check_halves(half, condition, unit, obs.index)
+    if replicate is None:
+        _check_halves(half, condition, np.arange(len(obs)), obs.index, _OF_CELLS)
+    else:
+        _check_halves(half, condition, replicate, obs.index, _OF_REPLICATES % replicate_key)
     return half, replicate
 
 
@@ -186,24 +192,45 @@ def _check_comparable(registry: Registry) -> None:
     for condition in registry.conditions:
         seen.setdefault(condition.treatment, set()).add(tuple(condition.covariates.values()))
     untreated = seen.pop(control, set())
-    if not any(len(contexts & untreated) > 1 for contexts in seen.values()):
-        raise QueryError(
-            "No treatment was seen in two contexts that have untreated cells as well: there is "
-            "nothing to compare its effect with."
+    if _comparable(seen, untreated):
+        return
+    others = sorted(seen, key=lambda label: (-len(seen[label]), label))
+    instead = [label for label in others if _comparable(seen, seen[label], but=label)]
+    found = "; ".join(sorted(", ".join(context) for context in untreated)) or "none"
+    raise QueryError(
+        "No treatment was seen in two contexts that have untreated cells as well: there is nothing "
+        f"to compare its effect with. Contexts with {control!r} are {found}."
+        + "".join(
+            f" {label!r} can be what others are compared with: Schema(control={label!r})."
+            for label in instead[:1]
         )
+    )
 
 
-def _check_halves(half: Codes, condition: Codes, unit: Codes, names: pd.Index) -> None:
+def _comparable(
+    seen: dict[str, set[tuple[str, ...]]], reference: set[tuple[str, ...]], *, but: str = ""
+) -> bool:
+    return any(len(where & reference) > 1 for label, where in seen.items() if label != but)
+
+
+_OF_CELLS = "cells in the two halves; expected two in each. Drop the condition."
+_OF_REPLICATES = (
+    "replicates (%r) in the two halves; expected two in each: fewer do not show how much replicates "
+    "differ, and cells of one replicate cannot stand in for that. Drop the condition. With fewer "
+    "replicates in all, estimates are to be had (fcr.effects()), or rankings within each replicate; "
+    "what all of them find holds for these replicates, not for others."
+)
+
+
+def _check_halves(
+    half: Codes, condition: Codes, unit: Codes, names: pd.Index, expected: str
+) -> None:
     for code in np.unique(condition[half >= 0]):
         cells = condition == code
         n = [len(np.unique(unit[cells & (half == k)])) for k in (0, 1)]
         if min(n) < 2:
             cell = names[np.flatnonzero(cells)[0]]
-            raise SchemaError(
-                f"The condition of cell {cell!r} has {n[0]} and {n[1]} cells (replicates, with "
-                "replicate_key) in the two halves; expected two in each. Drop the condition, or "
-                "leave out replicate_key: cells then count as independent."
-            )
+            raise SchemaError(f"The condition of cell {cell!r} has {n[0]} and {n[1]} {expected}")
 
 
 def _with_replacement(rows: Codes, condition: Codes, seed: int) -> Codes:

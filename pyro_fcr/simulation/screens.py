@@ -36,6 +36,8 @@ class InteractionDesign:
         Median counts of a cell.
     dispersion
         theta of the negative binomial: variance = mean + mean**2 / theta.
+    responding
+        Share of the treated cells that respond, to the treatment and its interactions.
     n_replicates, replicate_effect
         Number of replicates of every condition (none by default), and the standard deviation of the
         natural log fold change that each adds to each gene.
@@ -51,6 +53,7 @@ class InteractionDesign:
     main_effect: float = 0.4
     depth: float = 1_500.0
     dispersion: float = 5.0
+    responding: float = 1.0
     n_replicates: int = 0
     replicate_effect: float = 0.0
 
@@ -105,7 +108,8 @@ def simulate_interactions(design: InteractionDesign | None = None, *, seed: int 
     main = planted.main_effects((d.n_treatments + 1, d.n_genes), d.main_effect, 1 / 3, rng)
     interactions = planted.draw_pairs(d.interactions, d.levels, rng)
     log_rate = rng.normal(0, 1.2, d.n_genes) + rng.normal(0, 0.6, (d.n_contexts, d.n_genes))[x]
-    log_rate += main[t] + planted.log_fold_changes(interactions, d.levels)[t, x]
+    acting = t * (rng.random(d.n_cells) < d.responding) if d.responding < 1 else t
+    log_rate += main[acting] + planted.log_fold_changes(interactions, d.levels)[acting, x]
     obs = planted.observations(t, x)
     if d.n_replicates:
         replicate = rng.integers(d.n_replicates, size=d.n_cells)

@@ -1,8 +1,11 @@
 """Power and false discoveries of interactions on simulated cells, against tests gene by gene.
 
     python tests/benchmarks/interactions.py --seeds 10 --effects 0 0.3 0.5 --out interactions.json
+    python tests/benchmarks/interactions.py --seeds 20 --kinds all --real kang_ifnb_small.h5ad
 
-Each seed and effect size is a data set of its own (effect 0: nothing interacts). Printed are means
+The first fits models; each seed and effect size is a data set of its own (effect 0: nothing
+interacts). The second is the error control of ``rank_interactions`` alone, on six kinds of cells
+(``interaction_sets.py``), with directions from the other half's cells and no model. Printed are means
 over seeds of power and of the false discovery proportion at a nominal level, for pairs of treatment
 and context and for the genes within them, as a table and as one JSON line.
 
@@ -24,8 +27,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from interaction_sets import BUNDLED, KINDS, make, read_real
+
 from pyro_fcr import FCR, Schema, cross_fit, rank_interactions
 from pyro_fcr.discovery import interactions as module
+from pyro_fcr.discovery.refits import CrossFit, deal_halves
 from pyro_fcr.simulation import InteractionDesign, simulate_interactions
 
 SCHEMA = Schema(treatment_key="treatment", control="control", covariate_keys="context")
@@ -101,15 +107,19 @@ def fcr(adata, *, epochs, seed):
     model = FCR(adata, SCHEMA, seed=seed)
     cross = cross_fit(model, max_epochs=epochs, seed=seed)
     with_model = rank_interactions(cross, level=LEVEL)
-    total_effects, module.total_effects = module.total_effects, _no_effects
-    try:
-        alone = rank_interactions(cross, level=LEVEL)
-    finally:
-        module.total_effects = total_effects
     return {
         "FCR": (with_model.pairs, with_model.genes),
-        "the same without the model": (alone.pairs, alone.genes),
+        "the same without the model": rank_without_model(cross),
     }
+
+
+def rank_without_model(cross):
+    total_effects, module.total_effects = module.total_effects, _no_effects
+    try:
+        found = rank_interactions(cross, level=LEVEL)
+    finally:
+        module.total_effects = total_effects
+    return found.pairs, found.genes
 
 
 def _no_effects(member, arm, contexts, **_):
@@ -151,25 +161,53 @@ def one(job):
     return rows
 
 
+def one_kind(job):
+    kind, seed, path = job
+    warnings.simplefilter("ignore")
+    adata = make(kind, seed, read_real(path))
+    model = FCR(adata, SCHEMA)
+    cross = CrossFit((model, model), *deal_halves(model, None, seed))
+    scores = judge(*rank_without_model(cross), adata.uns["interactions"])
+    cells = path.rsplit("/")[-1] if path else "simulated"
+    row = {"kind": kind, "cells": cells, "seed": seed, **scores}
+    print(json.dumps(row), flush=True)
+    return [row]
+
+
+def jobs_of(options, seeds):
+    """Return the function to run and its arguments, a tuple for each data set."""
+    if not options.kinds:
+        sizes = {"n_cells": options.cells}
+        return one, [(s, e, options.epochs, sizes) for s, e in product(seeds, options.effects)]
+    kinds = list(KINDS) if options.kinds == ["all"] else options.kinds
+    real = {"permuted", "fake_arms"}
+    return one_kind, [
+        (kind, seed, path)
+        for kind, seed in product(kinds, seeds)
+        for path in (options.real if kind in real else [None])
+    ]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--effects", type=float, nargs="+", default=[0.0, 0.3, 0.5])
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--cells", type=int, default=6_000)
+    parser.add_argument("--kinds", nargs="+", choices=["all", *KINDS], help="instead of fits")
+    parser.add_argument("--real", nargs="+", default=[BUNDLED], help="h5ad of real cells")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", default=None, help="JSON file for the scores of every seed")
     options = parser.parse_args()
-    sizes = {"n_cells": options.cells}
-    jobs = [
-        (s, e, options.epochs, sizes) for s, e in product(range(options.seeds), options.effects)
-    ]
+    run, jobs = jobs_of(options, range(options.first_seed, options.first_seed + options.seeds))
     with ProcessPoolExecutor(options.workers) as pool:
-        rows = [row for found in pool.map(one, jobs) for row in found]
+        rows = [row for found in pool.map(run, jobs) for row in found]
     table = pd.DataFrame(rows)
     if options.out:
         table.to_json(options.out, orient="records", indent=1)
-    summary = table.drop(columns="seed").groupby(["effect", "method"]).mean().round(3)
+    by = ["kind", "cells"] if options.kinds else ["effect", "method"]
+    summary = table.drop(columns="seed").groupby(by, sort=not options.kinds).mean().round(3)
     print(summary.to_string())
     print(json.dumps(json.loads(summary.reset_index().to_json(orient="records"))))
 
