@@ -139,14 +139,14 @@ def test_every_graph_has_effects(name):
     reached = {site for site in sites if "t" in fcr.graph.ancestors(site)}
     assert set(found.rows["effect"]) == {"total", "interaction", *reached}
     assert np.isfinite(found.estimate).all()
-    assert (found.lower <= found.upper).all()
+    assert (found.spread_lower <= found.spread_upper).all()
 
 
 def test_intervals_over_cells_and_over_refits(fitted):
     one = effects(fitted, n_cells=300, level=0.5)
     assert one.uncertainty == "cells"
     total = one.rows["effect"].to_numpy() == "total"
-    assert (one.lower[total] < one.estimate[total]).mean() > 0.95
+    assert (one.spread_lower[total] < one.estimate[total]).mean() > 0.95
     assert (one.sd[total] > 0).all()
     refits = bootstrap(fitted, 3, max_epochs=2, batch_size=256)
     three = effects(refits, n_cells=60, level=0.9)
@@ -154,7 +154,9 @@ def test_intervals_over_cells_and_over_refits(fitted):
     each = np.array([effects(r, n_cells=60).estimate for r in refits])
     np.testing.assert_allclose(three.estimate, each.mean(axis=0))
     np.testing.assert_allclose(three.sd, each.std(axis=0, ddof=1))
-    np.testing.assert_allclose(three.upper, three.estimate + 2.92 * three.sd, rtol=2e-3)  # t, 2 df
+    np.testing.assert_allclose(
+        three.spread_upper, three.estimate + 2.92 * three.sd, rtol=2e-3
+    )  # t, 2 df
 
 
 def test_the_table_and_the_adata_say_the_same(fitted, tmp_path):
@@ -165,13 +167,13 @@ def test_the_table_and_the_adata_say_the_same(fitted, tmp_path):
     table = found.to_frame(["gene7", "gene3"])
     assert list(table.columns) == [
         "treatment", "line", "context", "effect", "extrapolated",
-        "gene", "estimate", "sd", "lower", "upper", "uncertainty",
+        "gene", "estimate", "sd", "spread_lower", "spread_upper", "uncertainty",
     ]  # fmt: skip
     assert len(table) == 3 * 4 * 2
     row = table[(table["line"] == "line2") & (table["effect"] == "z_t")].set_index("gene")
     where = (adata.obs["line"] == "line2") & (adata.obs["effect"] == "z_t")
     assert adata[where, "gene3"].X.item() == row.loc["gene3", "estimate"]
-    assert adata[where, "gene7"].layers["upper"].item() == row.loc["gene7", "upper"]
+    assert adata[where, "gene7"].layers["spread_upper"].item() == row.loc["gene7", "spread_upper"]
     assert adata.uns["uncertainty"] == "cells"
     with pytest.raises(KeyError, match="'geneX' is not a gene of the model"):
         found.to_frame(["gene1", "geneX"])

@@ -8,7 +8,7 @@ from pyro_fcr import FCR, Architecture, QueryError, Schema, SchemaError
 from pyro_fcr.data import register
 from pyro_fcr.discovery import interactions as module
 from pyro_fcr.discovery.interactions import rank_interactions
-from pyro_fcr.discovery.refits import CrossFit, bootstrap, cross_fit
+from pyro_fcr.discovery.refits import CrossFit, bootstrap, cross_fit, deal_halves
 from pyro_fcr.simulation import InteractionDesign, simulate_interactions
 
 SCHEMA = Schema(treatment_key="treatment", control="control", covariate_keys="context")
@@ -22,6 +22,12 @@ def halved(adata, seed=0, schema=SCHEMA):
     """A cross-fit whose models were not trained: a test must keep its level with these, too."""
     fcr = FCR(adata, schema, architecture=Architecture(n_x=3, n_t=2, n_tx=1, n_hidden=16))
     return cross_fit(fcr, seed=seed, max_epochs=1, batch_size=512)
+
+
+def untrained(adata, schema=SCHEMA):
+    """Rank by cells alone: the model is not fitted, and its expectations are of no use."""
+    fcr = FCR(adata, schema, architecture=Architecture(n_x=3, n_t=2, n_tx=1, n_hidden=16))
+    return rank_interactions(CrossFit((fcr, fcr), *deal_halves(fcr, None, 0)), n_cells=20)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +64,9 @@ def test_the_planted_pair_comes_first_and_its_genes_are_found(planted, ranked):
 def test_genes_of_pairs_that_were_not_found_are_not_claimed(cross, ranked):
     chosen = ranked.pairs.loc[ranked.pairs["qvalue"] <= 0.1, ["treatment", "context"]]
     pairs = set(chosen.itertuples(index=False, name=None))
-    for (t, x), genes in ranked.genes.groupby(["treatment", "context"]):
-        smallest = genes["qvalue"].min()
-        assert smallest < 0.1 if (t, x) in pairs else smallest == 1.0
+    assert 0 < len(pairs) < len(ranked.pairs)
+    for pair, genes in ranked.genes.groupby(["treatment", "context"]):
+        assert (genes["qvalue"].min() == 1.0) == (pair not in pairs)
     assert (rank_interactions(cross, level=1e-300).genes["qvalue"] == 1.0).all()  # no pair at all
 
 
@@ -192,8 +198,11 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(planted, tmp_path):
     planted = planted.copy()
     planted.obs["donor"] = np.where(np.arange(planted.n_obs) % 2, "d1", "d2")
     fcr = FCR(planted, SCHEMA, architecture=SMALL)
-    with pytest.raises(SchemaError, match=r"has 1 and 1 cells \(replicates.*expected two in each"):
+    with pytest.raises(
+        SchemaError, match=r"has 1 and 1 replicates \('donor'\).*two in each"
+    ) as few:
         cross_fit(fcr, replicate_key="donor", max_epochs=1)
+    assert "leave out" not in str(few.value)  # cells of a donor are no replicates
     with pytest.raises(SchemaError, match="'donors' is not a column of adata.obs"):
         cross_fit(fcr, replicate_key="donors", max_epochs=1)
     with pytest.raises(ValueError, match="n_refits is 1; expected a whole number of 2 or more"):
@@ -201,6 +210,64 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(planted, tmp_path):
     loaded = FCR.load(fcr.save(tmp_path / "model"))
     with pytest.raises(ValueError, match="loaded without data: pass adata="):
         cross_fit(loaded, max_epochs=1)
+
+
+def test_control_in_one_context_only_leaves_another_treatment_to_compare_with(planted):
+    control, line = planted.obs["treatment"] == "control", planted.obs["context"] == "line1"
+    adata = planted[~control | line].copy()
+    message = r"'control' are line1. 'drug1' can be .* Schema\(control='drug1'\)"
+    uncontrolled = pytest.warns(UserWarning, match="without control cells")
+    with uncontrolled, pytest.raises(QueryError, match=message):
+        halved(adata)
+    schema = Schema(treatment_key="treatment", control="drug1", covariate_keys="context")
+    pairs = untrained(adata, schema=schema).pairs
+    assert set(pairs["treatment"]) == {"drug2"}
+    assert (pairs["qvalue"] <= 0.1).any()
+
+
+def test_one_cell_that_holds_most_of_a_gene_makes_no_pair():
+    design = InteractionDesign(n_cells=1500, n_genes=60, n_contexts=4, n_interacting=0)
+    adata = simulate_interactions(design, seed=1)
+    counts = adata.X.toarray()
+    gene = counts.mean(axis=0).argmin()
+    for line in ("line1", "line3"):
+        rows = np.flatnonzero((adata.obs["context"] == line) & (adata.obs["treatment"] == "drug1"))
+        counts[rows[0], gene] = 33 * (1 + counts[rows, gene].sum())
+    adata.X = counts
+    found = untrained(adata)
+    assert (found.pairs["qvalue"] > 0.1).all()
+    own = found.genes[found.genes["gene"] == f"gene{gene + 1}"]
+    assert len(own) >= 8
+    assert (own["pvalue"] > 0.05).all()
+
+
+def test_where_two_of_five_contexts_differ_and_groups_are_uneven_the_others_are_not_called():
+    names = {("drug1", "line2"): 0, ("drug1", "line4"): 30}
+    called = []
+    for seed in range(4):
+        design = InteractionDesign(
+            n_cells=4000, n_genes=100, n_contexts=5, n_treatments=2, n_interacting=0
+        )
+        adata = simulate_interactions(design, seed=seed)
+        rng, counts = np.random.default_rng(seed), adata.X.toarray()
+        for (drug, line), first in names.items():
+            rows = (adata.obs["treatment"] == drug) & (adata.obs["context"] == line)
+            block = counts[np.ix_(rows, np.arange(first, first + 20))]
+            counts[np.ix_(rows, np.arange(first, first + 20))] = rng.binomial(
+                block.astype(int), 0.5
+            )
+        adata.X = counts
+        share = adata.obs["context"].map({"line1": 0.15, "line3": 0.5}).fillna(1.0)
+        adata = adata[rng.random(adata.n_obs) < share].copy()
+        missing = (adata.obs["treatment"] == "drug2") & (adata.obs["context"] == "line5")
+        pairs = untrained(adata[~missing].copy()).pairs
+        assert len(pairs) == 9
+        own = pairs[(pairs["treatment"] == "drug1") & (pairs["context"] == "line1")]["reference"]
+        assert set(own.item().split("; ")) == {"line3", "line5"}
+        found = pairs.loc[pairs["qvalue"] <= 0.1, ["treatment", "context"]]
+        called += list(found.itertuples(index=False, name=None))
+    assert sum(pair in names for pair in called) == 8
+    assert sum(pair not in names for pair in called) <= 1
 
 
 def test_pairs_without_a_gene_of_enough_counts_are_listed_without_evidence(planted):

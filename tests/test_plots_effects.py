@@ -40,7 +40,7 @@ def make_effects(treatments=("drug",), genes=("ISG15", "CXCL10")):
     ]
     estimate = np.linspace(-1, 2, len(rows))
     return pd.DataFrame(rows).assign(
-        estimate=estimate, sd=0.1, lower=estimate - 0.2, upper=estimate + 0.2
+        estimate=estimate, sd=0.1, spread_lower=estimate - 0.2, spread_upper=estimate + 0.2
     )
 
 
@@ -293,7 +293,7 @@ def test_paths_show_each_block_in_each_context():
         np.testing.assert_array_equal(np.round(cloud.get_offsets()[:, 1]), [0, 1])
         assert [to_hex(c) == "#ffffff" for c in cloud.get_facecolors()] == [True, False]
     bar = axes[0].collections[0].get_segments()[1][:, 0]
-    np.testing.assert_allclose(bar, by.loc[("total", "T cell"), ["lower", "upper"]])
+    np.testing.assert_allclose(bar, by.loc[("total", "T cell"), ["spread_lower", "spread_upper"]])
     (legend,) = axes[0].figure.legends
     names = ["total", "through z_t", "through z_tx", "not seen in training"]
     assert texts(legend.get_texts()) == names

@@ -36,14 +36,14 @@ def effects(
     Parameters
     ----------
     models
-        Folders that `fit` wrote. Of one model intervals say how much cells differ; of several,
+        Folders that `fit` wrote. Of one model the spread is how much cells differ; of several,
         fitted to the same conditions, how much the fits do.
     out
         .csv with a row per effect and gene, or .h5ad with a row per effect.
     treatment
         A treatment; repeatable, all if left out.
     level
-        Share of the draws within the intervals.
+        Share of the draws within the bounds of the spread.
     n_cells
         Cells to draw per context.
     """
@@ -99,7 +99,9 @@ def interactions(
     cross = pyro_fcr.cross_fit(
         fcr, replicate_key=replicate_key, seed=plan.seed, plan=plan, progress=plan.progress
     )
-    found = pyro_fcr.rank_interactions(cross, level=level, min_expressing=min_expressing, seed=plan.seed)
+    found = pyro_fcr.rank_interactions(
+        cross, level=level, min_expressing=min_expressing, seed=plan.seed
+    )
     _write(found, out)
 
 

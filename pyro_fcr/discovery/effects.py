@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from pyro_fcr.data import Registry
-from pyro_fcr.discovery.contrasts import deviation
+from pyro_fcr.discovery.pooling import deviation
 from pyro_fcr.draws import QueryError
 from pyro_fcr.draws.paths import REFERENCE, TOTAL, path_responses
 from pyro_fcr.metrics.arrays import Codes, FloatArray
@@ -58,22 +58,24 @@ class Effects:
         joined), ``effect``, ``extrapolated`` (no training cell had the pair).
     genes
         Names of the columns.
-    estimate, sd, lower, upper
+    estimate, sd, spread_lower, spread_upper
         Natural log fold changes of mean expression against untreated cells of the same context
-        (differences of means for log1p data), ``(n_rows, n_genes)``; the interval and its standard
-        deviation.
+        (differences of means for log1p data), ``(n_rows, n_genes)``; their spread, as a standard
+        deviation and as the bounds of its middle. The spread is no test: it may lie on one side of
+        zero for a gene to which nothing happens. For claims see
+        :func:`pyro_fcr.rank_interactions`.
     uncertainty
-        What the interval is of: ``"parameters"`` (spread over refits: how far the data determine
-        the fit, without what all fits get wrong alike) or ``"cells"`` (spread over cells of the
-        fitted model: how much cells differ).
+        What the spread is over: ``"parameters"`` (refits: how far the data determine the fit,
+        without what all fits get wrong alike) or ``"cells"`` (cells of the fitted model: how much
+        cells differ).
     """
 
     rows: pd.DataFrame
     genes: tuple[str, ...]
     estimate: FloatArray
     sd: FloatArray
-    lower: FloatArray
-    upper: FloatArray
+    spread_lower: FloatArray
+    spread_upper: FloatArray
     uncertainty: str
 
     def to_frame(self, genes: Sequence[str] | None = None) -> pd.DataFrame:
@@ -150,7 +152,7 @@ class Effects:
         return result.sort_values("selectivity", ascending=False).reset_index()
 
 
-_VALUES = ("estimate", "sd", "lower", "upper")
+_VALUES = ("estimate", "sd", "spread_lower", "spread_upper")
 _COLUMNS = (
     "treatment", "dose", "context", "effect", "extrapolated", "gene", "uncertainty", *_VALUES
 )  # fmt: skip
@@ -175,15 +177,15 @@ def effects(
     Parameters
     ----------
     fits
-        A fitted model, or refits of one (:func:`pyro_fcr.bootstrap`): then intervals say how far
-        fits differ. With a single model they say how much cells differ.
+        A fitted model, or refits of one (:func:`pyro_fcr.bootstrap`): then the spread is how
+        far fits differ. With a single model it is how much cells differ.
     treatments
         Labels; None takes all of training, each at its doses. Others are asked for at their only
         trained dose.
     n_cells
         Cells drawn for each context.
     level
-        Level of the intervals.
+        Share of cells, or of refits, within the bounds of the spread.
     seed
         Seed of the draws.
 

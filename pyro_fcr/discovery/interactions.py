@@ -17,8 +17,9 @@ from scipy import stats
 
 from pyro_fcr.data.design import read_design
 from pyro_fcr.data.treatments import canonical_label
-from pyro_fcr.discovery.contrasts import ConditionCells, Error, consensus, deviation, shrink
+from pyro_fcr.discovery.contrasts import ConditionCells, Error
 from pyro_fcr.discovery.effects import Arm, total_effects
+from pyro_fcr.discovery.pooling import consensus, deviation, shrink
 from pyro_fcr.discovery.refits import CrossFit
 from pyro_fcr.draws import QueryError
 from pyro_fcr.metrics.arrays import Codes, FloatArray
@@ -27,9 +28,10 @@ from pyro_fcr.values import checked
 
 _COLUMNS = (
     "treatment", "dose", "context", "strength", "z", "pvalue_direction", "pvalue_genes", "pvalue",
-    "qvalue", "n_cells", "n_genes", "gene", "estimate", "sd", "lower", "upper", "observed", "model",
+    "qvalue", "reference", "n_cells", "n_genes", "gene", "estimate", "sd", "lower", "upper", "observed", "model",
 )  # fmt: skip
 _MIN_CELLS = 4  # of a condition in each half, below which its error cannot be told
+_HALVED = 2.0  # the level of genes within pairs that were found, see the notes
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +45,13 @@ class Interactions:
         the covariates, ``context``; ``strength`` (root mean square over genes of the estimates
         below), ``z`` (of many genes together, along the direction that the other half gives),
         ``pvalue_direction`` (its), ``pvalue_genes`` (of the strongest genes), ``pvalue`` (of both),
-        ``qvalue`` (Benjamini and Hochberg over all pairs), ``n_cells``, ``n_genes``.
+        ``reference`` (contexts that it was compared with), ``qvalue`` (Benjamini and Hochberg over
+        all pairs), ``n_cells``, ``n_genes``. Of a treatment in two contexts only, both pairs say
+        that its effects differ; which of them is the odd one, nobody can tell.
     genes
         A row per pair and gene: ``estimate``, ``sd``, ``lower``, ``upper`` (the effect in this
-        context less the treatment's median effect over contexts, natural log fold change, shrunk
-        towards what the model expects), ``observed`` (of the cells alone), ``model`` (of the fits
+        context less that in the contexts of reference, natural log fold change, shrunk towards what
+        the model expects), ``observed`` (of the cells alone), ``model`` (of the fits
         alone), ``pvalue``, ``qvalue``.
     level
         The false discovery rate that the genes' ``qvalue`` are meant for.
@@ -102,17 +106,23 @@ def rank_interactions(
 
     Notes
     -----
-    A pair's contrast is the effect in its context less the mean effect in the half of the other
-    contexts where the treatment acts most alike; which these are, one half of the cells tells the
-    other. (Against the mean of all contexts, one that differs makes all others seem to differ.) The
-    direction of a pair is the contrast in one half, shrunk towards the model's
-    (:func:`pyro_fcr.discovery.contrasts.shrink`), divided by its variance and orthogonal to a
-    change of all genes alike; the other half is read along it. The two z-values are averaged and
-    taken as one standard normal: they can be fully dependent where there is nothing to find, so the
-    average is not credited with the evidence of two. Few strong genes are found better one by one:
-    the p-value of a pair combines that of the direction with that of its genes (Cauchy combination,
-    Liu and Xie 2020, JASA 115:393). Genes are tested within the pairs found, with the level
-    corrected for the choice (Benjamini and Bogomolov 2014, JRSS B 76:297).
+    A pair's contrast is the effect in its context less that in the contexts of reference: the other
+    contexts where the treatment acts as in most, at least the nearer half of them, weighted gene by
+    gene by their precision. Which these are, one half of the cells tells the other
+    (:func:`pyro_fcr.discovery.pooling.consensus`). (Against the mean of all contexts, one that
+    differs makes all others seem to differ.) Errors and their degrees of freedom are those of
+    :class:`pyro_fcr.discovery.contrasts.ConditionCells`, so neither one cell that holds the counts
+    of a gene nor a handful of cells in a group pass for evidence.
+
+    The direction of a pair is the contrast in one half, shrunk towards the model's
+    (:func:`pyro_fcr.discovery.pooling.shrink`), divided by its variance and orthogonal to a change
+    of all genes alike; the other half is read along it. The two z-values are averaged and taken as
+    one standard normal: they can be fully dependent where there is nothing to find, so the average
+    is not credited with the evidence of two. Few strong genes are found better one by one: the
+    p-value of a pair combines that of the direction with that of its genes (Cauchy combination, Liu
+    and Xie 2020, JASA 115:393). Genes are tested within the pairs found, with the level corrected
+    for the choice (Benjamini and Bogomolov 2014, JRSS B 76:297) or halved (Yekutieli 2008, JASA
+    103:309), whichever takes less away.
 
     Examples
     --------
@@ -135,7 +145,7 @@ def rank_interactions(
     pairs = pd.DataFrame([pair for pair, _ in found])
     pairs["qvalue"] = stats.false_discovery_control(pairs["pvalue"])
     chosen = pairs["qvalue"] <= level
-    penalty = min(len(pairs) / max(chosen.sum(), 1), 2.0)
+    penalty = min(len(pairs) / max(chosen.sum(), 1), _HALVED)
     tables = [
         _judge(table, penalty if is_chosen else np.inf, level)
         for (_, table), is_chosen in zip(found, chosen, strict=True)
@@ -273,7 +283,9 @@ class _Treatment:
         weights[row], weights[chosen] = 1.0, -precision / precision.sum(0)
         return weights
 
-    def seen(self, weights: FloatArray, half: int, *, fit: int) -> tuple[FloatArray, Error, FloatArray]:
+    def seen(
+        self, weights: FloatArray, half: int, *, fit: int
+    ) -> tuple[FloatArray, Error, FloatArray]:
         """Return a contrast as a half's cells show it, its error, and as a fit expects it."""
         error = self.error[half].of_sum(weights)
         observed, expected = self.observed[half], self.expected[fit]
@@ -289,6 +301,8 @@ def _examine(
     table = _test_genes(effect, row, genes)
     z = float(np.mean([_read_half(effect, row, half, genes) for half in (0, 1)]))
     context = halves.names[x]
+    compared = sum((effect.contrast(row, half) < 0).any(axis=1) for half in (0, 1))
+    others = [halves.names[other] for other in effect.contexts[compared > 0]]
     levels = named_levels(context, _COLUMNS)
     names = {**effect.arm.columns, **levels, "context": ", ".join(context.values())}
     parts = {"pvalue_direction": float(stats.norm.sf(z)), "pvalue_genes": _simes(table["pvalue"])}
@@ -298,6 +312,7 @@ def _examine(
         "z": z,
         **parts,
         "pvalue": float(stats.cauchy.sf(np.mean(stats.cauchy.isf(list(parts.values()))))),
+        "reference": "; ".join(", ".join(other.values()) for other in others),
         "n_cells": int(sum((c.condition == effect.ends[0, row]).sum() for c in halves.cells)),
         "n_genes": int(genes.sum()),
     }

@@ -215,10 +215,10 @@ def _comparable(
 
 _OF_CELLS = "cells in the two halves; expected two in each. Drop the condition."
 _OF_REPLICATES = (
-    "replicates (%r) in the two halves; expected two in each: fewer do not show how much replicates "
-    "differ, and cells of one replicate cannot stand in for that. Drop the condition. With fewer "
-    "replicates in all, estimates are to be had (fcr.effects()), or rankings within each replicate; "
-    "what all of them find holds for these replicates, not for others."
+    "replicates (%r) in the two halves; expected two in each: fewer do not show how much "
+    "replicates differ, and cells of one replicate cannot stand in for that. Drop the condition. "
+    "With fewer replicates in all there are estimates (fcr.effects()), or rankings within each "
+    "replicate: what all of them find holds for these replicates, not for others."
 )
 
 

@@ -21,8 +21,8 @@ BLUE, ORANGE = "#0072b2", "#d55e00"  # of the Okabe-Ito palette, told apart by e
 
 # Columns that are results; the others say what a result is of.
 NUMBERS = {
-    "estimate", "sd", "lower", "upper", "extrapolated", "support", "uncertainty", "strength", "z",
-    "pvalue", "qvalue", "n_cells", "n_genes",
+    "estimate", "sd", "lower", "upper", "spread_lower", "spread_upper", "extrapolated", "support",
+    "reference", "uncertainty", "strength", "z", "pvalue", "qvalue", "n_cells", "n_genes",
 }  # fmt: skip
 
 

@@ -141,7 +141,7 @@ def effect_paths(
     effects
         One row per treatment, context, gene and effect: ``treatment``, ``context``, ``gene``,
         ``effect`` (``"total"``, ``"z_t"``, ``"z_tx"``; others are left out), ``estimate``,
-        ``lower`` and ``upper`` as log fold changes (natural logarithm). With a column
+        ``spread_lower`` and ``spread_upper`` as log fold changes (natural logarithm). With a column
         ``extrapolated`` (bool) what was not seen in training is hollow.
     genes
         Genes to show, a panel each, on one scale.
@@ -174,13 +174,14 @@ def effect_paths(
     ...         "estimate": [0.4, 0.4, 0.0, 3.1, 0.4, 2.7],
     ...     }
     ... )
-    >>> effects["lower"], effects["upper"] = effects["estimate"] - 0.2, effects["estimate"] + 0.2
+    >>> effects["spread_lower"] = effects["estimate"] - 0.2
+    >>> effects["spread_upper"] = effects["estimate"] + 0.2
     >>> (ax,) = plots.effect_paths(effects, genes=["CXCL10"], treatment="IFN-beta")
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['T cell', 'monocyte']
     """
     keys = ["treatment", "context", "gene", "effect"]
-    check_columns(effects, [*keys, "estimate", "lower", "upper"], name="effects")
+    check_columns(effects, [*keys, "estimate", "spread_lower", "spread_upper"], name="effects")
     check_levels(effects["treatment"], [treatment], name="effects")
     chosen = effects[(effects["treatment"] == treatment) & effects["effect"].isin(list(_PATHS))]
     check_levels(chosen["gene"], genes, name=f"effects of {treatment}")
@@ -198,7 +199,7 @@ def _paths_figure(
     figure, axes = grid(len(genes), n_columns, width=1.9, height=height)
     figure.set_figwidth(figure.get_figwidth() + label_width(contexts))
     paths = {path: style for path, style in _PATHS.items() if path in set(effects["effect"])}
-    low, high = min(effects["lower"].min(), 0.0), max(effects["upper"].max(), 0.0)
+    low, high = min(effects["spread_lower"].min(), 0.0), max(effects["spread_upper"].max(), 0.0)
     margin = 0.06 * (high - low)
     for number, (ax, gene) in enumerate(zip(axes, genes, strict=True)):
         _draw_paths(ax, effects[effects["gene"] == gene], contexts, paths)
@@ -222,7 +223,9 @@ def _draw_paths(
     for shift, (path, (_, color, marker)) in zip((-0.22, 0.0, 0.22), paths.items(), strict=False):
         part = effects[effects["effect"] == path].set_index("context").reindex(contexts)
         rows = np.arange(len(contexts)) + shift
-        ax.hlines(rows, part["lower"], part["upper"], color=color, linewidth=1.1, alpha=0.7)
+        ax.hlines(
+            rows, part["spread_lower"], part["spread_upper"], color=color, linewidth=1.1, alpha=0.7
+        )
         faces = np.where(_is_extrapolated(part), "white", color)
         style: dict[str, Any] = {"s": 18, "marker": marker, "linewidths": 1.0, "zorder": 3}
         ax.scatter(part["estimate"], rows, c=faces, edgecolors=color, **style)

@@ -7,8 +7,8 @@ Real cells come from a file of counts with the columns ``treatment`` and ``cell_
 import anndata as ad
 import numpy as np
 import pandas as pd
-
 from pyro_fcr.datasets import gbm_panobinostat
+
 from pyro_fcr.simulation import InteractionDesign, simulate_interactions
 
 SIZES = {"n_cells": 6_000}
@@ -59,9 +59,8 @@ def outlier(_, rng):
         arm = rng.choice([drug, "control"])
         for context in rng.choice(sorted(set(adata.obs["context"])), 2, replace=False):
             rows = np.flatnonzero(condition == f"{arm} {context}")
-            counts[rng.choice(rows), gene] += np.ceil(
-                counts[rows, gene].sum() * HELD / (1 - HELD)
-            )
+            others = counts[rows, gene].sum()
+            counts[rng.choice(rows), gene] += np.ceil(others * HELD / (1 - HELD))
     adata.X = counts
     return adata
 

@@ -5,7 +5,7 @@
 
 The first fits models; each seed and effect size is a data set of its own (effect 0: nothing
 interacts). The second is the error control of ``rank_interactions`` alone, on six kinds of cells
-(``interaction_sets.py``), with directions from the other half's cells and no model. Printed are means
+(``interaction_sets.py``), directions from the other half's cells and no model. Printed are means
 over seeds of power and of the false discovery proportion at a nominal level, for pairs of treatment
 and context and for the genes within them, as a table and as one JSON line.
 
@@ -25,9 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-
 from interaction_sets import BUNDLED, KINDS, make, read_real
+from scipy import stats
 
 from pyro_fcr import FCR, Schema, cross_fit, rank_interactions
 from pyro_fcr.discovery import interactions as module

@@ -85,6 +85,7 @@ def one(seed, options):
     truth, fcr = true_effects(adata), FCR(adata, SCHEMA, seed=seed)
     refits = bootstrap(fcr, options.refits, max_epochs=options.epochs, seed=seed)
     totals = effects(refits, level=LEVEL, seed=seed).to_frame()
+    totals = totals.rename(columns={"spread_lower": "lower", "spread_upper": "upper"})
     ranked = rank_interactions(
         cross_fit(fcr, max_epochs=options.epochs, seed=seed), level=1 - LEVEL, seed=seed
     )
