@@ -7,7 +7,7 @@ Real cells come from a file of counts with the columns ``treatment`` and ``cell_
 import anndata as ad
 import numpy as np
 import pandas as pd
-from pyro_fcr.datasets import gbm_panobinostat
+from pyro_fcr import datasets
 
 from pyro_fcr.simulation import InteractionDesign, simulate_interactions
 
@@ -24,7 +24,7 @@ def read_real(path):
     """Return real cells with the columns ``treatment`` and ``context``."""
     if path is None:
         return None
-    adata = gbm_panobinostat() if path == BUNDLED else ad.read_h5ad(path)
+    adata = datasets.gbm_panobinostat() if path == BUNDLED else ad.read_h5ad(path)
     context = "cell_type" if "cell_type" in adata.obs else "patient"
     columns = adata.obs[["treatment", context]].astype(str)
     adata.obs = columns.rename(columns={context: "context"})
