@@ -220,7 +220,8 @@ def test_control_in_one_context_only_leaves_another_treatment_to_compare_with(pl
     with uncontrolled, pytest.raises(QueryError, match=message):
         halved(adata)
     schema = Schema(treatment_key="treatment", control="drug1", covariate_keys="context")
-    pairs = untrained(adata, schema=schema).pairs
+    with pytest.warns(UserWarning, match="'control' looks like a label of untreated cells"):
+        pairs = untrained(adata, schema=schema).pairs
     assert set(pairs["treatment"]) == {"drug2"}
     assert (pairs["qvalue"] <= 0.1).any()
 

@@ -7,8 +7,8 @@ Real cells come from a file of counts with the columns ``treatment`` and ``cell_
 import anndata as ad
 import numpy as np
 import pandas as pd
-from pyro_fcr import datasets
 
+from pyro_fcr import datasets
 from pyro_fcr.simulation import InteractionDesign, simulate_interactions
 
 SIZES = {"n_cells": 6_000}
