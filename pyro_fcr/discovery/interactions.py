@@ -28,7 +28,8 @@ from pyro_fcr.values import checked
 
 _COLUMNS = (
     "treatment", "dose", "context", "strength", "z", "pvalue_direction", "pvalue_genes", "pvalue",
-    "qvalue", "reference", "n_cells", "n_genes", "gene", "estimate", "sd", "lower", "upper", "observed", "model",
+    "qvalue", "reference", "n_cells", "n_genes", "gene", "estimate", "sd", "lower", "upper",
+    "observed", "model",
 )  # fmt: skip
 _MIN_CELLS = 4  # of a condition in each half, below which its error cannot be told
 _HALVED = 2.0  # the level of genes within pairs that were found, see the notes
