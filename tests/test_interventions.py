@@ -119,6 +119,18 @@ def test_a_dose_curve_draws_what_treatments_change(asked):
         assert table["estimate"].iloc[1] == pytest.approx(np.log(10 / 2.8), rel=0.15)
 
 
+def test_groups_of_draws_hold_no_measured_value_of_what_is_drawn(asked):
+    pytest.importorskip("arviz", reason="needs ArviZ")
+    adata, fcr = asked
+    data = fcr.to_arviz(adata[:6].copy(), predictions={"treatment": "drug1"}, n_draws=300)
+    found = data["predictions_constant_data"]
+    assert not {"m", "phase", "obs_phase"} & set(found)
+    assert {"x", "t", "line", "extrapolated"} <= set(found)
+    assert {"m", "phase"} <= set(data["constant_data"])
+    marker = data["predictions"]["y"].values[..., PHASE].mean()
+    assert marker == pytest.approx(1 + 9 * 0.9, rel=0.05)
+
+
 def graph_of(**parents):
     observed = frozenset({s for s, p in parents.items() if not p} | {"y", "m"})
     labels = frozenset(observed - {"y"})

@@ -79,8 +79,8 @@ def to_arviz(
     - ``observed_data``: ``y``, counts or log1p values as in the schema;
     - ``constant_data``, ``predictions_constant_data``: the sites that are set (``x``, ``t``,
       ...), ``library``, and for each cell the columns of the schema, for the predictions those
-      of the target with its ``extrapolated`` and ``support``. A column whose name is taken has
-      ``obs_`` before it.
+      of the target with its ``extrapolated`` and ``support``, without what the target causes and
+      is drawn. A column whose name is taken has ``obs_`` before it.
 
     Dimensions are ``chain`` (one), ``draw``, ``cell``, ``gene``, ``<latent>_dim``, ``<covariate
     site>_level``, ``t_agent`` (``t_feature`` with treatment features). A latent that all cells
@@ -216,7 +216,10 @@ def _groups(
     }
     if target is not None:
         sites = {site: value.numpy() for site, value in target.do.items()}
-        constants = _constants({**fixed, **sites}, target.obs, registry)
+        known = target.obs.assign(**{key: obs[key] for key in target.open_keys})
+        constants = _constants({**fixed, **sites}, known, registry)
+        drawn_anew = {*target.released, *(w for k in target.open_keys for w in (k, f"obs_{k}"))}
+        constants = {name: kept for name, kept in constants.items() if name not in drawn_anew}
         marks = condition_marks(target.obs, registry, open_keys=target.open_keys)
         constants |= {name: (("cell",), values) for name, values in marks.items()}
         groups["predictions"] = {**latents["predictions"], **y["predictions"]}
