@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
@@ -33,6 +33,7 @@ from pyro_fcr.data import (
 from pyro_fcr.graph import (
     Claim,
     Graph,
+    adopt_programs,
     check_by_acting,
     check_programs,
     claims,
@@ -44,6 +45,7 @@ from pyro_fcr.metrics.arrays import draw_rows
 from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.objective import Objective, Term, Weight
+from pyro_fcr.params import as_module, name_of
 from pyro_fcr.programs import (
     build_programs,
     example_batch,
@@ -53,6 +55,7 @@ from pyro_fcr.programs import (
 from pyro_fcr.queries import Source
 from pyro_fcr.saving import (
     RECORD,
+    TRAIN,
     Saved,
     find_split,
     load_weights,
@@ -92,7 +95,8 @@ class FCR:
     architecture
         Sizes and likelihood of the shipped programs; what it leaves at None is chosen by the data.
     model, guide
-        Pyro programs of your own in place of the shipped ones, both or none.
+        Pyro programs of your own in place of the shipped ones, both or none: modules or functions
+        of a batch. What they train (``pyro.param``, networks) is trained and saved with them.
     seed
         Seed of the initial parameters.
 
@@ -142,8 +146,8 @@ class FCR:
         schema: Schema,
         *,
         architecture: Architecture | None = None,
-        model: nn.Module | None = None,
-        guide: nn.Module | None = None,
+        model: Callable | None = None,
+        guide: Callable | None = None,
         seed: int = 0,
     ) -> None:
         given = read_cells(adata)
@@ -157,7 +161,7 @@ class FCR:
         self,
         registry: Registry,
         architecture: Architecture | None,
-        programs: tuple[nn.Module | None, nn.Module | None],
+        programs: tuple[Callable | None, Callable | None],
         seed: int,
     ) -> None:
         model, guide = programs
@@ -169,13 +173,14 @@ class FCR:
             model, guide = build_programs(registry, self.architecture, seed=seed)
         self._take_programs(model, guide)
 
-    def _take_programs(self, model: nn.Module, guide: nn.Module) -> None:
-        self.model, self.guide = model, guide
+    def _take_programs(self, model: Callable, guide: Callable) -> None:
+        self.model, self.guide = as_module(model), as_module(guide)
         self.history: pd.DataFrame | None = None
         self.split: Split | None = None
         self._named_split: pd.Series | None = None
         self._graph: Graph | None = None
         self._initial: dict[str, Any] | None = None
+        adopt_programs(self.model, self.guide, example_batch(self.registry).to(self.device))
 
     def _latents_among(self, adata: AnnData) -> list[str]:
         """Return names in ``obsm`` that are the model's: the true latents of simulated cells."""
@@ -214,7 +219,7 @@ class FCR:
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(self.model.parameters()).device
+        return next((p.device for p in self._programs.parameters()), torch.device("cpu"))
 
     @property
     def graph(self) -> Graph:
@@ -250,7 +255,7 @@ class FCR:
         check_by_acting(self.model, self.graph, cells)
         check_by_acting(self.guide, read_graph(self.guide, cells), cells, reads=True)
 
-    def with_programs(self, model: nn.Module, guide: nn.Module) -> FCR:
+    def with_programs(self, model: Callable, guide: Callable) -> FCR:
         """Return a model of the same cells that is not fitted, with other programs."""
         other = copy.copy(self)
         other._take_programs(model, guide)
@@ -509,7 +514,7 @@ class FCR:
         """
         record = {
             "versions": {name: version(name) for name in ("pyro-fcr", "pyro-ppl", "torch")},
-            "programs": {"model": _class_name(self.model), "guide": _class_name(self.guide)},
+            "programs": {"model": name_of(self.model), "guide": name_of(self.guide)},
             "architecture": None if self.architecture is None else asdict(self.architecture),
             "registry": self.registry.to_json_dict(),
         }
@@ -523,8 +528,8 @@ class FCR:
         folder: str | Path,
         *,
         adata: Source = None,
-        model: nn.Module | None = None,
-        guide: nn.Module | None = None,
+        model: Callable | None = None,
+        guide: Callable | None = None,
     ) -> FCR:
         """Read a model that :meth:`save` wrote, onto the CPU; no data are needed.
 
@@ -559,8 +564,6 @@ class FCR:
         self = cls.__new__(cls)
         with nullcontext() if own else reading(path):
             self._set_up(registry, architecture, (model, guide), 0)
-            # An autoguide has no parameters before its first run.
-            check_programs(self.model, self.guide, example_batch(self.registry))
         self._initial_state()
         with reading(path.parent, mend=_SAME_PROGRAMS) if own else reading(path.parent):
             load_weights(self.model, saved.weights["model"])
@@ -657,14 +660,18 @@ class FCR:
             yield batch, slice(start, start + len(batch))
             start += len(batch)
 
+    @property
+    def _n_train(self) -> int:
+        """Cells in a pass of training, by which what all cells share is divided; 0 if unknown."""
+        if self.split is not None:
+            return len(self.split.train)
+        return 0 if self._named_split is None else int((self._named_split == TRAIN).sum())
+
     def _batches(self, cells: Cells) -> Batches:
+        cells = replace(cells, n_total=self._n_train)
         return Batches(cells, np.arange(len(cells)), batch_size=_CHUNK, device=self.device)
 
     def _example(self) -> Batch:
         own = self._own_cells
         levels = own.cells.n_levels if own is not None and own.is_encoded else None
         return example_batch(self.registry, n_levels=levels).to(self.device)
-
-
-def _class_name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"

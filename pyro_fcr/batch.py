@@ -99,6 +99,13 @@ class Batch:
     counts: CountSummary | None = None
 
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self.values:
+            raise KeyError(
+                f"The batch holds no {name!r}; it holds {', '.join(sorted(self.values))}. A guide "
+                "reads the expression y: draw latents with all of the batch first, "
+                "Predictive(guide, num_samples=n)(batch), and then expression without it, "
+                "Predictive(model, posterior_samples=latents)(batch.without('y'))."
+            )
         return self.values[name]
 
     def __len__(self) -> int:

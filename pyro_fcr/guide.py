@@ -4,9 +4,10 @@ import pyro
 from torch import nn
 
 from pyro_fcr.batch import Batch
+from pyro_fcr.params import Program
 
 
-class Guide(nn.Module):
+class Guide(Program):
     """Approximate posterior q(z_x | y, x) q(z_tx | y, t, x) q(z_t | y, t) of a cell's latents.
 
     Parameters

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.distributions import Exogenous
+from pyro_fcr.params import Program
 
 
-class Model(nn.Module):
+class Model(Program):
     """Generative story of a cell (Mao et al. 2024, arXiv 2410.22472).
 
     The experiment sets a context x and a treatment t, and then::

@@ -1,5 +1,6 @@
 """Context managers that leave random state, gradients and modules' modes as they were."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -7,6 +8,10 @@ from typing import Literal
 import pyro
 import torch
 from torch import nn
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Held while a program runs or draws come from a seed. Pyro's handlers and store, and torch's
+generators, are those of the whole process: a second thread waits, and gets the serial answer."""
 
 
 @contextmanager
@@ -21,7 +26,7 @@ def seeded(seed: int, *, device: torch.device | None = None) -> Iterator[None]:
         The device of the draws, if they are not only on the CPU.
     """
     devices = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
 
@@ -81,5 +86,5 @@ def outside_param_store() -> Iterator[None]:
     The modules hold their own parameters. In the store, a second model with the same names would
     get those of the first.
     """
-    with pyro.get_param_store().scope():
+    with _ONE_AT_A_TIME, pyro.get_param_store().scope():
         yield

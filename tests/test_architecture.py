@@ -31,12 +31,13 @@ FLOORS = [
     {"distributions"},
     {"simulation"},
     {"data"},
+    {"params"},
     {"batch", "modes", "files", "values"},
     {"_torch"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_ANNDATA = {
-    "batch", "modes", "distributions", "nn", "graph", "model", "guide", "objective",
+    "batch", "modes", "params", "distributions", "nn", "graph", "model", "guide", "objective",
     "draws",
 }  # fmt: skip
 

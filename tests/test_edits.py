@@ -171,9 +171,8 @@ def test_kl_without_closed_form_is_taken_from_draws_with_one_line(name, caplog):
     with caplog.at_level(logging.WARNING, logger="pyro_fcr"):
         objective = Objective.from_programs(*edit.build(registry), batch)
     site = "z_x" if name == "f_mixture" else "z_t"
-    assert [t.site for t in objective.terms.values() if isinstance(t, KL) and not t.analytic] == [
-        site
-    ]
+    drawn = [t.sites for t in objective.terms.values() if isinstance(t, KL) and not t.analytic]
+    assert drawn == [(site,)]
     assert [r.message.split(" from its draw")[0] for r in caplog.records] == [
         f"KL of {site} is taken"
     ]
@@ -249,3 +248,20 @@ def test_autoguides_stay_out_of_the_parameter_store_and_train_twice(trained):
         assert len(pyro.get_param_store()) == 0
         assert not torch.equal(fcr.guide.shared.locs.log_dispersion.detach(), before)
         assert fcr.guide.shared.locs.log_dispersion.requires_grad
+
+
+def test_held_out_cells_are_divided_by_the_number_of_training_cells(trained, tmp_path):
+    fcr, adata = trained("g_bayesian")
+    few = adata[fcr.split.heldout[:8]].copy()
+    elbos = []
+    for unconstrained in (
+        -10.0,
+        -17.0,
+    ):  # of the scales: the KL grows by 7 nats each
+        with torch.no_grad():
+            fcr.guide.shared.scales.log_dispersion_unconstrained.fill_(unconstrained)
+        folder = fcr.save(tmp_path / str(unconstrained))
+        loaded = FCR.load(folder, adata=adata, model=fcr.model, guide=fcr.guide)
+        elbos.append([fcr.elbo(few), loaded.elbo(few)])
+    change = np.subtract(*elbos)
+    np.testing.assert_allclose(change, 12 * 7 / len(fcr.split.train), rtol=0.01)

@@ -7,15 +7,30 @@ import torch
 from conftest import make_batch, make_programs
 from pyro import distributions as dist
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_fcr.graph.contract import check_programs
 from pyro_fcr.graph.runs import Run
+from pyro_fcr.modes import outside_param_store
 from pyro_fcr.objective import Objective, Ramp
 from pyro_fcr.objective.svi import FCRLoss
 from pyro_fcr.objective.terms import KL, Extra
 
 ALL_TERMS = {"structure": 1.0, "permutation": 1.0, "label": 1.0}
+
+
+NO_PENALTY = {"structure": 0.0, "permutation": 0.0, "label": 0.0}
+
+
+def assert_elbo_is_that_of_pyro(objective, batch, *, particles=60):
+    """Compare with Trace_ELBO within four standard errors of the mean of both."""
+    programs, n = (objective.model, objective.guide), batch.n_total
+    with torch.no_grad(), outside_param_store(), pyro.validation_enabled(is_validate=False):
+        ours = torch.stack([objective.elbo(objective(batch)) for _ in range(particles)])
+        theirs = torch.tensor([-Trace_ELBO().loss(*programs, batch) / n for _ in range(particles)])
+    error = torch.sqrt((ours.var() + theirs.var()) / particles).item()
+    assert ours.mean().item() == pytest.approx(theirs.mean().item(), abs=4 * error + 1e-4)
 
 
 def objective_of(programs, batch, **weights):
@@ -117,17 +132,36 @@ def test_kl_is_the_closed_form_from_guide_to_prior(programs, batch):
     q, p = run.posterior("z_x"), run.prior("z_x")
     mean, variance = q.mean - p.mean, p.variance
     by_hand = 0.5 * (q.variance / variance + mean**2 / variance - 1 - (q.variance / variance).log())
-    torch.testing.assert_close(KL("z_x")(run), by_hand.sum(-1).mean())
-    draws = torch.stack(
-        [KL("z_x", analytic=False)(Run.trace(*programs, batch)) for _ in range(600)]
-    )
-    assert KL("z_x")(run).item() == pytest.approx(draws.mean().item(), rel=0.05)
+    torch.testing.assert_close(KL("z_x", analytic=True)(run), by_hand.sum(-1).mean())
+    draws = torch.stack([KL("z_x")(Run.trace(*programs, batch)) for _ in range(600)])
+    assert KL("z_x", analytic=True)(run).item() == pytest.approx(draws.mean().item(), rel=0.05)
 
 
-def test_scale_of_a_model_site_is_honoured(programs, batch):
+@pytest.mark.parametrize("where", ["both", "model", "guide"])
+def test_scale_counts_as_in_pyro_in_either_program(programs, batch, caplog, where):
     model, guide = programs
-    plain, scaled = (Run.trace(m, guide, batch) for m in (model, poutine.scale(model, scale=0.25)))
-    torch.testing.assert_close(KL("z_t")(scaled), 0.25 * KL("z_t")(plain))
+    model = poutine.scale(model, 0.25) if where != "guide" else model
+    guide = poutine.scale(guide, 0.25) if where != "model" else guide
+    objective = Objective.from_programs(model, guide, batch, weights=NO_PENALTY)
+    assert_elbo_is_that_of_pyro(objective, batch)
+    assert sum("loss is no bound" in r.message for r in caplog.records) == 3 * (where != "both")
+
+
+@pytest.mark.parametrize("where", ["both", "model", "guide"])
+def test_a_masked_cell_does_not_count_in_either_program(programs, batch, caplog, where):
+    model, guide = programs
+    mask = torch.arange(len(batch), device=batch["library"].device) < 5
+    both = Objective.from_programs(
+        *(poutine.mask(p, mask) for p in programs), batch, weights=NO_PENALTY
+    )
+    assert_elbo_is_that_of_pyro(both, batch)
+    model = poutine.mask(model, mask) if where != "guide" else model
+    guide = poutine.mask(guide, mask) if where != "model" else guide
+    one = Objective.from_programs(model, guide, batch, weights=NO_PENALTY)
+    kls = [f"kl_{site}" for site in ("z_x", "z_tx", "z_t")]
+    for name in kls:
+        torch.testing.assert_close(one(batch).terms[name], both(batch).terms[name])
+    assert sum("counts for both" in r.message for r in caplog.records) == 3 * (where != "both")
 
 
 class _ChainedModel(nn.Module):
@@ -160,7 +194,7 @@ def test_kl_falls_back_to_draws_where_the_closed_form_is_wrong(caplog):
     model, guide = _ChainedModel(), _ReversedGuide()
     with caplog.at_level(logging.WARNING):
         checked = check_programs(model, guide, cells)
-        forms = {site: checked.has_closed_form_kl(site) for site in ("a", "b")}
+        forms = {group.latents[0]: checked.has_closed_form_kl(group) for group in checked.groups}
     assert forms == {"a": True, "b": False}
     assert [r.message for r in caplog.records] == [
         "KL of b is taken from its draw, not in closed form: the guide draws a, a cause of b in "

@@ -1,9 +1,16 @@
 # What there is to import from here; read when a name is first used, see __init__.py.
 from .acting import check_by_acting
 from .claims import Claim, claims, not_claimed
-from .contract import Checked, ProgramError, check_programs, describe_programs
+from .contract import (
+    Checked,
+    ProgramError,
+    adopt_programs,
+    check_programs,
+    describe_programs,
+    guide_only_sites,
+)
 from .dag import CELLS, Graph, read_graph
-from .runs import Run, auxiliary_sites, drawn_sites, plates
+from .runs import Run, drawn_sites, plates
 
 __all__ = [
     "CELLS",
@@ -12,12 +19,13 @@ __all__ = [
     "Graph",
     "ProgramError",
     "Run",
-    "auxiliary_sites",
+    "adopt_programs",
     "check_by_acting",
     "check_programs",
     "claims",
     "describe_programs",
     "drawn_sites",
+    "guide_only_sites",
     "not_claimed",
     "plates",
     "read_graph",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -19,29 +20,25 @@ from pyro_fcr.graph.dag import CELLS
 from pyro_fcr.modes import outside_param_store
 
 
-def drawn_sites(trace: Trace) -> dict[str, Any]:
-    """Return the latents that a program drew, by name, without auxiliary sites of autoguides."""
+def scored_sites(trace: Trace) -> dict[str, Any]:
+    """Return what a program scores, by name: draws, observations and factors, auxiliary or not."""
     nodes: dict[str, Any] = trace.nodes
     return {
         name: node
         for name, node in nodes.items()
         if node["type"] == "sample"
-        and not node["is_observed"]
-        and not node["infer"].get("is_auxiliary")
+        and not node["infer"].get("_deterministic")
         and not site_is_subsample(node)
     }
 
 
-def auxiliary_sites(trace: Trace, site: str) -> list[Any]:
-    """Return the sites from which an autoguide draws a latent before constraining it."""
-    nodes: dict[str, Any] = trace.nodes
-    return [
-        node
-        for name, node in nodes.items()
-        if node["type"] == "sample"
-        and name.startswith(f"{site}_")
-        and node["infer"].get("is_auxiliary")
-    ]
+def drawn_sites(trace: Trace) -> dict[str, Any]:
+    """Return the latents that a program drew, by name, without auxiliary sites of autoguides."""
+    return {
+        name: node
+        for name, node in scored_sites(trace).items()
+        if not node["is_observed"] and not node["infer"].get("is_auxiliary")
+    }
 
 
 def plates(node: Any) -> set[str]:
@@ -49,9 +46,16 @@ def plates(node: Any) -> set[str]:
     return {frame.name for frame in node["cond_indep_stack"]}
 
 
-def _is_weighted(node: Any) -> bool:
-    scaled = isinstance(node["scale"], Tensor) or node["scale"] != 1.0
-    return scaled or node["mask"] is not None or CELLS not in plates(node)
+def _both(mask: Any, other: Any) -> Any:
+    """Return where both masks let a density count; None lets all."""
+    if mask is None or other is None:
+        return other if mask is None else mask
+    return mask & other
+
+
+def is_scaled(node: Any) -> bool:
+    """Return whether a scale is on a site."""
+    return isinstance(node["scale"], Tensor) or node["scale"] != 1.0
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,6 @@ class Run:
     model_trace: Trace
     guide_trace: Trace
 
-    def _node(self, site: str) -> Any:
-        return self.model_trace.nodes[site]
-
     @classmethod
     def trace(cls, model: Callable, guide: Callable, batch: Batch) -> Run:
         """Run the guide, then the model with the guide's latents."""
@@ -88,27 +89,45 @@ class Run:
             traces = [poutine.trace(program).get_trace(batch) for program in (model, guide)]
         return cls(batch, *traces)
 
+    def of_model(self, site: str) -> Any:
+        """Return a site of the model as Pyro traced it."""
+        return self.model_trace.nodes[site]
+
+    def of_guide(self, site: str) -> Any:
+        """Return a site of the guide as Pyro traced it."""
+        return self.guide_trace.nodes[site]
+
     def value(self, site: str) -> Tensor:
-        """Return the drawn or observed value of a site, ``(n_cells, n_features)``."""
-        return self._node(site)["value"]
+        """Return the drawn or observed value of a site, ``(n_cells, *)``."""
+        return self.of_model(site)["value"]
 
     def prior(self, site: str) -> TorchDistribution:
         """Return the model's distribution of a site."""
-        return self._node(site)["fn"]
+        return self.of_model(site)["fn"]
 
     def posterior(self, site: str) -> TorchDistribution:
         """Return the guide's distribution of a latent."""
-        node: Any = self.guide_trace.nodes[site]
-        return node["fn"]
+        return self.of_guide(site)["fn"]
 
-    def per_cell(self, site: str, log_density: Tensor) -> Tensor:
-        """Return the mean over the cells of the batch; shared sites are spread over the data set.
+    def per_cell(self, node: Any, log_density: Tensor) -> Tensor:
+        """Return a density at a site as Pyro counts it, nats per cell.
 
-        A ``poutine.scale`` or ``poutine.mask`` on the model's site is honoured.
+        The scale is that of the program that the site is of; a mask in either program is one of
+        both. The sum over the cells of the batch is divided by their number; a site that all cells
+        share is spread over the data set.
         """
-        node = self._node(site)
-        total = scale_and_mask(log_density, node["scale"], node["mask"]).sum()
+        masks = [n["mask"] for t in self._traces if (n := t.nodes.get(node["name"])) is not None]
+        mask = reduce(_both, masks, None)
+        total = scale_and_mask(log_density, node["scale"], mask).sum()
         return total / (len(self.batch) if CELLS in plates(node) else self.batch.n_total)
+
+    @property
+    def _traces(self) -> tuple[Any, Any]:
+        return self.model_trace, self.guide_trace
+
+    def log_density(self, node: Any) -> Tensor:
+        """Return the log-density of the value that a site has, nats per cell."""
+        return self.per_cell(node, node["fn"].log_prob(node["value"]))
 
     def log_prob_sum(self, site: str) -> Tensor | None:
         """Return the log-probability of all cells together, or None if there is no short cut.
@@ -116,8 +135,10 @@ class Run:
         There is one if the batch holds sums over its counts, the site's value is these counts,
         nothing scales or masks cells, and the family offers ``log_prob_sum(value, counts)``.
         """
-        node, counts = self._node(site), self.batch.counts
-        if counts is None or node["value"] is not self.batch.get("y") or _is_weighted(node):
+        node, counts = self.of_model(site), self.batch.counts
+        if counts is None or node["value"] is not self.batch.get("y"):
+            return None
+        if is_scaled(node) or node["mask"] is not None or CELLS not in plates(node):
             return None
         family = getattr(node["fn"], "base_dist", node["fn"])
         offered = getattr(family, "log_prob_sum", None)

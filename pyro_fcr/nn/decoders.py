@@ -1,6 +1,5 @@
 """Decoders: what is expressed, given the latents and the library size."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from pyro_fcr.distributions import NegativeBinomial, ZeroInflatedNegativeBinomia
 from pyro_fcr.nn.conditionals import join, mlp
 
 
-class Decoder(nn.Module, ABC):
+class Decoder(nn.Module):
     """Map latent blocks to the distribution of each gene's expression; a family is a subclass.
 
     Each block has hidden layers of its own, and their linear read-outs add up. What a treatment
@@ -67,7 +66,6 @@ class Decoder(nn.Module, ABC):
         h = join(*(layers(z) for layers, z in zip(self.hidden, blocks, strict=True)))
         return self.family([head(h) for head in self.heads], library).to_event(1)
 
-    @abstractmethod
     def family(self, heads: list[Tensor], library: Tensor) -> TorchDistribution:
         """Return the distribution of ``(*, n_cells, n_genes)`` values.
 
@@ -78,6 +76,8 @@ class Decoder(nn.Module, ABC):
         library
             Number of counts per cell, ``(n_cells, 1)``.
         """
+        # Not abstract: Pyro turns modules into its own by their class (``to_pyro_module_``).
+        raise NotImplementedError(f"Write {type(self).__name__}.family(heads, library).")
 
 
 class NegativeBinomialDecoder(Decoder):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
+from pyro_fcr.distributions import Exogenous
 from pyro_fcr.graph import Claim, Graph, claims
-from pyro_fcr.graph.contract import check_programs
-from pyro_fcr.graph.runs import Run
+from pyro_fcr.graph.contract import Checked, check_programs
+from pyro_fcr.graph.runs import Run, scored_sites
 from pyro_fcr.objective.terms import (
     KL,
+    Density,
     Discriminator,
     Label,
     Permutation,
@@ -66,6 +68,7 @@ DEFAULT_WEIGHTS: Mapping[str, Weight] = {
     "structure": Ramp(5.0),
     "permutation": Ramp(2.0),
     "label": 0.0,
+    "factor": 1.0,
     "extra": 1.0,
 }
 """The weight of each kind of term; a term's own name takes precedence."""
@@ -132,17 +135,18 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.guide = model, guide
         self.weights = resolve_weights([term.name for term in terms], weights or {})
-        kept = [term for term in terms if self.weights[term.name] != 0.0]
-        self.terms = nn.ModuleDict({term.name: term for term in kept})
-        self.weights = {name: self.weights[name] for name in self.terms}
+        # The ELBO needs its terms whatever they weigh. A list, as names of sites may have dots.
+        kept = [t for t in terms if isinstance(t, Density) or self.weights[t.name] != 0.0]
+        self._terms = nn.ModuleList(kept)
+        self.weights = {term.name: self.weights[term.name] for term in kept}
         self.register_buffer("current_weights", torch.zeros(len(self.terms)), persistent=False)
         self.set_progress(0.0)
 
     @classmethod
     def from_programs(
         cls,
-        model: nn.Module,
-        guide: nn.Module,
+        model: Callable,
+        guide: Callable,
         batch: Batch,
         *,
         weights: Mapping[str, Weight] | None = None,
@@ -154,7 +158,7 @@ class Objective(nn.Module):
         Parameters
         ----------
         model, guide
-            The two Pyro programs.
+            The two Pyro programs: modules, plain functions, or either under handlers.
         batch
             A few cells, on the device of the programs.
         weights
@@ -173,13 +177,18 @@ class Objective(nn.Module):
         graph, run = checked.graph, checked.run
         enforced = claims(graph) if enforced is None else tuple(enforced)
         terms = [
-            *(Reconstruction(site, name=_outcome_name(site, graph)) for site in graph.outcomes),
-            *(KL(site, analytic=checked.has_closed_form_kl(site)) for site in graph.latents),
+            *_density_terms(checked),
             *(_claim_term(claim, enforced, run) for claim in enforced),
             *_label_terms(graph, run),
             *extra,
         ]
-        return cls(model, guide, terms=terms, weights=weights).to(batch["library"].device)
+        built = cls(checked.model, checked.guide, terms=terms, weights=weights)
+        return built.to(batch["library"].device)
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The terms by name."""
+        return {term.name: term for term in self._terms if isinstance(term, Term)}
 
     def forward(self, batch: Batch) -> Losses:
         """Run guide and model on a batch and evaluate every term."""
@@ -193,15 +202,14 @@ class Objective(nn.Module):
 
     def adversary_loss(self, run: Run) -> Tensor | None:
         """Return the sum of the adversaries' losses on detached latents, or None without any."""
-        terms = [term for term in self.terms.values() if isinstance(term, Term)]
-        found = [loss for term in terms if (loss := term.adversary_loss(run)) is not None]
+        found = [
+            loss for term in self.terms.values() if (loss := term.adversary_loss(run)) is not None
+        ]
         return torch.stack(found).sum() if found else None
 
     def elbo(self, losses: Losses) -> Tensor:
         """Return the ELBO with all weights 1, nats per cell (higher is better)."""
-        parts = [
-            losses.terms[n] for n, t in self.terms.items() if isinstance(t, Reconstruction | KL)
-        ]
+        parts = [losses.terms[n] for n, t in self.terms.items() if isinstance(t, Density)]
         return -torch.stack(parts).sum()
 
     def set_progress(self, progress: float) -> None:
@@ -248,8 +256,33 @@ def resolve_weights(names: Sequence[str], weights: Mapping[str, Weight]) -> dict
     return {n: merged.get(n, merged.get(n.split("_", 1)[0], 1.0)) for n in names}
 
 
-def _outcome_name(site: str, graph: Graph) -> str:
-    return "reconstruction" if len(graph.outcomes) == 1 else f"reconstruction_{site}"
+def _density_terms(checked: Checked) -> list[Term]:
+    """Return the parts of the ELBO: together, all that the two programs score."""
+    graph, run = checked.graph, checked.run
+    nodes = scored_sites(run.model_trace)
+    observed = [s for s in nodes if s in graph.observed and not _has_no_density(nodes[s])]
+    return [
+        *(Reconstruction(site, name=_name_of_observed(site, graph)) for site in observed),
+        *(
+            KL(
+                *group.latents,
+                auxiliary=group.auxiliary,
+                analytic=len(group.latents) == 1 and checked.has_closed_form_kl(group),
+            )
+            for group in checked.groups
+        ),
+    ]
+
+
+def _has_no_density(node: Any) -> bool:
+    return isinstance(node["fn"], Exogenous)
+
+
+def _name_of_observed(site: str, graph: Graph) -> str:
+    if graph.distributions[site] == "Unit":
+        return f"factor_{site}"
+    outcomes = set(graph.outcomes) - graph.labels - graph.conditioned
+    return "reconstruction" if outcomes == {site} else f"reconstruction_{site}"
 
 
 def _claim_term(claim: Claim, enforced: Sequence[Claim], run: Run) -> Term:

@@ -1,16 +1,16 @@
 """The loss as ``pyro.infer.SVI`` expects it, for those who write their own loop in Pyro."""
 
-from uuid import uuid4
+from typing import Any
 
-import pyro
 import torch
 from pyro.infer import ELBO
 from pyro.poutine import Trace
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.graph.runs import Run
-from pyro_fcr.objective.objective import Objective
+from pyro_fcr.objective.objective import Losses, Objective
+from pyro_fcr.params import register
 
 
 class FCRLoss(ELBO):
@@ -25,6 +25,8 @@ class FCRLoss(ELBO):
     ----------
     objective
         The loss of the same two programs.
+    num_particles
+        Number of draws of the latents that the loss is averaged over, for each cell and step.
     adversary_lr
         Learning rate of the discriminators.
 
@@ -35,44 +37,46 @@ class FCRLoss(ELBO):
     >>> svi.step(batch)  # nats per cell # doctest: +SKIP
     """
 
-    def __init__(self, objective: Objective, *, adversary_lr: float = 1e-3) -> None:
-        super().__init__()
+    def __init__(
+        self, objective: Objective, *, num_particles: int = 1, adversary_lr: float = 1e-3
+    ) -> None:
+        super().__init__(num_particles=num_particles)
         self.objective = objective
-        self._name = f"pyro_fcr_{uuid4().hex}"
         adversaries = objective.adversary_parameters()
         self._adversary = torch.optim.Adam(adversaries, lr=adversary_lr) if adversaries else None
 
-    def loss(self, model: nn.Module, guide: nn.Module, batch: Batch) -> float:
+    def loss(self, model: Any, guide: Any, batch: Batch) -> float:
         """Evaluate the loss without a gradient."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, batch).item()
 
-    def differentiable_loss(self, model: nn.Module, guide: nn.Module, batch: Batch) -> Tensor:
-        """Evaluate the loss, nats per cell, a scalar with a gradient."""
-        run = Run.trace(model, guide, batch)
-        return self.objective.evaluate(run).total
+    def differentiable_loss(self, model: Any, guide: Any, batch: Batch) -> Tensor:
+        """Evaluate the loss, nats per cell, a scalar with a gradient: the mean over particles."""
+        return torch.stack([each.total for each in self._particles(batch)]).mean()
 
-    def loss_and_grads(self, model: nn.Module, guide: nn.Module, batch: Batch) -> float:
+    def loss_and_grads(self, model: Any, guide: Any, batch: Batch) -> float:
         """Evaluate the loss, leave its gradient in the parameters and step the discriminators."""
-        run = Run.trace(model, guide, batch)
-        total = self.objective.evaluate(run).total
+        found = self._particles(batch)
+        total = torch.stack([each.total for each in found]).mean()
         total.backward()
-        self._step_adversary(run)
+        self._step_adversary([each.run for each in found])
         # After the run, which sets the store aside for the autoguides among the programs.
-        heads = {n: t for n, t in self.objective.terms.items() if not hasattr(t, "adversary")}
-        for name, module in {"model": model, "guide": guide, **heads}.items():
-            pyro.module(f"{self._name}_{name}", module)
+        heads = [t for t in self.objective.terms.values() if not hasattr(t, "adversary")]
+        for module in (self.objective.model, self.objective.guide, *heads):
+            register(module)
         return total.item()
 
-    def _step_adversary(self, run: Run) -> None:
-        loss = self.objective.adversary_loss(run)
-        if self._adversary is not None and loss is not None:
+    def _particles(self, batch: Batch) -> list[Losses]:
+        return [self.objective(batch) for _ in range(self.num_particles)]
+
+    def _step_adversary(self, runs: list[Run]) -> None:
+        losses = [self.objective.adversary_loss(run) for run in runs]
+        found = [loss for loss in losses if loss is not None]
+        if self._adversary is not None and found:
             self._adversary.zero_grad()
-            loss.backward()
+            torch.stack(found).mean().backward()
             self._adversary.step()
 
-    def _get_trace(
-        self, model: nn.Module, guide: nn.Module, args: tuple, kwargs: dict
-    ) -> tuple[Trace, Trace]:
-        run = Run.trace(model, guide, *args)
+    def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+        run = Run.trace(self.objective.model, self.objective.guide, *args)
         return run.model_trace, run.guide_trace

@@ -10,7 +10,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_fcr.graph import Claim, Run, auxiliary_sites
+from pyro_fcr.graph import Claim, Run
+from pyro_fcr.graph.runs import is_scaled
 from pyro_fcr.objective import penalties
 
 _DRAWS_OF_MOMENTS = 16
@@ -38,8 +39,24 @@ class Term(nn.Module, ABC):
         return None
 
 
-class Reconstruction(Term):
-    """Minus the log-probability of an outcome given the latents.
+class Density(Term):
+    """A part of the ELBO: what model and guide score at some sites.
+
+    Parameters
+    ----------
+    name
+        The term's name.
+    sites
+        Sites of the model.
+    """
+
+    def __init__(self, name: str, sites: tuple[str, ...]) -> None:
+        super().__init__(name)
+        self.sites = sites
+
+
+class Reconstruction(Density):
+    """Minus the log-probability of an observed site, or of a factor, given its causes.
 
     Parameters
     ----------
@@ -50,7 +67,7 @@ class Reconstruction(Term):
     """
 
     def __init__(self, site: str, *, name: str = "reconstruction") -> None:
-        super().__init__(name)
+        super().__init__(name, (site,))
         self.site = site
 
     def forward(self, run: Run) -> Tensor:
@@ -58,36 +75,51 @@ class Reconstruction(Term):
         summed = run.log_prob_sum(self.site)
         if summed is not None:
             return -summed / len(run.batch)
-        return -run.per_cell(self.site, run.prior(self.site).log_prob(run.value(self.site)))
+        return -run.log_density(run.of_model(self.site))
 
 
-class KL(Term):
-    """KL divergence of a latent's guide from its conditional prior.
+class KL(Density):
+    """KL divergence of the guide from the model at latents that the guide draws together.
+
+    It is what :class:`pyro.infer.Trace_ELBO` counts: the log-density of everything that the guide
+    scores less that of the model, each with the scale of its own program. (A mask in one program
+    alone counts for both; Pyro would leave the other density of the masked cells in.)
 
     Parameters
     ----------
-    site
-        The latent.
+    *sites
+        One latent, or several that the guide draws from common auxiliary sites.
+    auxiliary
+        Sites of the guide alone that belong to them.
     analytic
         Whether to take it in closed form; otherwise it is taken from the drawn value. The closed
         form is valid only if the guide draws no cause of the latent from the latent itself; see
         :meth:`pyro_fcr.graph.contract.Checked.has_closed_form_kl`.
     """
 
-    def __init__(self, site: str, *, analytic: bool = True) -> None:
-        super().__init__(f"kl_{site}")
-        self.site, self.analytic = site, analytic
+    def __init__(
+        self, *sites: str, auxiliary: tuple[str, ...] = (), analytic: bool = False
+    ) -> None:
+        super().__init__("_".join(["kl", *(sites or auxiliary)]), sites)
+        self.auxiliary, self.analytic = auxiliary, analytic
 
     def forward(self, run: Run) -> Tensor:
         """Return nats per cell."""
-        posterior, prior = run.posterior(self.site), run.prior(self.site)
         if self.analytic:
-            return run.per_cell(self.site, kl_divergence(posterior, prior))
-        value = run.value(self.site)
-        log_ratio = posterior.log_prob(value).sum() - prior.log_prob(value).sum()
-        for node in auxiliary_sites(run.guide_trace, self.site):
-            log_ratio = log_ratio + node["fn"].log_prob(node["value"]).sum()
-        return run.per_cell(self.site, log_ratio)
+            return _closed_form(run, *self.sites)
+        ours = [run.log_density(run.of_model(site)) for site in self.sites]
+        theirs = [run.log_density(run.of_guide(site)) for site in (*self.sites, *self.auxiliary)]
+        return torch.stack(theirs).sum() - sum(ours)
+
+
+def _closed_form(run: Run, site: str) -> Tensor:
+    prior, posterior = run.of_model(site), run.of_guide(site)
+    found = run.per_cell(prior, kl_divergence(posterior["fn"], prior["fn"]))
+    if is_scaled(prior) or is_scaled(posterior):
+        # The divergence has the scale of log p; what log q has beyond it is taken at the draw.
+        log_q = posterior["fn"].log_prob(posterior["value"])
+        found = found + run.per_cell(posterior, log_q) - run.per_cell(prior, log_q)
+    return found
 
 
 class Structure(Term):

@@ -5,7 +5,7 @@ import pandas as pd
 
 from pyro_fcr.data import Split
 
-_TRAIN, _HELDOUT = "train", "held out"
+TRAIN, _HELDOUT = "train", "held out"
 
 
 def name_split(split: Split, obs_names: pd.Index) -> pd.Series:
@@ -24,7 +24,7 @@ def name_split(split: Split, obs_names: pd.Index) -> pd.Series:
     """
     names = np.asarray(obs_names, dtype=str)
     groups = [np.unique(rows) for rows in (split.train, split.heldout)]  # refits may repeat cells
-    parts = np.repeat([_TRAIN, _HELDOUT], [len(rows) for rows in groups])
+    parts = np.repeat([TRAIN, _HELDOUT], [len(rows) for rows in groups])
     return pd.Series(parts, pd.Index(names[np.concatenate(groups)], name="cell"), name="part")
 
 
@@ -39,4 +39,4 @@ def find_split(named: pd.Series, obs_names: pd.Index) -> Split:
         Names of the cells at hand, each its own; some may be missing or new.
     """
     part = named.reindex(np.asarray(obs_names, dtype=str)).to_numpy()
-    return Split(*(np.flatnonzero(part == name).astype(np.int64) for name in (_TRAIN, _HELDOUT)))
+    return Split(*(np.flatnonzero(part == name).astype(np.int64) for name in (TRAIN, _HELDOUT)))

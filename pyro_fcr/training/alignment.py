@@ -20,11 +20,11 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
-from pyro_fcr.graph import CELLS
-from pyro_fcr.graph.runs import Run, auxiliary_sites, drawn_sites, plates
+from pyro_fcr.graph import CELLS, Run, drawn_sites, guide_only_sites, plates
 from pyro_fcr.modes import looking
 from pyro_fcr.objective import Objective
 from pyro_fcr.objective.terms import Reconstruction
+from pyro_fcr.params import obstacle_to_copies
 from pyro_fcr.training.axes import find_axes
 from pyro_fcr.training.batches import Batches
 from pyro_fcr.training.flows import Flows
@@ -88,7 +88,8 @@ def align(
     """
     with looking(objective, device=batches.device):
         run = Run.trace(objective.model, objective.guide, batches.batch(batches.rows[:_CHUNK]))
-    if obstacle := _obstacle(run):
+    programs = objective.model, objective.guide
+    if obstacle := next(filter(None, map(obstacle_to_copies, programs)), "") or _obstacle(run):
         return Aligned(obstacle=obstacle)
     sizes = {site: run.value(site).shape[-1] for site in drawn_sites(run.model_trace)}
     state = copy.deepcopy(objective.state_dict())
@@ -118,11 +119,11 @@ def _lesson(guide: nn.Module, flow: Flows, sizes: Sizes) -> _Lesson:
 
 def _obstacle(run: Run) -> str:
     """Return what keeps latents from being mapped together and taught, or an empty string."""
-    for site in drawn_sites(run.guide_trace):
-        if CELLS not in plates(run.guide_trace.nodes[site]):
+    if more := guide_only_sites(run):
+        return f"the guide draws latents from other sites ({', '.join(more)}), as autoguides do"
+    for site in drawn_sites(run.model_trace):
+        if CELLS not in plates(run.of_model(site)):
             return f"{site} is shared by all cells"
-        if auxiliary_sites(run.guide_trace, site):
-            return f"the guide draws {site} from an auxiliary site, as autoguides do"
         for distribution in (run.prior(site), run.posterior(site)):
             support = getattr(distribution.support, "base_constraint", distribution.support)
             if support is not constraints.real:
@@ -169,5 +170,5 @@ def _lesson_loss(objective: Objective, batch: Batch, latents: dict[str, Tensor])
     losses = [term(run) for term in objective.terms.values() if isinstance(term, Reconstruction)]
     for site, value in latents.items():
         densities = run.prior(site).log_prob(value) + run.posterior(site).log_prob(value)
-        losses.append(-run.per_cell(site, densities))
+        losses.append(-run.per_cell(run.of_model(site), densities))
     return torch.stack(losses).sum()

@@ -113,13 +113,11 @@ class Batches:
             yield self.batch(rows)
 
     def batch(self, rows: Tensor) -> Batch:
-        """Return some cells as a batch; a pass over the data is all cells of this object."""
+        """Return some cells as a batch; a pass over the data is ``cells.n_total`` cells."""
         if self._resident is not None:
-            batch = self._resident.batch(rows.to(self.device))
-        else:
-            summarise = None if self._summaries is None else self._summaries.summary
-            batch = self.cells.batch(rows, device=self.device, summarise=summarise)
-        return replace(batch, n_total=len(self.rows))
+            return self._resident.batch(rows.to(self.device))
+        summarise = None if self._summaries is None else self._summaries.summary
+        return self.cells.batch(rows, device=self.device, summarise=summarise)
 
 
 class ResidentCells:

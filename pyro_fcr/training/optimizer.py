@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_fcr._torch import skip_where
 from pyro_fcr.graph.runs import Run
 from pyro_fcr.objective import Objective
-from pyro_fcr.objective.terms import KL, Reconstruction
+from pyro_fcr.objective.terms import Density
 from pyro_fcr.training.batches import Batches
 
 
@@ -174,8 +174,8 @@ _GRADIENT_ONLY = "the terms are finite when evaluated again, but their gradient 
 def _bad_cells(objective: Objective, run: Run) -> np.ndarray:
     bad = torch.zeros(len(run.batch), dtype=torch.bool)
     for term in objective.terms.values():
-        if isinstance(term, Reconstruction | KL):
-            density = run.prior(term.site).log_prob(run.value(term.site))
+        for site in term.sites if isinstance(term, Density) else ():
+            density = run.prior(site).log_prob(run.value(site))
             if density.shape == bad.shape:
                 bad |= ~torch.isfinite(density).cpu()
     return bad.numpy()

@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 import warnings
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ class Trainer:
     ) -> None:
         self.device, self.cells, self.split = plan.torch_device(), cells, split
         self.objective, self.plan, self.checkpoint = objective.to(self.device), plan, checkpoint
+        cells = replace(cells, n_total=len(split.train))  # held-out cells are counted as these are
         self.train = Batches.for_training(
             cells, split.train, batch_size=plan.batch_size, device=self.device
         )
