@@ -119,7 +119,7 @@ def test_adversaries_alternate_by_epoch(cells, split):
     objective = fresh(cells)
     trainer = Trainer(objective, cells, split=split, plan=plan(alternate="epoch"))
     names = {"main": "guide.z_x.head.weight"}
-    names["adversary"] = "terms.permutation_z_x_z_tx.adversary.net.0.weight"
+    names["adversary"] = "_terms.permutation_z_x_z_tx.adversary.net.0.weight"
     moved = []
     for _ in range(4):
         before = {k: objective.state_dict()[v].clone() for k, v in names.items()}

@@ -135,9 +135,9 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.guide = model, guide
         self.weights = resolve_weights([term.name for term in terms], weights or {})
-        # The ELBO needs its terms whatever they weigh. A list, as names of sites may have dots.
+        # The ELBO needs its terms whatever they weigh. Names of modules have no dots; sites' may.
         kept = [t for t in terms if isinstance(t, Density) or self.weights[t.name] != 0.0]
-        self._terms = nn.ModuleList(kept)
+        self._terms = nn.ModuleDict({term.name.replace(".", "/"): term for term in kept})
         self.weights = {term.name: self.weights[term.name] for term in kept}
         self.register_buffer("current_weights", torch.zeros(len(self.terms)), persistent=False)
         self.set_progress(0.0)
@@ -188,7 +188,7 @@ class Objective(nn.Module):
     @property
     def terms(self) -> dict[str, Term]:
         """The terms by name."""
-        return {term.name: term for term in self._terms if isinstance(term, Term)}
+        return {term.name: term for term in self._terms.values() if isinstance(term, Term)}
 
     def forward(self, batch: Batch) -> Losses:
         """Run guide and model on a batch and evaluate every term."""
