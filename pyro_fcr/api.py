@@ -42,10 +42,10 @@ from pyro_fcr.graph import (
 )
 from pyro_fcr.graph.contract import Checked
 from pyro_fcr.metrics.arrays import draw_rows
-from pyro_fcr.modes import seeded
+from pyro_fcr.modes import looking, seeded
 from pyro_fcr.nn.architecture import Architecture
-from pyro_fcr.objective import Objective, Term, Weight
-from pyro_fcr.params import as_module, name_of
+from pyro_fcr.objective import Objective, Term, Weight, importance_bound
+from pyro_fcr.params import as_module, dtype_of, name_of
 from pyro_fcr.programs import (
     build_programs,
     example_batch,
@@ -180,7 +180,9 @@ class FCR:
         self._named_split: pd.Series | None = None
         self._graph: Graph | None = None
         self._initial: dict[str, Any] | None = None
-        adopt_programs(self.model, self.guide, example_batch(self.registry).to(self.device))
+        adopt_programs(
+            self.model, self.guide, example_batch(self.registry).to(self.device, self.dtype)
+        )
 
     def _latents_among(self, adata: AnnData) -> list[str]:
         """Return names in ``obsm`` that are the model's: the true latents of simulated cells."""
@@ -222,6 +224,11 @@ class FCR:
         return next((p.device for p in self._programs.parameters()), torch.device("cpu"))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the parameters; cells are turned to it."""
+        return dtype_of(self._programs)
+
+    @property
     def graph(self) -> Graph:
         """The causal graph, read from the model."""
         if self._graph is None:
@@ -251,7 +258,8 @@ class FCR:
         own, cells = self._own_cells, self._example()
         if own is not None and own.is_encoded:
             n_cells = len(own.cells)
-            cells = own.cells.batch(np.arange(0, n_cells, -(-n_cells // 8))).to(self.device)
+            cells = own.cells.batch(np.arange(0, n_cells, -(-n_cells // 8)))
+            cells = cells.to(self.device, self.dtype)
         check_by_acting(self.model, self.graph, cells)
         check_by_acting(self.guide, read_graph(self.guide, cells), cells, reads=True)
 
@@ -479,11 +487,36 @@ class FCR:
         seed
             Seed of the draws of the latents.
         """
+        batches = self._judged(adata)
+        only = {"structure": 0.0, "permutation": 0.0, "label": 0.0}
+        return mean_terms(self._objective(only, None, (), seed), batches, seed=seed)["elbo"]
+
+    def log_evidence(self, n_particles: int = 100, adata: Source = None, *, seed: int = 0) -> float:
+        """Return an importance-weighted bound of the log evidence, nats per cell.
+
+        It is the ELBO for one particle and rises to the evidence with their number: what it is
+        above :meth:`elbo` is what the guide's family loses (Burda et al. 2016).
+
+        Parameters
+        ----------
+        n_particles
+            Number of draws of each cell's latents.
+        adata, seed
+            As in :meth:`elbo`.
+        """
+        batches, bounds = self._judged(adata), []
+        with looking(self.model, self.guide, seed=seed, device=self.device):
+            for batch in batches.in_order():
+                bound = importance_bound(self.model, self.guide, batch, n_particles)
+                bounds.append(bound.item() * len(batch))
+        return sum(bounds) / len(batches.rows)
+
+    def _judged(self, adata: Source) -> Batches:
+        """Return given cells, or the held-out ones of the last fit, or all."""
         batches = self._batches(self._cells(adata))
         if adata is None and self.split is not None and len(self.split.heldout):
             batches.rows = torch.as_tensor(self.split.heldout)
-        only = {"structure": 0.0, "permutation": 0.0, "label": 0.0}
-        return mean_terms(self._objective(only, None, (), seed), batches, seed=seed)["elbo"]
+        return batches
 
     @checked()
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -669,9 +702,12 @@ class FCR:
 
     def _batches(self, cells: Cells) -> Batches:
         cells = replace(cells, n_total=self._n_train)
-        return Batches(cells, np.arange(len(cells)), batch_size=_CHUNK, device=self.device)
+        place = self.device, self.dtype
+        return Batches(
+            cells, np.arange(len(cells)), batch_size=_CHUNK, device=place[0], dtype=place[1]
+        )
 
     def _example(self) -> Batch:
         own = self._own_cells
         levels = own.cells.n_levels if own is not None and own.is_encoded else None
-        return example_batch(self.registry, n_levels=levels).to(self.device)
+        return example_batch(self.registry, n_levels=levels).to(self.device, self.dtype)

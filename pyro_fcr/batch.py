@@ -120,9 +120,15 @@ class Batch:
         kept = {k: v for k, v in self.values.items() if k not in names}
         return replace(self, values=kept, counts=self.counts if "y" in kept else None)
 
-    def to(self, device: torch.device | str) -> Batch:
-        """Copy every tensor to a device."""
-        return self.map(lambda each: each.to(device))
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Batch:
+        """Copy every tensor to a device, numbers that are not whole to a precision as well."""
+
+        def moved(each: Tensor) -> Tensor:
+            return each.to(device=device, dtype=dtype if each.is_floating_point() else None)
+
+        return self.map(moved)
 
     def take(self, rows: Tensor | slice) -> Batch:
         """Pick cells by position."""

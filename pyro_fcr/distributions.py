@@ -19,6 +19,30 @@ _SHIFT = 8  # Stirling's series with two terms is exact in float32 from here on
 _FAR = 0.01
 
 
+def moments(family: Any, *, n_draws: int) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each cell's latent, from draws where the family has no formula.
+
+    Parameters
+    ----------
+    family
+        A distribution of batch shape ``(n_cells,)`` and any event shape.
+    n_draws
+        Number of draws for flows, relaxed categories and the like.
+
+    Returns
+    -------
+    ``(n_cells, n_features)`` each; the numbers of a matrix stand in a row.
+    """
+    try:
+        found = family.mean, family.variance
+    except NotImplementedError:
+        shape = torch.Size([n_draws])
+        draws = family.rsample(shape) if family.has_rsample else family.sample(shape)
+        found = draws.mean(dim=0), draws.var(dim=0)
+    mean, variance = (each.reshape(*family.batch_shape, -1) for each in found)
+    return mean, variance
+
+
 class Exogenous(TorchDistribution):
     """A cause set by the experiment: draws return the value that was set, without a density.
 
@@ -45,7 +69,7 @@ class Exogenous(TorchDistribution):
         return self.value.expand(*sample_shape, *self.value.shape)
 
     def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
-        return torch.zeros_like(value[..., 0])
+        return value.new_zeros(torch.broadcast_shapes(self.batch_shape, value.shape[:-1]))
 
     @property
     def mean(self) -> Tensor:  # noqa: D102

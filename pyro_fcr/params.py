@@ -97,6 +97,12 @@ def name_of(program: nn.Module) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Return the precision of a module's first parameter that is not a whole number."""
+    kinds = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return next(kinds, torch.float32)
+
+
 _ADOPTED = "adopted"
 
 
@@ -183,13 +189,12 @@ def adopt(program: nn.Module, batch: Any, *, beside: Iterable[nn.Module] = ()) -
             trace = poutine.trace(program).get_trace(batch)
         finally:
             listening.remove()
+        leaves = list(_leaves(trace))
         state = pyro.get_param_store().get_state()
     networks = _outermost(module for module in ran if module not in set(program.modules()))
     held = {id(p) for module in (program, *networks) for p in module.parameters()}
     found = {name: leaf for name, leaf in state["params"].items() if id(leaf) not in held}
-    strangers = [
-        leaf for leaf in _leaves(trace) if id(leaf) not in held | set(map(id, found.values()))
-    ]
+    strangers = [leaf for leaf in leaves if id(leaf) not in held | set(map(id, found.values()))]
     if strangers:
         raise ParameterError(
             f"{type(program).__name__} computes with a tensor of shape "

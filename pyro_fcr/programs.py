@@ -44,7 +44,7 @@ def build_programs(
         return architecture.build(
             registry.widths,
             target_sum=registry.target_sum,
-            mean_context=torch.from_numpy(registry.mean_context("x")),
+            mean_context=torch.from_numpy(registry.mean_context("x")).to(torch.get_default_dtype()),
         )
 
 
@@ -59,8 +59,10 @@ def example_batch(registry: Registry, *, n_levels: dict[str, int] | None = None)
         Number of distinct values of each exogenous site, which the penalties need.
     """
     n_cells, widths = 4, registry.widths
-    values = {name: torch.zeros(n_cells, width) for name, width in widths.items()}
-    values["y"] = torch.ones(n_cells, widths["y"])
+    values = {
+        name: torch.zeros(n_cells, width, dtype=torch.float32) for name, width in widths.items()
+    }
+    values["y"] = torch.ones(n_cells, widths["y"], dtype=torch.float32)
     values["library"] = values["y"].sum(dim=1, keepdim=True)
     sites = [name for name in widths if name != "y"]
     codes = {name: torch.zeros(n_cells, dtype=torch.long) for name in sites}

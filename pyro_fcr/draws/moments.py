@@ -6,15 +6,18 @@ is encoded under the same labels.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
+from pyro_fcr.distributions import moments
 from pyro_fcr.draws.responder import drawn_by
 from pyro_fcr.modes import looking
+
+_DRAWS = 256
 
 
 def posterior_moments(
@@ -23,7 +26,7 @@ def posterior_moments(
     batches: Iterable[Batch],
     *,
     blocks: Iterable[str],
-    moments: Sequence[str] = ("mean", "variance"),
+    names: Sequence[Literal["mean", "variance"]] = ("mean", "variance"),
 ) -> tuple[dict[str, np.ndarray], ...]:
     """Return moments of the guide's distributions of some blocks, from one pass over the cells.
 
@@ -35,21 +38,23 @@ def posterior_moments(
         The cells, in order.
     blocks
         Names of latents.
-    moments
-        Attributes of the distributions.
+    names
+        The moments; those of families without a formula are taken from draws.
 
     Returns
     -------
     For each moment ``{block: (n_cells, n_latent)}``.
     """
-    names = tuple(blocks)
-    found: list[dict[str, list[np.ndarray]]] = [{name: [] for name in names} for _ in moments]
+    sites = tuple(blocks)
+    found: list[dict[str, list[np.ndarray]]] = [{site: [] for site in sites} for _ in names]
     with looking(model, guide):
         for batch in batches:
             nodes = drawn_by(guide, batch)
-            for moment, parts in zip(moments, found, strict=True):
-                for block, arrays in parts.items():
-                    arrays.append(getattr(nodes[block]["fn"], moment).cpu().numpy())
+            for block in sites:
+                both = moments(nodes[block]["fn"], n_draws=_DRAWS)
+                known = dict(zip(("mean", "variance"), both, strict=True))
+                for name, parts in zip(names, found, strict=True):
+                    parts[block].append(known[name].cpu().numpy())
     return tuple({name: np.concatenate(arrays) for name, arrays in each.items()} for each in found)
 
 
@@ -57,7 +62,7 @@ def posterior_means(
     model: nn.Module, guide: nn.Module, batches: Iterable[Batch], *, blocks: Iterable[str]
 ) -> dict[str, np.ndarray]:
     """Return the guide's mean of some blocks; see :func:`posterior_moments`."""
-    return posterior_moments(model, guide, batches, blocks=blocks, moments=("mean",))[0]
+    return posterior_moments(model, guide, batches, blocks=blocks, names=("mean",))[0]
 
 
 def prior_moments(
@@ -80,11 +85,11 @@ def prior_moments(
     """
     with looking(model):
         nodes: dict[str, Any] = poutine.trace(model).get_trace(cells.without("y")).nodes
-        priors = {block: nodes[block]["fn"] for block in blocks}
-        return {
-            block: (prior.mean.cpu().numpy(), prior.stddev.cpu().numpy())
-            for block, prior in priors.items()
-        }
+        found = {block: moments(nodes[block]["fn"], n_draws=_DRAWS) for block in blocks}
+    return {
+        block: (mean.cpu().numpy(), variance.sqrt().cpu().numpy())
+        for block, (mean, variance) in found.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)

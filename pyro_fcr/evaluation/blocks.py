@@ -224,7 +224,7 @@ def rank(fcr: Fitted) -> tuple[pd.DataFrame, pd.DataFrame]:
         and len(graph.parents[block]) > 1
         and set(graph.parents[block]) <= set(graph.known)
     ]
-    cells = condition_cells(fcr.registry).to(fcr.device)
+    cells = condition_cells(fcr.registry).to(fcr.device, fcr.dtype)
     rows, values = [], []
     for block, moments in prior_moments(fcr.model, cells, blocks=blocks).items():
         each = prior_rank(*moments)

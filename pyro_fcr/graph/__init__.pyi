@@ -7,7 +7,6 @@ from .contract import (
     adopt_programs,
     check_programs,
     describe_programs,
-    guide_only_sites,
 )
 from .dag import CELLS, Graph, read_graph
 from .runs import Run, drawn_sites, plates
@@ -25,7 +24,6 @@ __all__ = [
     "claims",
     "describe_programs",
     "drawn_sites",
-    "guide_only_sites",
     "not_claimed",
     "plates",
     "read_graph",

@@ -82,7 +82,7 @@ class Checked(NamedTuple):
     @property
     def groups(self) -> list[Group]:
         """All that the guide scores: latents, with the sites of the guide that belong to them."""
-        own = guide_only_sites(self.run)
+        own = self.run.guide_only_sites()
         together = nx.Graph()
         together.add_nodes_from([*self.graph.latents, *own])
         for site in own:
@@ -171,9 +171,9 @@ def check_programs(model: Callable, guide: Callable, batch: Batch) -> Checked:
         _check_sites(graph, guide_graph, alone)
         for site in graph.latents:
             _check_latent(site, alone)
-        for site in guide_only_sites(alone):
+        for site in alone.guide_only_sites():
             _check_gradient(site, alone)
-        for site in graph.outcomes:
+        for site in (s for s in graph.outcomes if s not in graph.conditioned):
             _check_plate(site, alone.of_model(site))
         for trace in (alone.model_trace, alone.guide_trace):
             for site, node in scored_sites(trace).items():
@@ -256,16 +256,6 @@ def _closed_form_obstacle(group: Group, checked: Checked) -> str | None:
     else:
         known = all(_base(d).__module__.startswith(_WITH_KL) for d in (posterior, prior))
     return None if known else f"there is none for {_family(posterior)} against {_family(prior)}"
-
-
-def guide_only_sites(run: Run) -> list[str]:
-    """Return what the guide scores beside the model's latents: auxiliary sites and factors."""
-    latents, observed = drawn_sites(run.model_trace), scored_sites(run.model_trace)
-    return [
-        site
-        for site, node in scored_sites(run.guide_trace).items()
-        if site not in latents and (site not in observed or node["is_observed"])
-    ]
 
 
 def _check_sites(graph: Graph, guide_graph: Graph, run: Run) -> None:

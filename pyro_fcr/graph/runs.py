@@ -101,6 +101,10 @@ class Run:
         """Return the drawn or observed value of a site, ``(n_cells, *)``."""
         return self.of_model(site)["value"]
 
+    def features(self, site: str) -> Tensor:
+        """Return the value of a site of cells as a row per cell, ``(n_cells, n_features)``."""
+        return self.value(site).reshape(len(self.batch), -1)
+
     def prior(self, site: str) -> TorchDistribution:
         """Return the model's distribution of a site."""
         return self.of_model(site)["fn"]
@@ -116,18 +120,42 @@ class Run:
         both. The sum over the cells of the batch is divided by their number; a site that all cells
         share is spread over the data set.
         """
-        masks = [n["mask"] for t in self._traces if (n := t.nodes.get(node["name"])) is not None]
-        mask = reduce(_both, masks, None)
-        total = scale_and_mask(log_density, node["scale"], mask).sum()
+        total = self._weighed(node, log_density).sum()
         return total / (len(self.batch) if CELLS in plates(node) else self.batch.n_total)
 
-    @property
-    def _traces(self) -> tuple[Any, Any]:
-        return self.model_trace, self.guide_trace
+    def _weighed(self, node: Any, log_density: Tensor) -> Tensor:
+        traces: tuple[Any, Any] = self.model_trace, self.guide_trace
+        masks = [n["mask"] for t in traces if (n := t.nodes.get(node["name"])) is not None]
+        return scale_and_mask(log_density, node["scale"], reduce(_both, masks, None))
 
     def log_density(self, node: Any) -> Tensor:
         """Return the log-density of the value that a site has, nats per cell."""
         return self.per_cell(node, node["fn"].log_prob(node["value"]))
+
+    def log_weights(self) -> tuple[Tensor, Tensor]:
+        """Return log p - log q of each cell, ``(n_cells,)``, and of what all cells share."""
+        cells = self.batch["library"].new_zeros(len(self.batch))
+        shared = cells.new_zeros(())
+        theirs = scored_sites(self.guide_trace)
+        drawn = (*drawn_sites(self.model_trace), *self.guide_only_sites())
+        signed = [(1, node) for node in scored_sites(self.model_trace).values()]
+        for sign, node in (*signed, *((-1, theirs[site]) for site in drawn)):
+            density = sign * self._weighed(node, node["fn"].log_prob(node["value"]))
+            dims = [frame.dim for frame in node["cond_indep_stack"] if frame.name == CELLS]
+            if dims:
+                cells = cells + density.movedim(dims[0], 0).reshape(len(cells), -1).sum(1)
+            else:
+                shared = shared + density.sum()
+        return cells, shared
+
+    def guide_only_sites(self) -> list[str]:
+        """Return what the guide scores beside the model's latents: auxiliary sites and factors."""
+        latents, observed = drawn_sites(self.model_trace), scored_sites(self.model_trace)
+        return [
+            site
+            for site, node in scored_sites(self.guide_trace).items()
+            if site not in latents and (site not in observed or node["is_observed"])
+        ]
 
     def log_prob_sum(self, site: str) -> Tensor | None:
         """Return the log-probability of all cells together, or None if there is no short cut.
@@ -147,4 +175,4 @@ class Run:
     def joined(self, sites: tuple[str, ...]) -> Tensor:
         """Concatenate the values of sites; without any, the shape is ``(n_cells, 0)``."""
         empty = self.batch["library"].new_zeros(len(self.batch), 0)
-        return torch.cat([empty, *(self.value(site) for site in sites)], dim=-1)
+        return torch.cat([empty, *(self.features(site) for site in sites)], dim=-1)

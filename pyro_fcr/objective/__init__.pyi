@@ -1,4 +1,5 @@
 # What there is to import from here; read when a name is first used, see __init__.py.
+from .evidence import importance_bound
 from .objective import DEFAULT_WEIGHTS, Losses, Objective, Ramp, Weight, resolve_weights
 from .svi import FCRLoss
 from .terms import Discriminator, Extra, Label, Term
@@ -14,5 +15,6 @@ __all__ = [
     "Ramp",
     "Term",
     "Weight",
+    "importance_bound",
     "resolve_weights",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_fcr.batch import Batch
 from pyro_fcr.distributions import Exogenous
 from pyro_fcr.graph import Claim, Graph, claims
-from pyro_fcr.graph.contract import Checked, check_programs
+from pyro_fcr.graph.contract import Checked, ProgramError, check_programs
 from pyro_fcr.graph.runs import Run, scored_sites
 from pyro_fcr.objective.terms import (
     KL,
@@ -183,6 +183,9 @@ class Objective(nn.Module):
             *extra,
         ]
         built = cls(checked.model, checked.guide, terms=terms, weights=weights)
+        for term in built.terms.values():
+            _check_strata(term, batch)
+            term.to(batch["library"])
         return built.to(batch["library"].device)
 
     @property
@@ -197,7 +200,8 @@ class Objective(nn.Module):
     def evaluate(self, run: Run) -> Losses:
         """Evaluate every term on a run that was made elsewhere."""
         values = {name: term(run) for name, term in self.terms.items()}
-        total = (torch.stack(list(values.values())) * self.current_weights).sum()
+        stacked = torch.stack(list(values.values()))
+        total = (stacked * self.current_weights.to(stacked)).sum()
         return Losses(total, values, run)
 
     def adversary_loss(self, run: Run) -> Tensor | None:
@@ -291,8 +295,17 @@ def _claim_term(claim: Claim, enforced: Sequence[Claim], run: Run) -> Term:
         alike = (c for c in enforced if (c.kind, c.left, c.given) == about)
         return Structure(claim, (*claim.given, *(c.right for c in alike)))
     sites = (claim.left, claim.right, *claim.given)
-    n_in = sum(run.value(site).shape[-1] for site in sites)
+    n_in = run.joined(sites).shape[-1]
     return Permutation(claim, Discriminator(n_in))
+
+
+def _check_strata(term: Term, batch: Batch) -> None:
+    if missing := [site for site in term.strata if site not in batch.codes]:
+        raise ProgramError(
+            f"{missing[0]}: the batch has no strata of it (codes, n_levels), within which "
+            f"{term.name} compares cells. Give them, with few values, or drop the term: "
+            f"weights={{{term.name!r}: 0.0}}."
+        )
 
 
 def _label_terms(graph: Graph, run: Run) -> list[Term]:
@@ -300,7 +313,7 @@ def _label_terms(graph: Graph, run: Run) -> list[Term]:
     for site in graph.known:
         blocks = tuple(z for z in graph.blocks if graph.parents[z] and site in graph.parents[z])
         own = tuple(z for z in blocks if graph.parents[z] == (site,)) or blocks
-        if own:
-            n_in = sum(run.value(z).shape[-1] for z in own)
+        if own and site in run.batch.n_levels:
+            n_in = run.joined(own).shape[-1]
             heads.append(Label(site, own, n_in=n_in, n_levels=run.batch.n_levels[site]))
     return heads

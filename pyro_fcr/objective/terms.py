@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from pyro_fcr.distributions import moments
 from pyro_fcr.graph import Claim, Run
 from pyro_fcr.graph.runs import is_scaled
 from pyro_fcr.objective import penalties
@@ -37,6 +37,11 @@ class Term(nn.Module, ABC):
     def adversary_loss(self, run: Run) -> Tensor | None:
         """Return the loss of the term's adversary on detached latents, or None without one."""
         return None
+
+    @property
+    def strata(self) -> tuple[str, ...]:
+        """The sites whose strata it reads: cells of a stratum are compared."""
+        return ()
 
 
 class Density(Term):
@@ -138,20 +143,19 @@ class Structure(Term):
         super().__init__(claim.name)
         self.block, self.condition = claim.left, condition
 
+    @property
+    def strata(self) -> tuple[str, ...]:
+        """The sites whose joint value is a condition."""
+        return self.condition
+
     def forward(self, run: Run) -> Tensor:
         """Return nats per cell."""
-        posterior, prior = _moments(run.posterior(self.block)), _moments(run.prior(self.block))
+        posterior, prior = (
+            moments(family, n_draws=_DRAWS_OF_MOMENTS)
+            for family in (run.posterior(self.block), run.prior(self.block))
+        )
         stratum, n_strata = run.batch.stratum(self.condition)
         return penalties.structure_divergence(posterior, prior, stratum, n_strata)
-
-
-def _moments(distribution: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Mean and variance per cell; from draws where the family has no closed form (flows)."""
-    try:
-        return distribution.mean, distribution.variance
-    except NotImplementedError:
-        draws = distribution.rsample(torch.Size([_DRAWS_OF_MOMENTS]))
-        return draws.mean(dim=0), draws.var(dim=0)
 
 
 class Discriminator(nn.Module):
@@ -195,6 +199,11 @@ class Permutation(Term):
         super().__init__(claim.name)
         self.claim, self.adversary = claim, discriminator
 
+    @property
+    def strata(self) -> tuple[str, ...]:
+        """The sites that are given."""
+        return self.claim.given
+
     def forward(self, run: Run) -> Tensor:
         """Return the mean log density ratio; its gradient reaches the encoders."""
         return penalties.log_density_ratio(self.adversary, *self._inputs(run))
@@ -205,7 +214,7 @@ class Permutation(Term):
         return penalties.discriminator_loss(self.adversary, *self._inputs(run), stratum)
 
     def _inputs(self, run: Run) -> tuple[Tensor, Tensor, Tensor]:
-        left, right = run.value(self.claim.left), run.value(self.claim.right)
+        left, right = run.features(self.claim.left), run.features(self.claim.right)
         return left, right, run.joined(self.claim.given)
 
 

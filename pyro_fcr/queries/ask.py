@@ -245,7 +245,7 @@ def _chunks_of_new_cells(
     for start in range(0, len(library), size):
         rows = slice(start, start + size)
         cut = {name: values[rows] for name, values in sites.items()}
-        yield new_cells(cut, library[rows], n_genes=n_genes).to(fcr.device), rows
+        yield new_cells(cut, library[rows], n_genes=n_genes).to(fcr.device, fcr.dtype), rows
 
 
 def answer(
@@ -285,7 +285,7 @@ def _parts(
     output, n_draws, (asked, chunks, depth) = query.answer, query.n_draws, of
     as_counts = fcr.registry.schema.expression == "counts" and output.kind == "observation"
     for batch, cells, seed in drawn_blocks(fcr, chunks, seed=query.seed):
-        do = {name: values[cells].to(fcr.device) for name, values in asked.do.items()}
+        do = {name: values[cells].to(fcr.device, fcr.dtype) for name, values in asked.do.items()}
         size = depth(batch, cells)
         for rows in output.rows(len(batch), len(fcr.registry.genes), n_draws=n_draws):
             sinks = output.sinks(n_draws)

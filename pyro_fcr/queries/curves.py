@@ -107,13 +107,13 @@ def dose_response(
     grid = np.array([0.0, *_grid(registry, treatment, doses)])
     kept = find_genes(registry, genes)
     rows = [registry.encode_treatment(treatment, float(dose)) for dose in grid[1:]]
-    t = torch.from_numpy(np.stack([np.zeros_like(rows[0]), *rows])).to(fcr.device)
+    t = torch.from_numpy(np.stack([np.zeros_like(rows[0]), *rows])).to(fcr.device, fcr.dtype)
     tables = []
     found = reach(fcr.graph, ("t",))
     held = found.held if isinstance(cells, AnnData) else ()
     responder = make_responder(fcr, held, released=found.released)
     for levels, chunks, n_each in _contexts(fcr, cells, n_draws):
-        pools = [_Pool(kept.to(fcr.device), level) for _ in grid]
+        pools = [_Pool(kept.to(fcr.device, fcr.dtype), level) for _ in grid]
         _fill(pools, responder, drawn_blocks(fcr, chunks, seed=seed), t=t, n_draws=n_each)
         for dose, values in zip(grid, _changes(pools, registry), strict=True):
             named = named_levels(levels, _COLUMNS)

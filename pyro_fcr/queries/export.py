@@ -170,7 +170,7 @@ def _sample(
     fixed: list[dict[str, np.ndarray]] = []
     asked = target or Asked(obs=source.obs)
     for number, (batch, rows) in enumerate(fcr.chunks(source)):
-        do = {site: value[rows].to(fcr.device) for site, value in asked.do.items()}
+        do = {site: value[rows].to(fcr.device, fcr.dtype) for site, value in asked.do.items()}
         kept = {"hold": asked.held, "released": asked.released}
         first, own = chunks[0] if chunks else None, block_seed(seed, number)
         chunks.append(sampler.groups(batch, do=do, first=first, seed=own, **kept))

@@ -36,6 +36,10 @@ class Fitted(Protocol):
     def device(self) -> torch.device:
         """Where the parameters are."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the parameters."""
+
     def claims(self) -> tuple[Claim, ...]:
         """Return the independences that the graph claims."""
 

@@ -270,7 +270,7 @@ def context_cells(
     rows = {**rows, "t": untreated if t is None else t}
     sites = {name: torch.from_numpy(row).repeat(n_cells, 1) for name, row in rows.items()}
     library = torch.full((n_cells, 1), registry.target_sum or 1.0)
-    return new_cells(sites, library, n_genes=len(registry.genes)).to(fcr.device)
+    return new_cells(sites, library, n_genes=len(registry.genes)).to(fcr.device, fcr.dtype)
 
 
 def _opened(asked: Asked, registry: Registry) -> Asked:

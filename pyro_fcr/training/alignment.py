@@ -20,7 +20,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_fcr.batch import Batch
-from pyro_fcr.graph import CELLS, Run, drawn_sites, guide_only_sites, plates
+from pyro_fcr.graph import CELLS, Run, drawn_sites, plates
 from pyro_fcr.modes import looking
 from pyro_fcr.objective import Objective
 from pyro_fcr.objective.terms import Reconstruction
@@ -119,7 +119,7 @@ def _lesson(guide: nn.Module, flow: Flows, sizes: Sizes) -> _Lesson:
 
 def _obstacle(run: Run) -> str:
     """Return what keeps latents from being mapped together and taught, or an empty string."""
-    if more := guide_only_sites(run):
+    if more := run.guide_only_sites():
         return f"the guide draws latents from other sites ({', '.join(more)}), as autoguides do"
     for site in drawn_sites(run.model_trace):
         if CELLS not in plates(run.of_model(site)):

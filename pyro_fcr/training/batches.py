@@ -47,8 +47,8 @@ class Batches:
         Positions of the cells to use, ``(n,)``.
     batch_size
         Cells per batch.
-    device
-        The device of the batches.
+    device, dtype
+        Device and precision of the batches.
 
     Notes
     -----
@@ -56,19 +56,31 @@ class Batches:
     """
 
     def __init__(
-        self, cells: Cells, rows: np.ndarray, *, batch_size: int, device: torch.device
+        self,
+        cells: Cells,
+        rows: np.ndarray,
+        *,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.cells, self.rows = cells, torch.as_tensor(rows, dtype=torch.long)
-        self.batch_size, self.device = batch_size, device
+        self.batch_size, self.device, self.dtype = batch_size, device, dtype
         self._summaries: Summaries | None = None
         self._resident: ResidentCells | None = None
 
     @classmethod
     def for_training(
-        cls, cells: Cells, rows: np.ndarray, *, batch_size: int, device: torch.device
+        cls,
+        cells: Cells,
+        rows: np.ndarray,
+        *,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> Batches:
         """Return batches whose counts stay on the GPU if they fit there, else are summed up."""
-        self = cls(cells, rows, batch_size=batch_size, device=device)
+        self = cls(cells, rows, batch_size=batch_size, device=device, dtype=dtype)
         if not np.issubdtype(cells.expression.dtype, np.unsignedinteger):  # no counts
             return self
         if device.type == "cuda" and _fits(cells, device):
@@ -115,9 +127,11 @@ class Batches:
     def batch(self, rows: Tensor) -> Batch:
         """Return some cells as a batch; a pass over the data is ``cells.n_total`` cells."""
         if self._resident is not None:
-            return self._resident.batch(rows.to(self.device))
-        summarise = None if self._summaries is None else self._summaries.summary
-        return self.cells.batch(rows, device=self.device, summarise=summarise)
+            batch = self._resident.batch(rows.to(self.device))
+        else:
+            summarise = None if self._summaries is None else self._summaries.summary
+            batch = self.cells.batch(rows, device=self.device, summarise=summarise)
+        return batch if self.dtype == torch.float32 else batch.to(dtype=self.dtype)
 
 
 class ResidentCells:

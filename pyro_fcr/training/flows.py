@@ -54,7 +54,7 @@ class Flows(nn.Module):
         if n_flows > 1:
             self._make_identity(-1)
         self.biases = nn.ParameterList(torch.zeros(_COUPLINGS, n_flows, 1, b) for _, b in pairs)
-        self.to(latents.device)
+        self.to(latents)
 
     def __len__(self) -> int:
         return len(self.order)

@@ -48,12 +48,14 @@ class GuardedOptimizer:
         device = self.parameters[0].device
         self.torch = torch.optim.AdamW(
             self.parameters,
-            lr=torch.tensor(learning_rate, device=device) if recorded else learning_rate,
+            lr=torch.tensor(learning_rate, dtype=torch.float32, device=device)
+            if recorded
+            else learning_rate,
             weight_decay=weight_decay,
             fused=True,
             capturable=recorded,
         )
-        self._found_inf = torch.zeros((), device=device)
+        self._found_inf = torch.zeros((), dtype=torch.float32, device=device)
         self._bad_step = torch.full((), -1, device=device)
         skip_where(self.torch, self._found_inf)
 

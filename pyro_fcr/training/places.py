@@ -46,7 +46,7 @@ def block_scores(
     -------
     ``(n_latents, n_blocks)``, nats per cell; None where a prior is not a product over dimensions.
     """
-    turns = _Turns(model, sizes).to(kept.drawn.device)
+    turns = _Turns(model, sizes).to(kept.drawn)
     if turns(Sample(kept.cells, kept.drawn[0])) is None:
         return None
     optimizer = GuardedOptimizer(turns.parameters(), learning_rate=_RATE, gradient_clip=_CLIP)

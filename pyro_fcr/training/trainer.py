@@ -19,6 +19,7 @@ from pyro_fcr.batch import Batch
 from pyro_fcr.data import Cells, Split
 from pyro_fcr.modes import in_precision, looking, seeded
 from pyro_fcr.objective import Objective
+from pyro_fcr.params import dtype_of
 from pyro_fcr.training.alignment import Aligned, align
 from pyro_fcr.training.batches import Batches, prefetched
 from pyro_fcr.training.checkpoint import (
@@ -122,7 +123,11 @@ class Trainer:
         self.objective, self.plan, self.checkpoint = objective.to(self.device), plan, checkpoint
         cells = replace(cells, n_total=len(split.train))  # held-out cells are counted as these are
         self.train = Batches.for_training(
-            cells, split.train, batch_size=plan.batch_size, device=self.device
+            cells,
+            split.train,
+            batch_size=plan.batch_size,
+            device=self.device,
+            dtype=dtype_of(objective),
         )
         self.heldout = self.train.of(split.heldout) if len(split.heldout) else None
         self.n_epochs = plan.epochs(len(split.train))
@@ -131,7 +136,7 @@ class Trainer:
         self.aligned = Aligned()
         self.n_steps = self.n_epochs * len(self.train)
         self.epoch, self.batch_number, self.step = 0, 0, 0
-        self.sums = torch.zeros(len(objective.terms) + 1, device=self.device)
+        self.sums = torch.zeros(len(objective.terms) + 1, dtype=torch.float32, device=self.device)
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"elbo": -float("inf"), "epoch": -1, "state": {}}
         self._interrupt, self._between_steps = Interrupt(), True
