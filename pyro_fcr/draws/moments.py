@@ -116,7 +116,7 @@ class LabelDistribution:
         seen = {name: batch[name] for name in ("y", "library")}
         for number in range(len(self)):
             given = {
-                site: rows[number].to(batch["library"].device).expand(len(batch), -1)
+                site: rows[number].to(batch["library"]).expand(len(batch), -1)
                 for site, rows in self.values.items()
             }
             yield replace(batch, values={**seen, **given}, codes={}, n_levels={})

@@ -42,7 +42,7 @@ class Depth:
         """Return the counts per cell of a block; None leaves them their own."""
         if self.ratio is not None:
             return batch["library"] * self.ratio[cells].to(batch["library"])
-        return None if self.sizes is None else self.sizes[cells].to(batch["library"].device)
+        return None if self.sizes is None else self.sizes[cells].to(batch["library"])
 
 
 def depth_of(fcr: Fitted, asked: Asked, source: AnnData, library: Library) -> Depth:
