@@ -185,8 +185,13 @@ def adopt(program: nn.Module, batch: Any, *, beside: Iterable[nn.Module] = ()) -
     ran: dict[nn.Module, None] = {}
     with outside_param_store(), torch.enable_grad():
         listening = register_module_forward_pre_hook(lambda module, _: ran.setdefault(module))
+        tracing = poutine.trace(program)
         try:
-            trace = poutine.trace(program).get_trace(batch)
+            trace = tracing.get_trace(batch)
+        except RuntimeError as error:
+            if (told := _weight_of_each_cell(tracing.trace)) is not None:
+                raise told from error
+            raise
         finally:
             listening.remove()
         leaves = list(_leaves(trace))
@@ -209,6 +214,19 @@ def adopt(program: nn.Module, batch: Any, *, beside: Iterable[nn.Module] = ()) -
             shared = others[0].unconstrained(name) if others else leaf
             adopted.take(name, shared, state["constraints"][name])
     return trace
+
+
+def _weight_of_each_cell(trace: poutine.Trace) -> ParameterError | None:
+    """Return what to say of a ``PyroSample`` weight that was first read within a plate."""
+    nodes: dict[str, Any] = trace.nodes
+    for name, node in nodes.items():
+        if node["type"] == "sample" and "." in name and node["cond_indep_stack"]:
+            return ParameterError(
+                f"{name} is drawn within the plate {node['cond_indep_stack'][0].name!r}, a weight "
+                f"for each of its cells. Read it before the plate: `self.{name}` as the first line "
+                "of forward draws it once, and Pyro keeps it for the call."
+            )
+    return None
 
 
 def _outermost(modules: Iterable[nn.Module]) -> list[nn.Module]:

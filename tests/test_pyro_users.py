@@ -349,3 +349,44 @@ def test_a_site_without_strata_is_named(programs, batch):
     free = {"structure": 0.0, "permutation": 0.0}
     objective = Objective.from_programs(*programs, unstratified, weights=free)
     assert torch.isfinite(objective(unstratified).total)
+
+
+class _Shifted(dist.Normal):
+    """A family of the user's: it scores values otherwise than the one that it is a kind of."""
+
+    def log_prob(self, value):
+        return super().log_prob(value) - 3.0
+
+
+def test_a_subclass_does_not_inherit_a_closed_form_and_a_factor_says_how_it_was_drawn(
+    programs, batch, caplog
+):
+    model, guide = programs
+    prior = model.z_t
+
+    class Prior(nn.Module):
+        def forward(self, t):
+            family = prior(t).base_dist
+            return _Shifted(family.loc, family.scale).to_event(1)
+
+    model.z_t = Prior()
+    objective = Objective.from_programs(model, guide, batch)
+    assert not objective.terms["kl_z_t"].analytic
+    assert any("there is none for Normal against _Shifted" in m for m in caplog.messages)
+
+    def corrected(b):
+        guide(b)
+        pyro.factor("correction", torch.ones(()), has_rsample=False)
+
+    with pytest.raises(ProgramError, match=r"correction: the guide's Unit has no reparam"):
+        check_programs(model, corrected, batch)
+
+
+def test_weights_that_are_drawn_within_the_plate_are_named(programs, batch):
+    model, guide = programs
+    to_pyro_module_(model)
+    prior = dist.Normal(0.0, 1.0).expand(model.z_t.loc.weight.shape).to_event(2)
+    del model.z_t.loc.weight
+    model.z_t.loc.weight = PyroSample(prior)
+    with pytest.raises(ProgramError, match=r"z_t\.loc\.weight.*before.*plate"):
+        check_programs(model, guide, batch)

@@ -144,8 +144,11 @@ def read_graph(program: Callable, batch: Batch) -> Graph:
     does not see are found by :func:`pyro_fcr.graph.acting.check_by_acting`.
     """
     tracking = _Tracking()
+    with outside_param_store(), looking():
+        # Drawn before: torch draws some families (Laplace) in another shape from tracked numbers.
+        drawn = poutine.replay(program, trace=poutine.trace(program).get_trace(batch))
     with outside_param_store(), looking(), tracking:
-        nodes: Any = poutine.trace(program).get_trace(_tracked(batch)).nodes
+        nodes: Any = poutine.trace(drawn).get_trace(_tracked(batch)).nodes
         sites = {name: node for name, node in nodes.items() if name in tracking.sources}
         reads = {name: get_provenance(log_density(node)) for name, node in sites.items()}
     observed = frozenset(name for name, node in sites.items() if node["is_observed"])
