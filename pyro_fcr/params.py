@@ -9,7 +9,8 @@ Pyro's own losses train is entered into the store under names that no other obje
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -130,7 +131,7 @@ class Adopted(nn.Module):
 
     def unconstrained(self, name: str) -> Tensor:
         """Return the tensor that is trained."""
-        return self.get_parameter(_key(name))
+        return getattr(self, _key(name))
 
 
 def _key(name: str) -> str:
@@ -165,7 +166,7 @@ class ParameterError(ValueError):
     """A program trains what nobody would find; the message says what and the mend."""
 
 
-def adopt(program: nn.Module, batch: Any, *, beside: Iterable[nn.Module] = ()) -> poutine.Trace:
+def adopt(program: nn.Module, batch: Any, *, beside: Iterable[nn.Module] = ()) -> None:
     """Run a program once and take in what it trains without holding it.
 
     Parameters
@@ -182,19 +183,11 @@ def adopt(program: nn.Module, batch: Any, *, beside: Iterable[nn.Module] = ()) -
     ParameterError
         The program computes with a tensor that asks for a gradient and belongs to nothing.
     """
-    ran: dict[nn.Module, None] = {}
-    with outside_param_store(), torch.enable_grad():
-        listening = register_module_forward_pre_hook(lambda module, _: ran.setdefault(module))
-        tracing = poutine.trace(program)
-        try:
-            trace = tracing.get_trace(batch)
-        except RuntimeError as error:
-            if (told := _weight_of_each_cell(tracing.trace)) is not None:
-                raise told from error
-            raise
-        finally:
-            listening.remove()
-        leaves = list(_leaves(trace))
+    with outside_param_store():
+        # Once before: an autoguide runs the model, and keeps its tensors, in its first run.
+        _run(program, batch)
+        with torch.enable_grad(), _listening() as ran:
+            leaves = list(_leaves(poutine.trace(program).get_trace(batch)))
         state = pyro.get_param_store().get_state()
     networks = _outermost(module for module in ran if module not in set(program.modules()))
     held = {id(p) for module in (program, *networks) for p in module.parameters()}
@@ -213,7 +206,27 @@ def adopt(program: nn.Module, batch: Any, *, beside: Iterable[nn.Module] = ()) -
             others = [a for other in beside if (a := _adopted(other)) and name in a.constraints]
             shared = others[0].unconstrained(name) if others else leaf
             adopted.take(name, shared, state["constraints"][name])
-    return trace
+
+
+def _run(program: nn.Module, batch: Any) -> None:
+    tracing = poutine.trace(program)
+    try:
+        tracing.get_trace(batch)
+    except RuntimeError as error:
+        if (told := _weight_of_each_cell(tracing.trace)) is not None:
+            raise told from error
+        raise
+
+
+@contextmanager
+def _listening() -> Iterator[Collection[nn.Module]]:
+    """Note the modules that run."""
+    ran: dict[nn.Module, None] = {}
+    handle = register_module_forward_pre_hook(lambda module, _: ran.setdefault(module))
+    try:
+        yield ran.keys()
+    finally:
+        handle.remove()
 
 
 def _weight_of_each_cell(trace: poutine.Trace) -> ParameterError | None:

@@ -3,6 +3,7 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyro
@@ -25,6 +26,7 @@ from pyro_fcr.graph import check_programs
 from pyro_fcr.params import obstacle_to_copies
 from pyro_fcr.training.alignment import align
 from pyro_fcr.training.batches import Batches
+from pyro_fcr.training.tracing import TracedStep, eager_gradients
 
 SIZES = Architecture(n_x=2, n_t=2, n_tx=2, n_hidden=8, decoder="additive", dropout=0.0)
 FIT = {"max_epochs": 3, "batch_size": 64, "progress": False, "align_at": None}
@@ -390,3 +392,29 @@ def test_weights_that_are_drawn_within_the_plate_are_named(programs, batch):
     model.z_t.loc.weight = PyroSample(prior)
     with pytest.raises(ProgramError, match=r"z_t\.loc\.weight.*before.*plate"):
         check_programs(model, guide, batch)
+
+
+def test_a_traced_step_of_adopted_parameters_and_shared_networks_is_the_eager_one(adata):
+    registry, cells = register(adata, SCHEMA)
+    torch.manual_seed(0)
+    model, guide = parts_of(adata)
+    model.z_t, guide.z_t = ParamPrior(), ParamEncoder()
+    net = nn.Linear(registry.widths["x"], 2)
+    batch = cells.batch(np.arange(32))
+
+    class OfNet(nn.Module):
+        def forward(self, *inputs):
+            return dist.Normal(net(inputs[-1]), 1.0).to_event(1)
+
+    model.z_x, guide.z_x = OfNet(), OfNet()  # one network in both, an attribute of neither
+    objective = Objective.from_programs(model, guide, batch)
+    step = TracedStep(objective, batch)
+    with pyro.validation_enabled(is_validate=False):
+        found = []
+        for evaluate in (step, partial(eager_gradients, objective)):
+            torch.manual_seed(1)
+            found.append(evaluate(batch))
+    torch.testing.assert_close(*(torch.stack([f.total, *f.terms]) for f in found))
+    for one, other in zip(found[0].main, found[1].main, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert sum("adopted" in name for name, _ in objective.named_parameters()) == 4

@@ -9,10 +9,11 @@ from pyro_fcr.saving.folder import (
     reading,
     write_model,
 )
-from pyro_fcr.saving.named_split import find_split, name_split
+from pyro_fcr.saving.named_split import TRAIN, find_split, name_split
 
 __all__ = [
     "RECORD",
+    "TRAIN",
     "BrokenModelError",
     "Saved",
     "check_model_place",

@@ -119,11 +119,12 @@ def _lesson(guide: nn.Module, flow: Flows, sizes: Sizes) -> _Lesson:
 
 def _obstacle(run: Run) -> str:
     """Return what keeps latents from being mapped together and taught, or an empty string."""
+    sites = drawn_sites(run.model_trace)
+    if shared := [site for site, node in sites.items() if CELLS not in plates(node)]:
+        return f"{shared[0]} is shared by all cells"
     if more := run.guide_only_sites():
         return f"the guide draws latents from other sites ({', '.join(more)}), as autoguides do"
-    for site in drawn_sites(run.model_trace):
-        if CELLS not in plates(run.of_model(site)):
-            return f"{site} is shared by all cells"
+    for site in sites:
         for distribution in (run.prior(site), run.posterior(site)):
             support = getattr(distribution.support, "base_constraint", distribution.support)
             if support is not constraints.real:

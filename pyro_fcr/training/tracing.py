@@ -97,6 +97,13 @@ class TracedStep:
         self._parameters: State = named
         self._main = [name for name, p in named.items() if id(p) not in adversarial]
         self._adversary = [name for name, p in named.items() if id(p) in adversarial]
+        # A network of two programs is one module, and one parameter may be in two modules.
+        first = {id(parameter): name for name, parameter in named.items()}
+        self._places = {
+            f"{at}.{name}" if at else name: first[id(parameter)]
+            for at, module in self._both.named_modules()
+            for name, parameter in module.named_parameters(recurse=False)
+        }
         self._batch = batch
         self._function: Callable = self._trace()
 
@@ -132,7 +139,8 @@ class TracedStep:
     def _evaluate(self, parameters: State, buffers: State, tensors: dict[str, Any]) -> Gradients:
         leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
         batch = self._batch.with_tensors(tensors)
-        losses = functional_call(self._both, {**leaves, **buffers}, (batch,))
+        placed = {place: leaves[name] for place, name in self._places.items()}
+        losses = functional_call(self._both, {**placed, **buffers}, (batch,), tie_weights=False)
         main, adversary = (
             [leaves[name] for name in names] for names in (self._main, self._adversary)
         )

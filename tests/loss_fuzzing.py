@@ -1,8 +1,8 @@
 """Random legal programs, and what is true of them by their recipe, not by reading them.
 
-A recipe is a graph over up to six latents, shared by all cells or not, of any event shape, with labels,
-a likelihood, factors, scales and masks, and a guide in another order, by hand or an autoguide. Weights
-are parameters of modules or ``pyro.param`` statements of plain functions.
+A recipe is a graph over up to six latents, shared by all cells or not, of any event shape, with
+labels, a likelihood, factors, scales and masks, and a guide in another order, by hand or an
+autoguide. Weights are parameters of modules or ``pyro.param`` statements of plain functions.
 """
 
 from contextlib import ExitStack
@@ -19,6 +19,7 @@ from torch.distributions import kl_divergence
 
 from pyro_fcr import Batch, Objective
 from pyro_fcr.distributions import Exogenous, NegativeBinomial
+from pyro_fcr.graph import read_graph
 from pyro_fcr.graph.runs import Run, scored_sites
 from pyro_fcr.modes import outside_param_store, seeded
 from pyro_fcr.objective.terms import KL
@@ -26,7 +27,6 @@ from pyro_fcr.objective.terms import KL
 N_CELLS, N_GENES, WIDTHS = 5, 4, {"x": 3, "t": 2}
 SHAPES = [(), (1,), (2,), (2, 2)]
 REAL, POSITIVE = ["Normal", "StudentT", "Laplace", "Mixture"], ["LogNormal", "Gamma"]
-OF_GUIDES = {"Normal": "Normal", "LogNormal": "LogNormal"}
 LIKELIHOODS = ["Normal", "NegativeBinomial", "Poisson"]
 AUTOGUIDES = [
     "AutoNormal", "AutoDelta", "AutoDiagonalNormal", "AutoMultivariateNormal",
@@ -83,7 +83,9 @@ class Recipe:
             z.posterior = "LogNormal" if z.family in POSITIVE else "Normal"
             free = [o.name for o in order[:i] if (o.shared or not z.shared)]
             z.reads = [] if z.shared and auto else _some(rng, free, 0.3)
-            z.scale = [None, None, 0.4, "cells"][rng.integers(4)] if not auto or not z.shared else None
+            z.scale = (
+                [None, None, 0.4, "cells"][rng.integers(4)] if not auto or not z.shared else None
+            )
             z.scale = 2.0 if z.shared and z.scale == "cells" else z.scale
             z.one_sided = 1.0 if rng.random() < 0.85 else 0.5
             z.mask = torch.arange(N_CELLS) % 2 > 0 if not z.shared and rng.random() < 0.2 else None
@@ -148,7 +150,9 @@ def family_of(name, out, shape):
     loc, scale = torch.tanh(loc), 0.3 + torch.sigmoid(raw)
     if name == "Mixture":
         parts = dist.Normal(torch.stack([loc, -loc - 1], -2), scale.unsqueeze(-2)).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=torch.cat([loc, raw], -1)[..., :2]), parts)
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=torch.cat([loc, raw], -1)[..., :2]), parts
+        )
     made = {
         "Normal": lambda: dist.Normal(loc, scale),
         "StudentT": lambda: dist.StudentT(5.0, loc, scale),
@@ -172,65 +176,90 @@ def weighing(z, *, of_model):
     return stack
 
 
-def programs_of(recipe, rng):
+class Programs:
     """The two programs of a recipe."""
-    ours, theirs = (Weights(n, rng, functions=recipe.functions) for n in ("model", "guide"))
-    shared = {z.name: z.shared for z in recipe.latents} | dict.fromkeys(WIDTHS, False)
 
-    def draw(weights, z, values, names, family, *, of_model, more=()):
+    def __init__(self, recipe, rng):
+        self.recipe = recipe
+        self.ours, self.theirs = (
+            Weights(name, rng, functions=recipe.functions) for name in ("model", "guide")
+        )
+        self.shared = {z.name: z.shared for z in recipe.latents} | dict.fromkeys(WIDTHS, False)
+
+    def inputs(self, names, values):
+        return [(self.shared[name], values[name]) for name in names]
+
+    def draw(self, z, values):
+        """Draw a latent in the model."""
         n_rows = None if z.shared else N_CELLS
-        inputs = [(shared[name], values[name]) for name in names]
-        out = weights.linear(z.name, [*inputs, *more], 2 * int(np.prod(z.shape)), n_rows)
-        with weighing(z, of_model=of_model):
-            values[z.name] = pyro.sample(z.name, family_of(family, out, z.shape))
+        inputs = self.inputs(z.parents, values)
+        out = self.ours.linear(z.name, inputs, 2 * int(np.prod(z.shape)), n_rows)
+        with weighing(z, of_model=True):
+            values[z.name] = pyro.sample(z.name, family_of(z.family, out, z.shape))
 
-    def model(batch):
+    def model(self, batch):
         values = {}
-        for z in (z for z in recipe.latents if z.shared):
-            draw(ours, z, values, z.parents, z.family, of_model=True)
+        for z in (z for z in self.recipe.latents if z.shared):
+            self.draw(z, values)
         with pyro.plate("cells", len(batch)):
             for name in WIDTHS:
                 values[name] = pyro.sample(name, Exogenous(batch[name]), obs=batch[name])
-            for z in (z for z in recipe.latents if not z.shared):
-                draw(ours, z, values, z.parents, z.family, of_model=True)
-            inputs = [(shared[name], values[name]) for name in recipe.outcome]
-            loc = torch.tanh(ours.linear("y", inputs, N_GENES, N_CELLS))
-            family = {
-                "Normal": lambda: dist.Normal(loc, 1.0),
-                "Poisson": lambda: dist.Poisson(loc.exp()),
-                "NegativeBinomial": lambda: NegativeBinomial(loc, torch.zeros(N_GENES).double()),
-            }[recipe.likelihood]()
-            pyro.sample("y", family.to_event(1), obs=batch.get("y"))
-        if recipe.factor:
-            pyro.factor("factor", -0.1 * sum(values[n].square().sum() for n in recipe.factor))
+            for z in (z for z in self.recipe.latents if not z.shared):
+                self.draw(z, values)
+            inputs = self.inputs(self.recipe.outcome, values)
+            loc = torch.tanh(self.ours.linear("y", inputs, N_GENES, N_CELLS))
+            pyro.sample("y", outcome_of(self.recipe.likelihood, loc), obs=batch.get("y"))
+        if self.recipe.factor:
+            squares = sum(values[name].square().sum() for name in self.recipe.factor)
+            pyro.factor("factor", -0.1 * squares)
 
-    def amortised(batch):
+    def propose(self, z, values, more):
+        """Draw a latent in the guide."""
+        n_rows = None if z.shared else N_CELLS
+        reads = [name for name in z.reads if name in values]
+        inputs = [*self.inputs(reads, values), *more]
+        out = self.theirs.linear(z.name, inputs, 2 * int(np.prod(z.shape)), n_rows)
+        with weighing(z, of_model=False):
+            values[z.name] = pyro.sample(z.name, family_of(z.posterior, out, z.shape))
+
+    def guide(self, batch):
         values, y = {}, (False, batch["y"].log1p())
-        drawn = [z for z in recipe.guide_order if not (z.shared and recipe.autoguide)]
+        drawn = [z for z in self.recipe.guide_order if not (z.shared and self.recipe.autoguide)]
         for z in (z for z in drawn if z.shared):
-            draw(theirs, z, values, z.reads, z.posterior, of_model=False)
+            self.propose(z, values, [])
         with pyro.plate("cells", len(batch)):
             for z in (z for z in drawn if not z.shared):
-                reads = [name for name in z.reads if name in values]
-                z.reads = reads
-                draw(theirs, z, values, reads, z.posterior, of_model=False, more=[y])
+                self.propose(z, values, [y])
 
-    if not recipe.autoguide:
-        return as_program(model, ours, recipe), as_program(amortised, theirs, recipe)
-    exposed = [z.name for z in recipe.latents if z.shared]
-    block = poutine.block(as_program(model, ours, recipe), expose=exposed)
-    auto = getattr(autoguide, recipe.autoguide)(block)
+    def both(self):
+        """Return model and guide as a user would pass them."""
+        model = as_program(self.model, self.ours, self.recipe)
+        if not self.recipe.autoguide:
+            return model, as_program(self.guide, self.theirs, self.recipe)
+        exposed = [z.name for z in self.recipe.latents if z.shared]
+        auto = getattr(autoguide, self.recipe.autoguide)(poutine.block(model, expose=exposed))
+        return model, Beside(auto, self.theirs, self.guide)
 
-    class Both(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.auto, self.theirs = auto, theirs
 
-        def forward(self, batch):
-            self.auto(batch)
-            amortised(batch)
+class Beside(nn.Module):
+    """An autoguide beside one by hand."""
 
-    return as_program(model, ours, recipe), Both()
+    def __init__(self, auto, weights, by_hand):
+        super().__init__()
+        self.auto, self.weights, self.by_hand = auto, weights, by_hand
+
+    def forward(self, batch):
+        self.auto(batch)
+        self.by_hand(batch)
+
+
+def outcome_of(likelihood, loc):
+    """The distribution of expression."""
+    if likelihood == "Normal":
+        return dist.Normal(loc, 1.0).to_event(1)
+    if likelihood == "Poisson":
+        return dist.Poisson(loc.exp()).to_event(1)
+    return NegativeBinomial(loc, torch.zeros(N_GENES)).to_event(1)
 
 
 def as_program(function, weights, recipe):
@@ -265,7 +294,7 @@ def check(seed):
     with seeded(int(seed)):
         torch.set_default_dtype(torch.float64)
         try:
-            model, guide = programs_of(recipe, rng)
+            model, guide = Programs(recipe, rng).both()
             batch = replace(batch, n_total=int(rng.integers(N_CELLS, 50)))
             objective = Objective.from_programs(model, guide, batch, weights=NO_PENALTY)
             return [
@@ -279,11 +308,9 @@ def check(seed):
 
 
 def _arrows(recipe, objective, batch):
-    from pyro_fcr.graph import read_graph  # noqa: PLC0415
-
     found = {site: set(p) for site, p in read_graph(objective.model, batch).parents.items()}
     wanted = recipe.parents()
-    return [f"arrows into {s}: {found.get(s)}, not {p}" for s, p in wanted.items() if found.get(s) != p]
+    return [f"into {s}: {found.get(s)}, not {p}" for s, p in wanted.items() if found.get(s) != p]
 
 
 def _closed_forms(recipe, objective, batch):
@@ -340,7 +367,7 @@ def _gradient(objective, batch, rng):
     with torch.no_grad():
         for sign in (1, -2):
             for parameter, direction in zip(parameters, step, strict=True):
-                parameter += sign * 1e-6 * direction
+                parameter.add_(direction, alpha=sign * 1e-6)
             ends.append(total().item())
     found = (ends[0] - ends[1]) / 2e-6
     wrong = abs(found - slope) > 1e-4 * max(1.0, abs(slope))
