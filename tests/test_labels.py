@@ -212,7 +212,7 @@ def test_several_controls_are_one():
     assert Registry.from_json_dict(registry.to_json_dict()) == registry
     with pytest.raises(SchemaError, match="other_controls 'PBS' without control"):
         make_schema(control=None, other_controls=["PBS"])
-    with pytest.warns(UserWarning, match=r"'PBS' looks like .* pass control=\['DMSO', 'PBS'\]"):
+    with pytest.warns(UserWarning, match=r"'PBS' looks like .* pass other_controls=\['PBS'\]"):
         register(adata, make_schema(control="DMSO"))
 
 

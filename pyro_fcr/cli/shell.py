@@ -54,7 +54,7 @@ def option_name(field: str) -> str:
 
 
 @contextmanager
-def plain_messages(*, debug: bool = False) -> Iterator[None]:
+def plain_messages(*, debug: bool = False) -> Iterator[dict[str, str]]:
     """Show log lines and warnings as text, and errors in a line without a traceback.
 
     Parameters
@@ -67,28 +67,55 @@ def plain_messages(*, debug: bool = False) -> Iterator[None]:
     with warnings.catch_warnings(), _terminable():
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
+        words: dict[str, str] = {}
         warnings.showwarning = lambda message, *_, **__: print(
-            f"Warning: {message}", file=sys.stderr
+            f"Warning: {in_options(str(message), words)}", file=sys.stderr
         )
         try:
-            yield
+            yield words
         except (Exception, KeyboardInterrupt) as error:
             if debug:
                 raise
-            text, code = _line(error)
+            text, code = _line(error, words)
             print(text, file=sys.stderr)
             raise SystemExit(code) from error
 
 
-def _line(error: BaseException) -> tuple[str, int]:
+def _line(error: BaseException, words: Mapping[str, str]) -> tuple[str, int]:
     """Return what to say of an error, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted.", 128 + signal.SIGINT
     is_usage = isinstance(error, CycloptsError) and not isinstance(error, CoercionError)
     if isinstance(error, ValueError | OSError | FloatingPointError | CycloptsError):
-        return f"Error: {error}", 2 if is_usage else 1
+        return f"Error: {in_options(str(error), words)}", 2 if is_usage else 1
     first = (str(error) or "nothing more is known").splitlines()[0]
     return f"Error: {type(error).__name__}: {first} (--debug shows where it comes from)", 1
+
+
+def in_options(text: str, words: Mapping[str, str]) -> str:
+    """Say arguments as options: what a message names, and its mend, then exist on this side.
+
+    Examples
+    --------
+    >>> words = {"control": "--control", "min_cells": "--min-cells"}
+    >>> in_options("control is 3; pass control=None, control='A', or lower min_cells", words)
+    "--control is 3; pass no --control, --control 'A', or lower --min-cells"
+    """
+    for name, option in words.items():
+        text = re.sub(rf"\b{name}=None\b", f"no {option}", text)
+        value = r"(\[[^\]]*\]|'[^']*'|[\w.+-]*\w)"
+        text = re.sub(rf"\b{name}={value}", partial(_set, option), text)
+        if "_" in name:
+            text = re.sub(rf"(?<![\w'\"-]){name}\b(?!['\"=])", option, text)
+    start = re.compile(r"^(Unknown )?(\w+)(?= is | '|:)")
+    return start.sub(lambda found: (found[1] or "") + words.get(found[2], found[2]), text)
+
+
+def _set(option: str, found: re.Match[str]) -> str:
+    """Write an option with its value, once for each of several."""
+    value = found[1]
+    values = re.findall(r"'[^']*'|[^\[\], ]+", value) if value.startswith("[") else [value]
+    return " ".join(f"{option} {each}" for each in values)
 
 
 @contextmanager
@@ -109,8 +136,19 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
-def read_options(app: App, arguments: Sequence[str] | None) -> Callable[[], Any]:
+def read_options(
+    app: App, arguments: Sequence[str] | None, words: dict[str, str]
+) -> Callable[[], Any]:
     """Return the command that arguments ask for, ready to run.
+
+    Parameters
+    ----------
+    app
+        The commands.
+    arguments
+        What stands behind ``pyro-fcr``.
+    words
+        Filled with the option of each argument of the command.
 
     Raises
     ------
@@ -126,15 +164,24 @@ def read_options(app: App, arguments: Sequence[str] | None) -> Callable[[], Any]
             raise
         known = get_args(error.target_type)
         raise ValueError(unknown(str(error.token.keyword), error.token.value, known)) from error
-    except ValueError as error:
-        _, apps, _ = app.parse_commands(arguments)
-        options = apps[-1].assemble_argument_collection(default_parameter=app.default_parameter)
-        names = {option.field_info.name: option.name for option in options}
-        start = re.compile(r"^(Unknown )?(\w+)")
-        words = start.sub(lambda m: (m[1] or "") + names.get(m[2], m[2]), str(error))
-        raise ValueError(words) from error
+    except ValueError:
+        words.update(_options_of(app, arguments))
+        raise
+    if command.__module__.startswith("pyro_fcr."):  # and not --help
+        words.update(_options_of(app, arguments))
     _keep_inputs(bound.arguments)
     return partial(command, *bound.args, **bound.kwargs)
+
+
+def _options_of(app: App, arguments: Sequence[str] | None) -> dict[str, str]:
+    """Return the option of each argument of the command that is asked for."""
+    _, apps, _ = app.parse_commands(arguments)
+    found = apps[-1].assemble_argument_collection(default_parameter=app.default_parameter)
+    names = {each.field_info.name: each.name for each in found if each.keys or each.name}
+    options = {name: option for name, option in names.items() if option.startswith("--")}
+    # In Python one argument takes several, where an option is repeated.
+    several = {f"{name}s": option for name, option in options.items() if f"{name}s" not in options}
+    return {**several, **options}
 
 
 def _keep_inputs(arguments: Mapping[str, Any]) -> None:

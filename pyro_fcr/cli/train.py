@@ -51,6 +51,7 @@ def fit(
     schema: shell.SchemaOptions,
     architecture: shell.ArchitectureOptions = Architecture(),
     plan: shell.PlanOptions = TrainingPlan(),
+    heldout_fraction: float = 0.1,
     checkpoint: Path | None = None,
     resume: Path | None = None,
     overwrite: shell.Overwrite = False,
@@ -59,6 +60,8 @@ def fit(
 
     Parameters
     ----------
+    heldout_fraction
+        Share of the cells of every condition to hold out, where --split-key names none.
     checkpoint
         File to write checkpoints to, outside of --out. SIGTERM writes one, too.
     resume
@@ -77,7 +80,9 @@ def fit(
                 "it another place."
             )
     model = pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed)
-    history = model.fit(plan, checkpoint=checkpoint, resume=resume)
+    history = model.fit(
+        plan, heldout_fraction=heldout_fraction, checkpoint=checkpoint, resume=resume
+    )
     stopped = history.attrs["stopped"]
     if stopped == "interrupted" and place.exists():
         print(f"The former model stays in {out}. {_how_to_go_on(checkpoint)}", file=sys.stderr)

@@ -61,10 +61,10 @@ def warn_no_control(labels: Iterable[str], schema: Schema) -> None:
     """Warn if a label looks like that of untreated cells, but is not among the controls."""
     like = [each for each in labels if _LIKE_CONTROL.fullmatch(each) and each != schema.control]
     if like:
-        wanted: object = like[0] if schema.control is None else [*schema.controls, *like]
+        wanted = f"control={like[0]!r}" if schema.control is None else f"other_controls={like!r}"
         warnings.warn(
             f"obs column {schema.treatment_key!r}: {listed(like)} looks like a label of untreated "
-            f"cells, but is taken as a treatment; to make it a control, pass control={wanted!r}",
+            f"cells, but is taken as a treatment; to make it a control, pass {wanted}",
             stacklevel=4,
         )
 
