@@ -113,7 +113,7 @@ def dose_response(
     held = found.held if isinstance(cells, AnnData) else ()
     responder = make_responder(fcr, held, released=found.released)
     for levels, chunks, n_each in _contexts(fcr, cells, n_draws):
-        pools = [_Pool(kept.to(fcr.device, fcr.dtype), level) for _ in grid]
+        pools = [_Pool(kept.to(fcr.device), level) for _ in grid]
         _fill(pools, responder, drawn_blocks(fcr, chunks, seed=seed), t=t, n_draws=n_each)
         for dose, values in zip(grid, _changes(pools, registry), strict=True):
             named = named_levels(levels, _COLUMNS)
