@@ -250,7 +250,7 @@ def test_interactions_replace_their_files_only_if_told(folder, interactions):
     assert again.exit_code == 1
     assert "pairs.csv is there already" in again.output
     succeed("interactions", folder / "cells.h5ad", *SCHEMA, "--out", out, "--n-tx", 1,
-            "--max-epochs", 1, "--min-expressing", 300, "--overwrite")  # fmt: skip
+            "--max-epochs", 1, "--min-expressing", 70, "--overwrite")  # fmt: skip
     assert 0 < len(pd.read_csv(out / "genes.csv")) < n_rows
     assert (out / "notes.txt").read_text() == "mine"
 
