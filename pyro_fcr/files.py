@@ -55,10 +55,7 @@ def check_place(path: str | Path) -> Path:
     try:
         with suppress(FileNotFoundError):
             place.lstat()  # the name may be too long
-        for parent in reversed(place.parents):
-            if not parent.exists():
-                parent.mkdir()
-                made.append(parent)
+        _make_parents(place, made)
         draft = _draft(place)
         draft.touch(exist_ok=False)
         draft.unlink()
@@ -67,8 +64,7 @@ def check_place(path: str | Path) -> Path:
             f"{path} cannot be written ({error.strerror}). Choose another place."
         ) from error
     finally:
-        for parent in reversed(made):
-            parent.rmdir()
+        _remove_empty(made)
     return place
 
 
@@ -93,7 +89,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         If the disk is full, in whatever words a library said so.
     """
     place = locate(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    made: list[Path] = []
+    _make_parents(place, made)
     _remove_leftovers(place)
     draft = _draft(place)
     try:
@@ -101,6 +98,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         if draft.is_file():
             flush(draft)
         os.replace(draft, place)
+        made.clear()
         flush(place.parent)
     except Exception as error:
         if not _is_full(error, place.parent):
@@ -111,6 +109,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         remove(draft)
+        _remove_empty(made)
 
 
 def flush(path: Path) -> None:
@@ -129,6 +128,20 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _make_parents(place: Path, made: list[Path]) -> None:
+    """Make the folders that a place needs; each that is made is added to a list."""
+    for parent in reversed(place.parents):
+        if not parent.exists():
+            parent.mkdir(exist_ok=True)
+            made.append(parent)
+
+
+def _remove_empty(made: list[Path]) -> None:
+    for parent in reversed(made):
+        with suppress(OSError):  # others write there, too
+            parent.rmdir()
 
 
 def _draft(place: Path) -> Path:

@@ -26,6 +26,7 @@ from pyro_fcr.evaluation.blocks import Encoded, rank
 from pyro_fcr.evaluation.judging import judged_scenarios
 from pyro_fcr.graph import Claim
 from pyro_fcr.metrics import baselines
+from pyro_fcr.metrics import clustering as clustering_module
 from pyro_fcr.metrics.dimensions import prior_rank
 from pyro_fcr.metrics.scores import SCORES
 from pyro_fcr.queries.representations import label_distribution
@@ -486,6 +487,15 @@ def test_evaluate_writes_page_json_and_tables(simulated, tmp_path):
     np.testing.assert_allclose(again.headline["gain"], [r["gain"] for r in found["headline"]])
     assert "Evaluation of model" in (out / "evaluation.html").read_text()
     assert "is there already. Pass --overwrite" in run(*arguments).output
+
+
+def test_without_igraph_clusters_are_left_out_with_a_word(simulated, monkeypatch):
+    monkeypatch.setattr(clustering_module, "find_spec", lambda _: None)
+    found = evaluate(simulated, seed=3, **FAST)
+    assert len(found.clustering) == 0
+    assert "clustering" not in found.tables
+    assert "pip install 'pyro-fcr[leiden]'" in found.left_out["clusters"]
+    assert "clusters" in str(found)
 
 
 def test_evaluate_says_what_a_model_of_an_earlier_version_lacks(simulated, tmp_path):

@@ -508,6 +508,8 @@ def test_a_full_disk_says_so_and_leaves_what_stood_there(tmp_path):
             act()
     assert number_in(tmp_path / "m") == 1.0
     assert (tmp_path / "t.csv").read_text() == "old"
+    with files_up_to(20_000), pytest.raises(OSError, match="The disk is full"):
+        shell.write_tables({tmp_path / "a" / "b" / "t.csv": pd.DataFrame({"a": range(9_999)})})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "t.csv"]
 
 

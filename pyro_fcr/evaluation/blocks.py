@@ -114,10 +114,13 @@ class SplitCells:
         return {name: rows for name, rows in found.items() if len(rows) >= _FEWEST}
 
 
+_CLUSTERING = ["cells", "encoding", "n_cells", "block", "label", "metric", "value"]
+
+
 def clustering(cells: SplitCells, *, max_cells: int, seed: int) -> pd.DataFrame:
     """Compare Leiden clusters of each block with every exogenous site, and with all of them.
 
-    Clusters are made of the dimensions in use.
+    Clusters are made of the dimensions in use; without igraph, an extra, there are none.
 
     Returns
     -------
@@ -133,7 +136,12 @@ def clustering(cells: SplitCells, *, max_cells: int, seed: int) -> pd.DataFrame:
         joined = ("" if all(len(site) == 1 for site in some.codes) else " & ").join(some.codes)
         labels = {**some.codes, joined: joint_codes(*some.codes.values())}
         for encoding, latents in (("labelled", some.labelled), ("label-blind", some.blind)):
-            table = cluster_agreement(only_in_use(latents, cells.dimensions), labels, seed=seed)
+            used = only_in_use(latents, cells.dimensions)
+            try:
+                table = cluster_agreement(used, labels, seed=seed)
+            except ImportError as error:
+                cells.left_out["clusters"] = str(error)
+                return pd.DataFrame(columns=_CLUSTERING)
             tables.append(_of(table, cells=name, encoding=encoding, n_cells=n_cells))
     return stacked(tables)
 

@@ -1,6 +1,7 @@
 """What the clusters of a latent block agree with, and its two-dimensional picture."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,8 @@ def cluster_agreement(
     ------
     ValueError
         If a block or a labelling does not have one row per cell.
+    ImportError
+        If igraph is not installed: it is under the GPL, and comes with the extra ``leiden``.
 
     Examples
     --------
@@ -68,6 +71,8 @@ def cluster_agreement(
     0   z_x     x    nmi    1.0
     1   z_x     x    ari    1.0
     """
+    if find_spec("igraph") is None:
+        raise ImportError("Leiden clusters need igraph: pip install 'pyro-fcr[leiden]'.")
     codes = {str(name): pd.factorize(np.asarray(values))[0] for name, values in labels.items()}
     check_rows({**latents, **codes})
     rows = draw_rows(len(next(iter(latents.values()))), max_cells, seed)

@@ -2,9 +2,11 @@
 
 import re
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from durability_suite.work import COLUMNS, EPOCHS, FIT, child, command, fit
+from pyro_fcr.files import remove
 from pyro_fcr.saving import read_model
 
 
@@ -31,7 +33,8 @@ def full_disk(folder, full):
 
 
 def _run(arguments, folder, full):
-    (full / "fill").unlink(missing_ok=True)
+    for path in full.iterdir():
+        remove(path)
     _fill(full / "fill", leave=2_000 if arguments[0] in ("effects", "interactions") else 20_000)
     said = folder / "said.txt"
     code = child(command, *arguments, said=said)
@@ -40,7 +43,7 @@ def _run(arguments, folder, full):
         "code": code,
         "one_line": text.count("Error:") <= 1 and "Traceback" not in text,
         "says": "disk is full" in text,
-        "left": len([p for p in full.iterdir() if p.name != "fill"]),
+        "left": [p.name for p in full.iterdir() if p.name != "fill"],
     }
     if place := re.search(r"The result is in (\S+) for now", text):
         found["elsewhere"] = Path(place[1]).exists()
@@ -52,13 +55,9 @@ def _run(arguments, folder, full):
 
 def _fill(path, *, leave):
     """Take all space but a little."""
-    with path.open("wb") as file:
-        try:
-            while True:
-                file.write(b"\0" * 4096)
-                file.flush()
-        except OSError:
-            pass
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
     with path.open("rb+") as file:
         file.truncate(max(0, path.stat().st_size - leave))
 

@@ -12,6 +12,8 @@ from pyro_fcr import FCR, Output
 from pyro_fcr.cli.train import _write_evaluation
 from pyro_fcr.saving import read_model
 
+FAULTS = ("torn", "left", "other")  # what must not be
+
 
 def weights_of(place):
     """The digest of the weights of a model that is whole."""
@@ -20,17 +22,19 @@ def weights_of(place):
 
 def during_fit(folder, n, rng):
     """Kill fits; each is resumed from its last checkpoint, and ends as one never killed."""
-    longest, started = seconds(lambda: fit(folder, out=folder / "whole")), folder / "started"
-    started.unlink()
-    wanted, found = weights_of(folder / "whole"), {"resumed": 0, "other": 0}
+    started = folder / "started"
+    first = folder / "first.c"
+    longest = seconds(started, fit, folder, out=folder / "whole", checkpoint=first)
+    wanted, found = weights_of(folder / "whole"), {"killed": 0, "resumed": 0, "other": 0}
     for number, moment in enumerate(rng.uniform(0.0, longest, n)):
         out, checkpoint = folder / f"fit{number}", folder / f"c{number}"
-        child(fit, folder, out=out, checkpoint=checkpoint, kill_after=moment, started=started)
-        files = {"checkpoint": checkpoint}
+        settings = {"out": out, "checkpoint": checkpoint}
+        code = child(fit, folder, **settings, kill_after=moment, started=started)
+        found["killed"] += code == -9
         if checkpoint.exists():
-            files["resume"] = checkpoint
+            settings["resume"] = checkpoint
             found["resumed"] += 1
-        ended = child(fit, folder, out=out, **files) == 0
+        ended = child(fit, folder, **settings) == 0
         found["other"] += not ended or weights_of(out) != wanted or bool(leftovers(out))
         found["other"] += any(f".c{number}." in path.name for path in leftovers(folder))
     return {"kills": n, **found}
@@ -64,20 +68,21 @@ def during_save(folder, n, rng):
 def during_store(folder, n, rng):
     """Kill answers that are written part by part."""
 
+    asking = folder / "asking"
+
     def ask(path):
         chosen = Output("mean", store=path, memory=2**16)
-        cells = ad.read_h5ad(folder / "cells.h5ad")
-        FCR.load(folder / "model0").counterfactual(
-            cells, treatment=cells.obs["treatment"].cat.categories[-1], n_draws=60, output=chosen
-        )
+        cells, fcr = ad.read_h5ad(folder / "cells.h5ad"), FCR.load(folder / "model0")
+        asking.touch()
+        fcr.counterfactual(cells, treatment="drug1", n_draws=60, output=chosen)
 
-    longest, found = seconds(lambda: ask(folder / "whole.h5ad")), {"torn": 0, "left": 0, "there": 0}
+    longest = seconds(asking, ask, folder / "whole.h5ad")
+    found = {"killed": 0, "torn": 0, "left": 0}
     wanted = ad.read_h5ad(folder / "whole.h5ad").X
     for number, moment in enumerate(rng.uniform(0.0, longest, n)):
         path = folder / "stores" / f"answer{'.h5ad' if number % 2 else '.zarr'}"
         path.parent.mkdir(exist_ok=True)
-        child(ask, path, kill_after=moment)
-        found["there"] += path.exists()
+        found["killed"] += child(ask, path, kill_after=moment, started=asking) == -9
         if not path.exists():
             found["torn"] += child(ask, path) != 0
         read = ad.read_h5ad if path.suffix == ".h5ad" else ad.read_zarr
