@@ -418,3 +418,21 @@ def test_a_traced_step_of_adopted_parameters_and_shared_networks_is_the_eager_on
     for one, other in zip(found[0].main, found[1].main, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     assert sum("adopted" in name for name, _ in objective.named_parameters()) == 4
+
+
+def test_a_discrete_latent_is_refused_with_the_ways_to_sum_it_out(programs, batch):
+    model, guide = programs
+
+    def responders(b):
+        with pyro.plate("responders", 1):
+            pyro.sample("r", dist.Bernoulli(0.5))
+        return model(b)
+
+    def guided(b):
+        with pyro.plate("responders", 1):
+            pyro.sample("r", dist.Bernoulli(0.5))
+        guide(b)
+
+    for other in (guide, guided):
+        with pytest.raises(ProgramError, match=r"^r: .*discrete latents are not enum.*Mixture"):
+            check_programs(responders, other, batch)

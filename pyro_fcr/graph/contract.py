@@ -260,10 +260,12 @@ def _closed_form_obstacle(group: Group, checked: Checked) -> str | None:
 
 def _check_sites(graph: Graph, guide_graph: Graph, run: Run) -> None:
     latents, drawn = set(graph.latents), set(drawn_sites(run.guide_trace))
-    if missing := latents - drawn:
+    if missing := sorted(latents - drawn):
+        if _is_discrete(run.prior(missing[0])):
+            raise ProgramError(f"{missing[0]}: {_SUM_OUT}")
         raise ProgramError(
-            f"The model draws {_names(missing)}, but the guide does not. Add "
-            f"`pyro.sample({sorted(missing)[0]!r}, ...)` to the guide. It draws {_names(drawn)}."
+            f"The model draws {_names(set(missing))}, but the guide does not. Add "
+            f"`pyro.sample({missing[0]!r}, ...)` to the guide. It draws {_names(drawn)}."
         )
     conditioned = (drawn - latents) & graph.observed
     if unknown := drawn - latents - conditioned:
@@ -316,7 +318,12 @@ def _check_gradient(site: str, run: Run) -> None:
     if not posterior.has_rsample:
         raise ProgramError(
             f"{site}: the guide's {_family(posterior)} has no reparametrised draws, so no "
-            "gradient would reach its encoder. Use a family with rsample (Normal, a flow)."
+            "gradient would reach its encoder. "
+            + (
+                _SUM_OUT
+                if _is_discrete(posterior)
+                else "Use a family with rsample (Normal, a flow)."
+            )
         )
 
 
@@ -362,6 +369,17 @@ def _base(distribution: Any) -> Any:
     while isinstance(distribution, Independent | ExpandedDistribution):
         distribution = distribution.base_dist
     return distribution
+
+
+_SUM_OUT = (
+    "discrete latents are not enumerated. Sum it out in the site that reads it, as a mixture "
+    "(dist.MixtureSameFamily), or relax it (dist.RelaxedOneHotCategorical)."
+)
+
+
+def _is_discrete(distribution: TorchDistribution) -> bool:
+    support = distribution.support
+    return bool(getattr(support, "is_discrete", False))
 
 
 def _family(distribution: TorchDistribution) -> str:
