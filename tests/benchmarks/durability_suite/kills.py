@@ -20,6 +20,15 @@ def weights_of(place):
     return read_model(place).record["files"]["weights"]["sha256"]
 
 
+def fitted(folder, *, seed=0):
+    """Return a model that is fitted in a child where it is not there yet."""
+    place = folder / f"model{seed}"
+    if not place.exists():
+        assert child(fit, folder, seed=seed, out=place) == 0
+        (folder / "started").unlink()
+    return place
+
+
 def during_fit(folder, n, rng):
     """Kill fits; each is resumed from its last checkpoint, and ends as one never killed."""
     started = folder / "started"
@@ -42,15 +51,14 @@ def during_fit(folder, n, rng):
 
 def during_save(folder, n, rng):
     """Kill saves with overwrite=True."""
-    for seed in (0, 1):
-        assert child(fit, folder, seed=seed, out=folder / f"model{seed}") == 0
-    known, found = {weights_of(folder / f"model{seed}") for seed in (0, 1)}, {"torn": 0, "left": 0}
+    models = [fitted(folder, seed=seed) for seed in (0, 1)]
+    known, found = {weights_of(each) for each in models}, {"torn": 0, "left": 0}
     place = folder / "saved"
-    shutil.copytree(folder / "model0", place)
+    shutil.copytree(models[0], place)
     seen = set()
 
     def save_often():
-        both = [FCR.load(folder / f"model{seed}") for seed in (0, 1)]
+        both = [FCR.load(each) for each in models]
         (folder / "saving").touch()
         while True:
             for each in both:
@@ -60,7 +68,7 @@ def during_save(folder, n, rng):
         child(save_often, kill_after=moment, started=folder / "saving")
         seen.add(weights_of(place))
         found["torn"] += weights_of(place) not in known
-        child(lambda: FCR.load(folder / "model0").save(place, overwrite=True))
+        child(lambda: FCR.load(models[0]).save(place, overwrite=True))
         found["left"] += len(list(place.iterdir())) != 4
     return {"kills": n, "versions_seen": len(seen), **found}
 
@@ -68,11 +76,11 @@ def during_save(folder, n, rng):
 def during_store(folder, n, rng):
     """Kill answers that are written part by part."""
 
-    asking = folder / "asking"
+    asking, model = folder / "asking", fitted(folder)
 
     def ask(path):
         chosen = Output("mean", store=path, memory=2**16)
-        cells, fcr = ad.read_h5ad(folder / "cells.h5ad"), FCR.load(folder / "model0")
+        cells, fcr = ad.read_h5ad(folder / "cells.h5ad"), FCR.load(model)
         asking.touch()
         fcr.counterfactual(cells, treatment="drug1", n_draws=60, output=chosen)
 
@@ -94,10 +102,11 @@ def during_store(folder, n, rng):
 
 def during_evaluate(folder, n, rng):
     """Kill evaluations while they replace the files of a former one."""
-    out, writing, found = folder / "evaluation", folder / "writing", {"torn": 0, "left": 0}
+    out, writing, model = folder / "evaluation", folder / "writing", fitted(folder)
+    found = {"torn": 0, "left": 0}
 
     def evaluate(*, again):
-        fcr = FCR.load(folder / "model0", adata=folder / "cells.h5ad")
+        fcr = FCR.load(model, adata=folder / "cells.h5ad")
         measured = fcr.evaluate(n_permutations=9, n_draws=2)
         writing.touch()
         while True:
