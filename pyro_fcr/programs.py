@@ -62,6 +62,9 @@ def example_batch(registry: Registry, *, n_levels: dict[str, int] | None = None)
     values = {
         name: torch.zeros(n_cells, width, dtype=torch.float32) for name, width in widths.items()
     }
+    levels = {key: known[0] for key, known in registry.covariates.items()}
+    for site, row in registry.encode_covariates(levels).items():  # one that families can score
+        values[site] = torch.from_numpy(row).to(values[site]).repeat(n_cells, 1)
     values["y"] = torch.ones(n_cells, widths["y"], dtype=torch.float32)
     values["library"] = values["y"].sum(dim=1, keepdim=True)
     sites = [name for name in widths if name != "y"]

@@ -118,7 +118,7 @@ def test_twins_of_a_linear_gaussian_model_are_exact(linear):
     adata, fcr, numbers = linear
     ask = {"treatment": "d", "output": "mean"}
     drawn = fcr.unit_counterfactual(adata, **ask)
-    kept = fcr.unit_counterfactual(adata, noise="kept", **ask)
+    kept = fcr.unit_counterfactual(adata, outcome_noise="kept", **ask)
     for cell, (drug, y) in enumerate(zip(adata.obs["drug"][:N], adata.X[:N], strict=True)):
         by_hand = twin_by_hand(numbers, float(drug == "d"), y.astype(float), 1.0)
         np.testing.assert_allclose(drawn.X[cell::N].mean(axis=0), by_hand[0], atol=0.1)
@@ -130,7 +130,7 @@ def test_twins_of_a_linear_gaussian_model_are_exact(linear):
 def test_an_own_treatment_changes_nothing(linear):
     adata, fcr, _ = linear
     own = adata[adata.obs["drug"] == "d"].copy()
-    kept = fcr.unit_counterfactual(own, treatment="d", noise="kept", output="mean")
+    kept = fcr.unit_counterfactual(own, treatment="d", outcome_noise="kept", output="mean")
     np.testing.assert_allclose(kept.X, own.X, atol=1e-5)
     drawn = fcr.unit_counterfactual(own, treatment="d", output="mean").X[::4]
     again = fcr.posterior_predictive(own, output="mean").X[::4]
@@ -163,9 +163,9 @@ def test_counts_keep_the_noise_of_their_latents_only():
     with pytest.raises(
         QueryError, match="y: no noise can be read off a value of a NegativeBinomial"
     ):
-        fcr.unit_counterfactual(adata, treatment="drug1", noise="kept")
-    with pytest.raises(QueryError, match=r"Unknown noise 'new'; expected drawn or kept"):
-        fcr.unit_counterfactual(adata, treatment="drug1", noise="new")
+        fcr.unit_counterfactual(adata, treatment="drug1", outcome_noise="kept")
+    with pytest.raises(QueryError, match=r"outcome_noise .*'new'"):
+        fcr.unit_counterfactual(adata, treatment="drug1", outcome_noise="new")
     with pytest.raises(QueryError, match="hold: 'z_x' is no label"):
         fcr.unit_counterfactual(adata, treatment="drug1", hold=["z_x"])
     with pytest.raises(QueryError, match="no target"):

@@ -139,7 +139,7 @@ def carry(factual: Any, value: Tensor, target: Any, *, site: str) -> Tensor:
 _NO_NOISE = (
     "{site}: no noise can be read off a value of a {family}. Give {site} a family whose noise can "
     "be (Normal, LogNormal, StudentT, a flow, a category), draw the noise of expression anew "
-    "(noise='drawn'), or ask counterfactual(), which draws anew what the target reaches."
+    "(outcome_noise='drawn'), or ask counterfactual(), which draws anew what the target reaches."
 )
 
 

@@ -24,7 +24,7 @@ def unit_counterfactual(  # noqa: PLR0913 (the words of one question)
     dose: Any = None,
     covariates: Mapping[str, str] | None = None,
     hold: Iterable[str] | None = None,
-    noise: Noise = "drawn",
+    outcome_noise: Noise = "drawn",
     library: Library = "own",
     n_draws: int = 1,
     output: Form | Output = "draws",
@@ -51,7 +51,7 @@ def unit_counterfactual(  # noqa: PLR0913 (the words of one question)
         As in :meth:`pyro_fcr.FCR.counterfactual`.
     hold
         Labels that stay as measured though the target would change them, by their sites.
-    noise
+    outcome_noise
         What becomes of the noise of expression, beyond the latents. ``"drawn"``: it is drawn anew,
         or left out of expected expression, so that an own treatment gives the cell back up to this
         noise. ``"kept"``: it is abducted, too, and an own treatment gives back the measured values;
@@ -90,8 +90,10 @@ def unit_counterfactual(  # noqa: PLR0913 (the words of one question)
         seed=seed,
         n_draws=n_draws,
     )
-    if noise not in get_args(Noise):
-        raise QueryError(f"Unknown noise {noise!r}; expected {' or '.join(get_args(Noise))}.")
+    if outcome_noise not in get_args(Noise):
+        raise QueryError(
+            f"Unknown outcome_noise {outcome_noise!r}; expected {' or '.join(get_args(Noise))}."
+        )
     labels = tuple(hold or ())
     if latents := [site for site in labels if site not in fcr.graph.known]:
         raise QueryError(
@@ -99,6 +101,6 @@ def unit_counterfactual(  # noqa: PLR0913 (the words of one question)
         )
     source = fcr.source(adata)
     asked = replace(intervene(fcr, query, source.obs, hold=labels or None), held=labels)
-    twins = TwinResponder(fcr.model, fcr.guide, fcr.graph, hold=labels, noise=noise)
-    depth, about = depth_of(fcr, asked, source, library), {"world": "twin", "noise": noise}
+    twins = TwinResponder(fcr.model, fcr.guide, fcr.graph, hold=labels, noise=outcome_noise)
+    depth, about = depth_of(fcr, asked, source, library), {"world": "twin", "noise": outcome_noise}
     return answer(fcr, query, asked, fcr.chunks(source), depth, responder=twins, **about)
