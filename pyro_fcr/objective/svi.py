@@ -52,7 +52,8 @@ class FCRLoss(ELBO):
 
     def differentiable_loss(self, model: Any, guide: Any, batch: Batch) -> Tensor:
         """Evaluate the loss, nats per cell, a scalar with a gradient: the mean over particles."""
-        return torch.stack([each.total for each in self._particles(batch)]).mean()
+        found = self._particles(batch)
+        return torch.stack([each.total for each in found]).mean()
 
     def loss_and_grads(self, model: Any, guide: Any, batch: Batch) -> float:
         """Evaluate the loss, leave its gradient in the parameters and step the discriminators."""
