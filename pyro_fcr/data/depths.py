@@ -5,6 +5,7 @@ from collections.abc import Hashable
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from sklearn.linear_model import QuantileRegressor
 
 from pyro_fcr.data.registry import Registry
 from pyro_fcr.data.treatments import canonical_label, parse_agents
@@ -23,9 +24,10 @@ def expected_depths(obs: pd.DataFrame, registry: Registry) -> npt.NDArray[np.flo
     Returns
     -------
     Counts per cell, ``(n_cells,)``. Of a pair of treatment and context that training had, the
-    median of its training cells; of any other, that of a fit of agents and covariate levels to the
-    logarithms of the training conditions' medians, weighted by cells. The median of all training
-    cells where depths are not known: of log1p values, and in models saved by earlier versions.
+    median of its training cells; of any other, that of a median regression of the training
+    conditions' log depths on agents and covariate levels, weighted by cells: one odd library should
+    not make a treatment deep. The median of all training cells where depths are not known: of log1p
+    values, and in models saved by earlier versions.
 
     Examples
     --------
@@ -50,24 +52,22 @@ def expected_depths(obs: pd.DataFrame, registry: Registry) -> npt.NDArray[np.flo
 def _of_pairs(
     pairs: list[tuple[str, tuple[str, ...]]], registry: Registry
 ) -> npt.NDArray[np.float64]:
-    depths = [each.depth or 0.0 for each in registry.conditions]
     known = [each for each in registry.conditions if each.depth]
     if not known:
         return np.full(len(pairs), registry.target_sum or 1.0)
     trained = [(each.treatment, tuple(each.covariates.values())) for each in known]
-    logs = np.log([depth for depth in depths if depth])
+    logs = np.log([each.depth or np.nan for each in known])
     weights = np.array([each.n_cells for each in known], dtype=np.float64)
-    rows = [_features(*pair, registry) for pair in (*trained, *pairs)]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    design = np.array([[float(name in row) for name in names] for row in rows])
-    own, asked = design[: len(trained)], design[len(trained) :]
-    root = np.sqrt(weights)
-    centre = np.average(logs, weights=weights)
-    fitted = np.linalg.lstsq(own * root[:, None], (logs - centre) * root, rcond=None)[0]
-    found = centre + asked @ fitted
+    found = np.empty(len(pairs))
     for number, pair in enumerate(pairs):
         if seen := [i for i, each in enumerate(trained) if each == pair]:
             found[number] = np.average(logs[seen], weights=weights[seen])
+    if unseen := [i for i, pair in enumerate(pairs) if pair not in trained]:
+        rows = [_features(*pair, registry) for pair in (*trained, *(pairs[i] for i in unseen))]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        design = np.array([[float(name in row) for name in names] for row in rows])
+        fit = QuantileRegressor(alpha=1e-6).fit(design[: len(known)], logs, sample_weight=weights)
+        found[unseen] = fit.predict(design[len(known) :])
     return np.exp(found)
 
 

@@ -55,9 +55,7 @@ def predict(fcr, adata, schema, pair, *, seed):
     for key, level in zip(schema.covariate_keys, pair.context, strict=True):
         control &= (adata.obs[key].astype(str) == level).to_numpy()
     arms = (
-        fcr.counterfactual(
-            adata[control], treatment=t, library="target", n_draws=_N_DRAWS, seed=seed
-        )
+        fcr.counterfactual(adata[control], treatment=t, n_draws=_N_DRAWS, seed=seed)
         for t in (pair.treatment, schema.control)
     )
     return predicted_cells(*arms, expression=schema.expression, n_draws=_N_DRAWS)
