@@ -326,7 +326,7 @@ class FCR:
         the log does, see :class:`pyro_fcr.evaluation.Separation`. There is a warning if they are
         not. ``attrs["calibration"]`` of trainings of 500 steps or more says whether counterfactuals
         give back the responses that training saw, see
-        :class:`pyro_fcr.evaluation.Calibration`, with a warning, too.
+        :class:`pyro_fcr.evaluation.Calibration`, with a warning from 2,000 on.
 
         Raises
         ------
@@ -371,8 +371,9 @@ class FCR:
             raise
         self.history.attrs["start"] = start
         self._report_separation(checked, plan.seed)
-        if plan.is_worth_judging(len(self.history), len(self.split.train)):
-            self._report_calibration(plan.seed)
+        size = len(self.history), len(self.split.train)
+        if plan.is_worth_judging(*size):
+            self._report_calibration(plan.seed, warn=plan.is_full(*size))
         return self.history
 
     def _report_separation(self, checked: Checked, seed: int) -> None:
@@ -394,18 +395,21 @@ class FCR:
         )
         self._report("separation", found)
 
-    def _report_calibration(self, seed: int) -> None:
+    def _report_calibration(self, seed: int, *, warn: bool) -> None:
         """Say whether interventions give back what training saw, and warn if they do not."""
         assert self.split is not None
         adata = self._own().adata
         train = np.isin(np.arange(adata.n_obs), self.split.train)
-        self._report("calibration", evaluation.measure_calibration(self, adata, train, seed=seed))
+        found = evaluation.measure_calibration(self, adata, train, seed=seed)
+        self._report("calibration", found, warn=warn)
 
-    def _report(self, name: str, found: evaluation.Separation | evaluation.Calibration) -> None:
+    def _report(
+        self, name: str, found: evaluation.Separation | evaluation.Calibration, *, warn: bool = True
+    ) -> None:
         assert self.history is not None
         self.history.attrs[name] = found.to_dict()
         logger.info("%s", found.line)
-        if found.warning:
+        if found.warning and warn:
             warnings.warn(found.warning, stacklevel=4)
 
     @property

@@ -127,6 +127,10 @@ class TrainingPlan:
         """Return whether so many epochs are a training, and no trial of a few hundred steps."""
         return n_epochs * self.steps_per_epoch(n_cells) >= _STEPS_WORTH_JUDGING
 
+    def is_full(self, n_epochs: int, n_cells: int) -> bool:
+        """Return whether so many epochs are enough to be aligned; the log warns of fewer."""
+        return n_epochs * self.steps_per_epoch(n_cells) >= _STEPS_WORTH_ALIGNING
+
     def engine_for(self, n_steps: int, device: torch.device) -> Literal["eager", "trace", "graph"]:
         """Return the engine for so many steps on a device."""
         from pyro_fcr._torch import compiles_noise  # noqa: PLC0415 (reads torch)
