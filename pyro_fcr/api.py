@@ -410,7 +410,7 @@ class FCR:
         self.history.attrs[name] = found.to_dict()
         logger.info("%s", found.line)
         if found.warning and warn:
-            warnings.warn(found.warning, stacklevel=4)
+            warnings.warn(found.warning, stacklevel=5)
 
     @property
     def _was_begun(self) -> bool:

@@ -8,7 +8,7 @@ depends on how many of them exceed each k.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -64,6 +64,29 @@ class CountSummary(NamedTuple):
         return tree_map_only(Tensor, lambda each: each.to(device), self)
 
 
+class MissingValueError(KeyError):
+    """A program asks a batch for what it does not hold.
+
+    Attributes
+    ----------
+    name
+        What was asked for.
+    """
+
+    def __init__(self, name: str, held: Iterable[str]) -> None:
+        super().__init__(name)
+        self.name, self._held = name, sorted(held)
+
+    def __str__(self) -> str:
+        """Say what is missing, and what to do."""
+        return (
+            f"The batch holds no {self.name!r}; it holds {', '.join(self._held)}. A guide "
+            "reads the expression y: draw latents with all of the batch first, "
+            "Predictive(guide, num_samples=n)(batch), and then expression without it, "
+            "Predictive(model, posterior_samples=latents)(batch.without('y'))."
+        )
+
+
 @dataclass(frozen=True)
 class Batch:
     """Cells that are processed together.
@@ -100,12 +123,7 @@ class Batch:
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.values:
-            raise KeyError(
-                f"The batch holds no {name!r}; it holds {', '.join(sorted(self.values))}. A guide "
-                "reads the expression y: draw latents with all of the batch first, "
-                "Predictive(guide, num_samples=n)(batch), and then expression without it, "
-                "Predictive(model, posterior_samples=latents)(batch.without('y'))."
-            )
+            raise MissingValueError(name, self.values)
         return self.values[name]
 
     def __len__(self) -> int:

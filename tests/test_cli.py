@@ -187,7 +187,7 @@ def test_effects_of_refits_have_intervals_of_parameters(folder, doses, tmp_path)
         (
             "none.csv",
             ["--gene", "gen3"],
-            "Unknown gene 'gen3'. Did you mean 'gene3'?",
+            "Unknown --gene 'gen3'. Did you mean 'gene3'?",
         ),
         ("none.csv", ["--treatment", "drug7"], "'drug7'"),
         ("none.csv", ["--level", "90"], "level is 90"),
@@ -233,7 +233,7 @@ def test_interactions_write_pairs_and_genes_and_show_the_top(interactions):
         (SCHEMA[:2] + SCHEMA[4:], "name them with --control"),
         ([*SCHEMA, "--level", 10], "level is 10"),
         ([*SCHEMA, "--device", "tpu"], "Unknown --device 'tpu'; expected auto, cpu or cuda."),
-        ([*SCHEMA, "--likelihood", "normal"], "likelihood 'normal' is for expression='log1p'"),
+        ([*SCHEMA, "--likelihood", "normal"], "--likelihood 'normal' is for --expression 'log1p'"),
         ([*SCHEMA, "--replicate-key", "donor"], "'donor'"),
     ],
 )
@@ -290,9 +290,12 @@ def test_dose_response_follows_doses_in_contexts(doses, curve, tmp_path):
     [
         (["--treatment", "drug1", "--covariate", "line=line9"], "'line9'"),
         (["--treatment", "drug1", "--covariate", "lines=line1"], "'line' not given"),
-        (["--treatment", "drug1", "--gene", "gene99"], "Unknown gene 'gene99'."),
+        (["--treatment", "drug1", "--gene", "gene99"], "Unknown --gene 'gene99'."),
         (["--treatment", "control"], "is the control, which has no dose"),
-        (["--treatment", "drug1", "--dose", "-1"], "doses is -1.0; expected a number of 0 or more"),
+        (
+            ["--treatment", "drug1", "--dose", "-1"],
+            "--dose is -1.0; expected a number of 0 or more",
+        ),
     ],
 )
 def test_dose_response_says_what_is_wrong(doses, tmp_path, arguments, message):

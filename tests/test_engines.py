@@ -240,7 +240,7 @@ def test_what_changes_in_python_is_named_and_stays_eager(cells, split, caplog, f
     term = Extra("mine", function)
     _, messages = fitted_with(cells, split, caplog, plan(engine="trace"), extra=[term])
     assert len(messages) == 1
-    assert re.search(rf"a step changes terms.mine.*{re.escape(place)} from \S+ to ", messages[0])
+    assert re.search(rf"a step changes _terms.mine.*{re.escape(place)} from \S+ to ", messages[0])
 
 
 class Slotted:

@@ -498,7 +498,7 @@ def test_leaks_and_predictions_that_do_not_fit_are_refused(interacting):
         Prediction({"mean_log1p": np.array([np.nan])})
     with pytest.raises(ValueError, match="expected some of"):
         Prediction({"log2": np.zeros(3)})
-    with pytest.raises(ValueError, match="levels: 1"):
+    with pytest.raises(ValueError, match="level is 1; expected"):
         table({}, level=1)
     leaky = adata.copy()
     leaky.X[np.flatnonzero(scenario.train)[0]] = leaky.X[np.flatnonzero(scenario.test)[0]]

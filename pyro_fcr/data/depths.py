@@ -5,7 +5,6 @@ from collections.abc import Hashable
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.linear_model import QuantileRegressor
 
 from pyro_fcr.data.registry import Registry
 from pyro_fcr.data.treatments import canonical_label, parse_agents
@@ -52,6 +51,8 @@ def expected_depths(obs: pd.DataFrame, registry: Registry) -> npt.NDArray[np.flo
 def _of_pairs(
     pairs: list[tuple[str, tuple[str, ...]]], registry: Registry
 ) -> npt.NDArray[np.float64]:
+    from sklearn.linear_model import QuantileRegressor  # noqa: PLC0415 (takes long to import)
+
     known = [each for each in registry.conditions if each.depth]
     if not known:
         return np.full(len(pairs), registry.target_sum or 1.0)

@@ -258,7 +258,7 @@ def unseen_treatments(
 
     Examples
     --------
-    >>> obs = pd.DataFrame({"drug": ["none", "A", "B", "A+B"] * 3, "line": "u"})
+    >>> obs = pd.DataFrame({"drug": ["none", "A", "B", "A+B"] * 4, "line": "u"})
     >>> schema = Schema(treatment_key="drug", control="none", covariate_keys="line")
     >>> [scenario.name for scenario in unseen_treatments(obs, schema).made]
     ["unseen treatment: 'A' in u", "unseen treatment: 'A+B' in u", "unseen treatment: 'B' in u"]

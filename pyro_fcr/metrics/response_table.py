@@ -237,6 +237,7 @@ def headline(
     --------
     >>> import pyro_fcr
     >>> from pyro_fcr.data.scenarios import unseen_pairs
+    >>> from pyro_fcr.metrics import Prediction
     >>> adata = pyro_fcr.datasets.gbm_panobinostat()[:, :50]
     >>> schema = Schema(treatment_key="treatment", control="control", covariate_keys="patient")
     >>> judged = [

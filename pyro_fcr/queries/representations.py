@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from pyro_fcr.batch import Batch
+from pyro_fcr.batch import Batch, MissingValueError
 from pyro_fcr.data import Registry
 from pyro_fcr.draws import (
     LabelDistribution,
@@ -217,11 +217,11 @@ def _latents(
     batches = (batch for batch, _ in fcr.chunks(adata, labelled=labelled))
     try:
         return posterior_means(fcr.model, fcr.guide, batches, blocks=blocks)
-    except KeyError as error:
+    except MissingValueError as error:
         if labelled:
             raise
         raise ValueError(
-            f"labelled is False, but the guide reads {error}; leave it out and give the cells "
+            f"labelled is False, but the guide reads {error.name!r}; leave it out and give the cells "
             "their labels, or use a guide that reads expression only."
         ) from error
 

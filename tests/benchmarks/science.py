@@ -19,7 +19,8 @@ from science_suite.settings import SETTINGS, condition_sweep
 from science_suite.suite import Suite, run_suite
 from science_suite.tables import headlines, summary_table
 
-from pyro_fcr.data.errors import did_you_mean, listed
+from pyro_fcr.data.errors import listed
+from pyro_fcr.data.spelling import did_you_mean
 from pyro_fcr.files import atomic_write
 from pyro_fcr.training import TrainingPlan
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pyro_fcr.comparison import COMPARISONS, fit_comparison
-from pyro_fcr.data.errors import did_you_mean, listed
+from pyro_fcr.data.errors import listed
+from pyro_fcr.data.spelling import did_you_mean
 from pyro_fcr.metrics import identifiability_table
 from pyro_fcr.simulation import FCRDesign, simulate
 from pyro_fcr.training import TrainingPlan
