@@ -110,6 +110,6 @@ def test_a_training_of_500_steps_says_how_its_interventions_come_out(monkeypatch
     history = fcr.fit(plan, max_epochs=18)
     assert abs(history.attrs["calibration"]["slope"]) < 0.5
     assert history.attrs["calibration"]["n_conditions"] == 5
+    monkeypatch.setattr("pyro_fcr.training.plan._STEPS_WORTH_ALIGNING", 500)
     with pytest.warns(UserWarning, match="change too little under treatments that training saw"):
-        monkeypatch.setattr("pyro_fcr.training.plan._STEPS_WORTH_ALIGNING", 500)
         fcr.fit(plan, max_epochs=18)

@@ -294,7 +294,7 @@ def test_dose_response_follows_doses_in_contexts(doses, curve, tmp_path):
         (["--treatment", "control"], "is the control, which has no dose"),
         (
             ["--treatment", "drug1", "--dose", "-1"],
-            "--dose is -1.0; expected a number of 0 or more",
+            "--dose is -1.0; expected a number of 0",
         ),
     ],
 )

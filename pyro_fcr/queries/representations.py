@@ -221,8 +221,8 @@ def _latents(
         if labelled:
             raise
         raise ValueError(
-            f"labelled is False, but the guide reads {error.name!r}; leave it out and give the cells "
-            "their labels, or use a guide that reads expression only."
+            f"labelled is False, but the guide reads {error.name!r}; leave it out and give the "
+            "cells their labels, or use a guide that reads expression only."
         ) from error
 
 
