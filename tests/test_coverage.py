@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_same_table_and_leaves_the_global_state_alone(fi
 
 
 def test_what_cannot_be_asked_is_named(fitted, adata):
-    with pytest.raises(QueryError, match="level is 90; expected a number between 0 and 1"):
+    with pytest.raises(QueryError, match="levels is 90; expected a number between 0 and 1"):
         fitted.interval_coverage(levels=(0.5, 90))
     with pytest.raises(QueryError, match="n_draws is 0"):
         fitted.interval_coverage(n_draws=0)
