@@ -8,6 +8,7 @@ from anndata import AnnData, concat
 
 from pyro_fcr.data.pairs import Mask, Pair, read_layout
 from pyro_fcr.metrics.arrays import draw_rows
+from pyro_fcr.metrics.profiles import Prediction, predicted_cells
 from pyro_fcr.queries import Fitted, counterfactual
 
 _N_TARGETS: Final = 20  # doses that the control cells are spread over, at most
@@ -71,6 +72,12 @@ class Arms:
             [self._draw(cells[some], library=self._library, **target) for some, target in targets]
         )
         return treated, self._untreated[pair.context]
+
+    def predict(self, pair: Pair, *, source: Mask, dosed: Mask) -> Prediction:
+        """Predict the change of a pair from its two arms; see :meth:`__call__`."""
+        cells = self(pair, source=source, dosed=dosed)
+        expression = self.schema.expression
+        return predicted_cells(*(c.X for c in cells), expression=expression, n_draws=self.n_draws)
 
     def _targets(
         self, dosed: Mask, pair: Pair, n_source: int

@@ -150,8 +150,8 @@ def _judged(
     some = own[0][draw_rows(len(own[0]), _N_SOURCE, seed)]
     again = posterior_predictive(fcr, adata[some], n_draws=_N_DRAWS, seed=seed)
     predicted = [*arms(pair, source=train, dosed=train), again]
-    drawn = [_values(each, schema, layer=False) for each in predicted]
-    real = [_thirds(_values(adata[rows], schema), seed) for rows in own]
+    drawn = [profiles.log_values(each.X, expression=schema.expression) for each in predicted]
+    real = [_thirds(profiles.values_of(adata[rows], schema), seed) for rows in own]
     for scale in SCALES:
         choose, one, other = (
             [profiles.profile(arm[part], scale) for arm in real] for part in range(3)
@@ -176,11 +176,6 @@ def _judged(
 def _error(predicted: FloatArray, one: FloatArray, other: FloatArray) -> float:
     """Return the root mean square error against two measurements whose noise is independent."""
     return float(np.sqrt(max(((predicted - one) * (predicted - other)).mean(), 0.0)))
-
-
-def _values(adata: AnnData, schema: Any, *, layer: bool = True) -> Values:
-    matrix = adata.layers[schema.layer] if layer and schema.layer is not None else adata.X
-    return profiles.log_values(matrix, expression=schema.expression)
 
 
 def _thirds(values: Values, seed: int) -> list[Values]:

@@ -9,13 +9,12 @@ from pyro_fcr.data.pairs import FEWEST_CONTROLS, Layout, Mask, Pair, read_layout
 from pyro_fcr.data.scenarios import Kind, Scenario, Scenarios, predicted
 from pyro_fcr.evaluation.arms import Arms
 from pyro_fcr.metrics.arrays import draw_rows
-from pyro_fcr.metrics.profiles import Prediction, predicted_cells
 from pyro_fcr.metrics.response_table import headline, response_table
 from pyro_fcr.queries import Fitted
 
 MODEL = "fcr"
-_N_SOURCE = 500  # control cells of a context whose responses are predicted
-_N_DRAWS = 20  # draws of each
+N_SOURCE = 500  # control cells of a context whose responses are predicted
+N_DRAWS = 20  # draws of each
 _MOST_PAIRS = 50  # pairs that the fit had: each is ranked against every other one
 
 
@@ -121,8 +120,11 @@ def judge(
     """
     if not scenarios:
         return dict.fromkeys(("responses", "methods", "changes", "headline"), pd.DataFrame())
-    arms = Arms(fcr, adata, n_source=_N_SOURCE, n_draws=_N_DRAWS, seed=seed)
-    judged = ((s, {MODEL: {p: _predict(arms, p, s) for p in s.pairs}}) for s in scenarios)
+    arms = Arms(fcr, adata, n_source=N_SOURCE, n_draws=N_DRAWS, seed=seed)
+    judged = (
+        (s, {MODEL: {p: arms.predict(p, source=~s.test, dosed=s.test) for p in s.pairs}})
+        for s in scenarios
+    )
     table = response_table(adata, fcr.registry.schema, judged, n_draws=n_draws, seed=seed)
     known = table.frame[(table.frame["method"] == MODEL) & table.frame["value"].notna()]
     heads = [
@@ -135,10 +137,3 @@ def judge(
         "changes": table.changes["mean_log1p"],
     }
     return {**found, "headline": pd.concat(heads, ignore_index=True)}
-
-
-def _predict(arms: Arms, pair: Pair, scenario: Scenario) -> Prediction:
-    """Predict a pair from control cells of its context that measure no response."""
-    cells = arms(pair, source=~scenario.test, dosed=scenario.test)
-    expression = arms.schema.expression
-    return predicted_cells(*(each.X for each in cells), expression=expression, n_draws=_N_DRAWS)

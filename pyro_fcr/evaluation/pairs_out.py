@@ -7,7 +7,7 @@ a regression on condition means where a pair was never measured.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,10 @@ from pyro_fcr.data.pairs import FEWEST_CONTROLS, Layout, Pair, read_layout
 from pyro_fcr.data.scenarios import Scenario, predicted
 from pyro_fcr.draws import QueryError
 from pyro_fcr.evaluation.arms import Arms
+from pyro_fcr.evaluation.judging import MODEL, N_DRAWS, N_SOURCE
 from pyro_fcr.metrics.baselines import BASELINES, training_means
 from pyro_fcr.metrics.cases import Fits
-from pyro_fcr.metrics.profiles import SCALES, Prediction, Scale, log_values, predicted_cells
+from pyro_fcr.metrics.profiles import SCALES, Prediction, Scale, values_of
 from pyro_fcr.metrics.response_table import (
     ResponseTable,
     headline,
@@ -30,9 +31,7 @@ from pyro_fcr.metrics.stacking import Stack, stack
 from pyro_fcr.queries import Fitted
 from pyro_fcr.queries.refitting import Programs, Refittable, refit
 
-MODEL, STACKED, SIMPLE = "fcr", "stacked", "ridge"
-_N_SOURCE: Final = 500
-_N_DRAWS: Final = 20
+STACKED, SIMPLE = "stacked", "ridge"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +98,9 @@ class PairsOut:
         train = np.isin(np.arange(adata.n_obs), fcr.split_of().train)
         if control is None or not (train & (layout.codes == control)).any():
             raise QueryError(f"There are no control cells of {' / '.join(context)} in training.")
-        arms = Arms(fcr, adata, n_source=_N_SOURCE, n_draws=_N_DRAWS, seed=seed)
-        cells = arms(Pair(label, context), source=train, dosed=train)
-        given = _prediction(arms, cells).change
-        matrix = adata.X if registry.schema.layer is None else adata.layers[registry.schema.layer]
-        values = log_values(matrix, expression=registry.schema.expression)
+        arms = Arms(fcr, adata, n_source=N_SOURCE, n_draws=N_DRAWS, seed=seed)
+        given = arms.predict(Pair(label, context), source=train, dosed=train).change
+        values = values_of(adata, registry.schema)
         agents = dict(zip((p.treatment for p in layout.pairs), layout.agents, strict=True))[label]
         simple = {
             scale: BASELINES[SIMPLE].predict(
@@ -256,16 +253,10 @@ def _predictions(
 ) -> dict[Pair, list[Prediction]]:
     found: dict[Pair, list[Prediction]] = {pair: [] for pair in scenario.pairs}
     for fit in fits:
-        arms = Arms(fit, adata, n_source=_N_SOURCE, n_draws=_N_DRAWS, seed=seed)
+        arms = Arms(fit, adata, n_source=N_SOURCE, n_draws=N_DRAWS, seed=seed)
         for pair, given in found.items():
-            cells = arms(pair, source=scenario.train, dosed=scenario.test)
-            given.append(_prediction(arms, cells))
+            given.append(arms.predict(pair, source=scenario.train, dosed=scenario.test))
     return found
-
-
-def _prediction(arms: Arms, cells: tuple[Any, Any]) -> Prediction:
-    expression = arms.schema.expression
-    return predicted_cells(*(c.X for c in cells), expression=expression, n_draws=arms.n_draws)
 
 
 def _given(

@@ -236,8 +236,7 @@ class Judge:
     """Real responses, measured once, against which scenarios are scored one by one."""
 
     def __init__(self, adata: AnnData, schema: Schema, *, n_draws: int, seed: int) -> None:
-        matrix = adata.X if schema.layer is None else adata.layers[schema.layer]
-        self.values = profiles.log_values(matrix, expression=schema.expression)
+        self.values = profiles.values_of(adata, schema)
         self.layout = read_layout(adata.obs, schema)
         self.rng = np.random.default_rng(seed)
         self.n_draws = n_draws

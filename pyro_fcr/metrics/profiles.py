@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler, normalize
 
-from pyro_fcr.data.schema import Expression
+from pyro_fcr.data.schema import Expression, Schema
 from pyro_fcr.metrics.arrays import FloatArray
 
 Scale = Literal["mean_log1p", "log1p_mean"]
@@ -62,6 +62,12 @@ def log_values(matrix: Any, *, expression: Expression = "counts") -> Values:
         values = values.copy()
         values.sum_duplicates()
     return np.log1p(_LIBRARY * normalize(values, norm="l1"))
+
+
+def values_of(adata: AnnData, schema: Schema) -> Values:
+    """Return :func:`log_values` of the matrix that a schema names."""
+    matrix = adata.X if schema.layer is None else adata.layers[schema.layer]
+    return log_values(matrix, expression=schema.expression)
 
 
 def profile(values: Values, scale: Scale, *, weights: ArrayLike | None = None) -> FloatArray:
