@@ -33,6 +33,7 @@ FLOORS = [
     {"data"},
     {"params"},
     {"batch", "modes", "files", "values"},
+    {"ranks"},
     {"_torch"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -12,6 +12,7 @@ from pyro_fcr.data import Registry, Schema, Split, read_cells, register, split_c
 from pyro_fcr.data.treatments import canonical_label
 from pyro_fcr.modes import seeded
 from pyro_fcr.queries import Query, condition_marks
+from pyro_fcr.ranks import check_alone
 from pyro_fcr.values import checked
 
 _TREATMENT = "treatment"
@@ -128,7 +129,8 @@ def fit_scvi(
     ImportError
         If scvi-tools is not installed.
     ValueError
-        If the schema has doses, or expression other than counts.
+        If the schema has doses, or expression other than counts, or several processes run this
+        program.
 
     Examples
     --------
@@ -140,6 +142,7 @@ def fit_scvi(
     >>> fit = fit_scvi(cells, schema, max_epochs=50)  # doctest: +SKIP
     >>> drawn = fit.counterfactual(cells, treatment="panobinostat")  # doctest: +SKIP
     """
+    check_alone("scVI")
     _check(schema)
     scvi = _import_scvi()
     adata = read_cells(adata)

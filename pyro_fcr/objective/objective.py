@@ -95,8 +95,9 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """The loss of a model and a guide, ``objective(batch).total``.
 
-    It is a module that holds model, guide, discriminators and heads. Wrapping it for several
-    processes therefore synchronises all of them.
+    It is a module that holds model, guide, discriminators and heads. It knows the cells of the
+    batch that it is given and no others: in several processes its penalties compare cells of one,
+    and wrappers such as ``DistributedDataParallel`` do not see :meth:`adversary_loss`.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ from pyro_fcr.batch import Batch
 from pyro_fcr.graph.runs import Run
 from pyro_fcr.objective.objective import Losses, Objective
 from pyro_fcr.params import register
+from pyro_fcr.ranks import check_alone
 
 
 class FCRLoss(ELBO):
@@ -30,6 +31,11 @@ class FCRLoss(ELBO):
     adversary_lr
         Learning rate of the discriminators.
 
+    Raises
+    ------
+    ValueError
+        Several processes run this program: Pyro's SVI does not join their gradients.
+
     Examples
     --------
     >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), loss=FCRLoss(objective))
@@ -40,6 +46,7 @@ class FCRLoss(ELBO):
     def __init__(
         self, objective: Objective, *, num_particles: int = 1, adversary_lr: float = 1e-3
     ) -> None:
+        check_alone("FCRLoss")
         super().__init__(num_particles=num_particles)
         self.objective = objective
         adversaries = objective.adversary_parameters()

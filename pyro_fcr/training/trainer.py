@@ -20,6 +20,7 @@ from pyro_fcr.data import Cells, Split
 from pyro_fcr.modes import in_precision, looking, seeded
 from pyro_fcr.objective import Objective
 from pyro_fcr.params import dtype_of
+from pyro_fcr.ranks import check_alone
 from pyro_fcr.training.alignment import Aligned, align
 from pyro_fcr.training.batches import Batches, prefetched
 from pyro_fcr.training.checkpoint import (
@@ -86,9 +87,12 @@ def fit(
         ``resume`` does not fit.
     OSError
         ``checkpoint`` cannot be written, or is another file; raised before training.
+    ValueError
+        Several processes run this program.
     SystemExit
         SIGTERM or SIGHUP came and nobody else handles it; the checkpoint is written.
     """
+    check_alone("fit")
     plan = plan or TrainingPlan()
     if checkpoint is not None:
         checkpoint = check_checkpoint_place(checkpoint)
