@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -41,7 +40,6 @@ from pyro_fcr.graph import (
     read_graph,
 )
 from pyro_fcr.graph.contract import Checked
-from pyro_fcr.metrics.arrays import draw_rows
 from pyro_fcr.modes import looking, seeded
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.objective import Objective, Term, Weight, importance_bound
@@ -65,7 +63,6 @@ from pyro_fcr.saving import (
     write_model,
 )
 from pyro_fcr.training import (
-    Aligned,
     Batches,
     CheckpointError,
     TrainingPlan,
@@ -80,7 +77,6 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 2_048  # cells looked at together outside of training
 _SAME_PROGRAMS = "Pass model= and guide= as they were built when they were saved."
-_JUDGED = 6_000  # training cells by which a fit is told whether its blocks are apart
 
 
 class FCR:
@@ -370,47 +366,18 @@ class FCR:
             self.split, self.history = former
             raise
         self.history.attrs["start"] = start
-        self._report_separation(checked, plan.seed)
-        size = len(self.history), len(self.split.train)
-        if plan.is_worth_judging(*size):
-            self._report_calibration(plan.seed, warn=plan.is_full(*size))
+        self._say_how_it_went(checked, plan)
         return self.history
 
-    def _report_separation(self, checked: Checked, seed: int) -> None:
-        """Say whether the blocks of an aligned fit are apart, and warn if they are not."""
+    def _say_how_it_went(self, checked: Checked, plan: TrainingPlan) -> None:
         assert self.history is not None
         assert self.split is not None
-        aligned = Aligned(**self.history.attrs["alignment"])
-        if aligned.gain is None:
-            return
-        rows = np.sort(self.split.train)[draw_rows(len(self.split.train), _JUDGED, seed)]
-        batches = self._batches(self._own().cells).of(rows)
-        found = evaluation.measure_separation(
-            (self.model, self.guide),
-            batches.in_order(),
-            sizes={site: checked.run.value(site).shape[-1] for site in checked.graph.latents},
-            claims=self.claims(),
-            aligned=aligned,
-            seed=seed,
-        )
-        self._report("separation", found)
-
-    def _report_calibration(self, seed: int, *, warn: bool) -> None:
-        """Say whether interventions give back what training saw, and warn if they do not."""
-        assert self.split is not None
-        adata = self._own().adata
-        train = np.isin(np.arange(adata.n_obs), self.split.train)
-        found = evaluation.measure_calibration(self, adata, train, seed=seed)
-        self._report("calibration", found, warn=warn)
-
-    def _report(
-        self, name: str, found: evaluation.Separation | evaluation.Calibration, *, warn: bool = True
-    ) -> None:
-        assert self.history is not None
-        self.history.attrs[name] = found.to_dict()
-        logger.info("%s", found.line)
-        if found.warning and warn:
-            warnings.warn(found.warning, stacklevel=5)
+        sizes = {site: checked.run.value(site).shape[-1] for site in checked.graph.latents}
+        batches = self._batches(self._own().cells)
+        evaluation.report_separation(self, batches, sizes=sizes, seed=plan.seed)
+        size = len(self.history), len(self.split.train)
+        if plan.is_worth_judging(*size):
+            evaluation.report_calibration(self, seed=plan.seed, warn=plan.is_full(*size))
 
     @property
     def _was_begun(self) -> bool:

@@ -1,7 +1,7 @@
 """The columns of `.obs` -> the distinct treatments and contexts, and which cell has which."""
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -155,6 +155,27 @@ def random_rank(codes: Codes, seed: int) -> Codes:
     rank = np.empty(len(codes), dtype=np.int64)
     rank[order] = np.arange(len(codes)) - np.repeat(start, size)
     return rank
+
+
+def random_parts(codes: Codes, shares: Sequence[float], seed: int) -> Codes:
+    """Part the cells of each code at random; return each cell's part, from 0.
+
+    Parameters
+    ----------
+    codes
+        Group of each cell, ``(n_cells,)``.
+    shares
+        Share of every part in each group, adding up to 1; what is left over falls to the last.
+    seed
+        Seed of the order.
+
+    Examples
+    --------
+    >>> np.bincount(random_parts(np.zeros(9, dtype=int), [0.5, 0.25, 0.25], 0)).tolist()
+    [4, 2, 3]
+    """
+    place = (random_rank(codes, seed) + 1) / np.bincount(codes)[codes]
+    return np.digitize(place, np.cumsum(shares)[:-1] + 1e-9, right=True)
 
 
 def find_column(obs: pd.DataFrame, key: str, *, role: str) -> pd.Series:

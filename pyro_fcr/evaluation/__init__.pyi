@@ -2,6 +2,7 @@
 from .calibration import Calibration, measure_calibration
 from .measure import evaluate
 from .pairs_out import PairsOut, leave_pairs_out
+from .reports import report_calibration, report_separation
 from .result import Evaluation
 from .separation import Separation, measure_separation
 
@@ -14,4 +15,6 @@ __all__ = [
     "leave_pairs_out",
     "measure_calibration",
     "measure_separation",
+    "report_calibration",
+    "report_separation",
 ]

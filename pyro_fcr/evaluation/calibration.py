@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from pyro_fcr.data.design import random_rank
+from pyro_fcr.data.design import random_parts
 from pyro_fcr.data.errors import listed
 from pyro_fcr.data.pairs import Mask, Pair
 from pyro_fcr.evaluation.arms import Arms
@@ -151,7 +151,7 @@ def _judged(
     again = posterior_predictive(fcr, adata[some], n_draws=_N_DRAWS, seed=seed)
     predicted = [*arms(pair, source=train, dosed=train), again]
     drawn = [profiles.log_values(each.X, expression=schema.expression) for each in predicted]
-    real = [_thirds(profiles.values_of(adata[rows], schema), seed) for rows in own]
+    real = [_parted(profiles.values_of(adata[rows], schema), seed) for rows in own]
     for scale in SCALES:
         choose, one, other = (
             [profiles.profile(arm[part], scale) for arm in real] for part in range(3)
@@ -178,8 +178,7 @@ def _error(predicted: FloatArray, one: FloatArray, other: FloatArray) -> float:
     return float(np.sqrt(max(((predicted - one) * (predicted - other)).mean(), 0.0)))
 
 
-def _thirds(values: Values, seed: int) -> list[Values]:
+def _parted(values: Values, seed: int) -> list[Values]:
     """Part cells at random: a half, and two quarters."""
-    rank = random_rank(np.zeros(values.shape[0], dtype=np.int64), seed)
-    parts = np.digitize(rank / values.shape[0], [0.5, 0.75])
+    parts = random_parts(np.zeros(values.shape[0], dtype=np.int64), (0.5, 0.25, 0.25), seed)
     return [values[parts == part] for part in range(3)]

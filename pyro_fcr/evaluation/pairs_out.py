@@ -19,7 +19,7 @@ from pyro_fcr.draws import QueryError
 from pyro_fcr.evaluation.arms import Arms
 from pyro_fcr.evaluation.judging import MODEL, N_DRAWS, N_SOURCE
 from pyro_fcr.metrics.baselines import BASELINES, training_means
-from pyro_fcr.metrics.cases import Fits
+from pyro_fcr.metrics.judge import Fits
 from pyro_fcr.metrics.profiles import SCALES, Prediction, Scale, values_of
 from pyro_fcr.metrics.response_table import (
     ResponseTable,

@@ -12,8 +12,8 @@ from pyro_fcr.data.scenarios import Scenario
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.metrics.baselines import BASELINES
-from pyro_fcr.metrics.cases import CEILING, Changes, Judge, Judged, Predictions
 from pyro_fcr.metrics.intervals import check_levels, shifted
+from pyro_fcr.metrics.judge import CEILING, Changes, Judge, Judged, Predictions
 from pyro_fcr.metrics.profiles import SCALES, Scale
 from pyro_fcr.metrics.scores import SCORES
 from pyro_fcr.values import checked
