@@ -14,8 +14,8 @@ from pyro_fcr.api import FCR
 from pyro_fcr.data import Schema, datasets
 from pyro_fcr.data.hdf5 import write_h5ad
 from pyro_fcr.evaluation import Evaluation, evaluate
-from pyro_fcr.files import atomic_write
 from pyro_fcr.metrics import nan_to_null, umap
+from pyro_fcr.seals import check_replaceable, sealed
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +50,11 @@ def run_demo(
     Raises
     ------
     FileExistsError
-        ``out`` holds a model already.
+        ``out`` holds one of these already.
     """
     out = Path(out)
-    if (out / "model").exists():
-        raise FileExistsError(f"{out / 'model'} is there already. Choose another folder.")
+    for name in ("model", "report.html", "metrics.json", "cells.h5ad", "predicted.h5ad"):
+        check_replaceable(out / name, overwrite=False)
     start = time.perf_counter()
     adata = hold_out(datasets.gbm_panobinostat())
     logger.info("Cells: %d x %d genes; (%s, %s) is held out.", *adata.shape, PATIENT, TREATMENT)
@@ -128,9 +128,9 @@ def _nested(table: pd.DataFrame, outer: str, inner: str) -> dict[str, dict[str, 
 
 def _write(out: Path, cells: dict[str, AnnData], metrics: dict[str, Any]) -> None:
     for name, adata in cells.items():
-        with atomic_write(out / f"{name}.h5ad") as path:
+        with sealed(out / f"{name}.h5ad", overwrite=False) as path:
             write_h5ad(adata, path)
-    with atomic_write(out / "metrics.json") as path:
+    with sealed(out / "metrics.json", overwrite=False) as path:
         path.write_text(json.dumps(nan_to_null(metrics), indent=2) + "\n")
 
 

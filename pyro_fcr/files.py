@@ -1,5 +1,6 @@
 """Files and folders that are whole or not there, and places that can be written to."""
 
+import ctypes
 import errno
 import itertools
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TOO_LITTLE = 2**16  # bytes left on a disk by which it is called full
 _LONGEST_STEM = 40  # letters of a draft's name: it is longer than the name it stands for
+_POSIX = os.name == "posix"
 _HOST = re.sub(r"\W", "", socket.gethostname())
 _numbers = itertools.count()  # threads of one process may write to one place
 
@@ -69,14 +71,17 @@ def check_place(path: str | Path) -> Path:
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, *, replace_folder: bool = False) -> Iterator[Path]:
     """Write to a file or folder beside ``path`` that replaces it once everything has gone well.
 
     Parameters
     ----------
     path
         The file to write; where a link stands, what it leads to. Its folder is created if it is
-        missing. A folder replaces nothing but an empty one.
+        missing.
+    replace_folder
+        Whether a folder takes the place of another one, which is removed; else it replaces nothing
+        but an empty one.
 
     Yields
     ------
@@ -97,7 +102,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield draft
         if draft.is_file():
             flush(draft)
-        os.replace(draft, place)
+        if replace_folder and draft.is_dir() and place.is_dir():
+            _exchange(draft, place)
+        else:
+            os.replace(draft, place)
         made.clear()
         flush(place.parent)
     except Exception as error:
@@ -157,6 +165,18 @@ def _remove_leftovers(place: Path) -> None:
         found = pattern.fullmatch(name)
         if found and not _is_running(int(found[1])):
             remove(place.with_name(name))
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders change places: at one stroke where the system can, else one after another."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if _POSIX else None
+    here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename and rename(here, os.fsencode(one), here, os.fsencode(other), both) == 0:
+        return
+    aside = other.with_name(f"{other.name}.former-{os.getpid()}")
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
 
 
 def _is_running(process: int) -> bool:

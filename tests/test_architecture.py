@@ -32,7 +32,8 @@ FLOORS = [
     {"simulation"},
     {"data"},
     {"params"},
-    {"batch", "modes", "files", "values"},
+    {"batch", "modes", "seals", "values"},
+    {"files"},
     {"ranks"},
     {"_torch"},
 ]

@@ -248,7 +248,7 @@ def test_interactions_replace_their_files_only_if_told(folder, interactions):
     (out / "notes.txt").write_text("mine")
     again = run("interactions", folder / "cells.h5ad", *SCHEMA, "--out", out)
     assert again.exit_code == 1
-    assert "pairs.csv is there already" in again.output
+    assert "is there already. Pass --overwrite" in again.output
     succeed("interactions", folder / "cells.h5ad", *SCHEMA, "--out", out, "--n-tx", 1,
             "--max-epochs", 1, "--min-expressing", 70, "--overwrite")  # fmt: skip
     assert 0 < len(pd.read_csv(out / "genes.csv")) < n_rows

@@ -26,6 +26,7 @@ from pyro_fcr.cli import shell
 from pyro_fcr.data import Split, read_cells
 from pyro_fcr.queries.answers import assemble
 from pyro_fcr.saving import Saved, folder, read_model, write_model
+from pyro_fcr.seals import check_seal
 from pyro_fcr.training import CheckpointError, Trainer, TrainingPlan
 from pyro_fcr.training.checkpoint import read_checkpoint
 
@@ -492,14 +493,16 @@ def files_up_to(n_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_says_so_and_leaves_what_stood_there(tmp_path):
+def test_a_full_disk_says_so_and_leaves_what_stood_there(tmp_path, monkeypatch):
     write_model(tmp_path / "m", saved(1.0))
-    (tmp_path / "t.csv").write_text("old")
+    table = pd.DataFrame({"a": range(9_999)})
+    shell.write_table(table[:2], tmp_path / "t.csv")
+    monkeypatch.setattr(shell, "_put_into", lambda *_: None)
     big = replace(saved(2.0), weights={"model": {"a": torch.zeros(9_000)}, "guide": {}})
     for act in (
         lambda: write_model(tmp_path / "m", big, overwrite=True),
         lambda: write_model(tmp_path / "new", big),
-        lambda: shell.write_tables({tmp_path / "t.csv": pd.DataFrame({"a": range(9_999)})}),
+        lambda: shell.write_table(table, tmp_path / "t.csv", overwrite=True),
     ):
         with (
             files_up_to(20_000),
@@ -507,10 +510,11 @@ def test_a_full_disk_says_so_and_leaves_what_stood_there(tmp_path):
         ):
             act()
     assert number_in(tmp_path / "m") == 1.0
-    assert (tmp_path / "t.csv").read_text() == "old"
+    assert len(pd.read_csv(tmp_path / "t.csv")) == 2
+    assert check_seal(tmp_path / "t.csv")
     with files_up_to(20_000), pytest.raises(OSError, match="The disk is full"):
-        shell.write_tables({tmp_path / "a" / "b" / "t.csv": pd.DataFrame({"a": range(9_999)})})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "t.csv"]
+        shell.write_tables({"t.csv": table}, tmp_path / "a" / "b")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "t.csv", "t.csv.sha256"]
 
 
 def test_an_h5ad_that_the_disk_refuses_is_closed_all_the_same(cells, tmp_path):
@@ -582,10 +586,16 @@ def test_foreign_errors_are_one_line_and_have_a_traceback_with_debug(monkeypatch
     monkeypatch.setattr("pyro_fcr.simulation.simulate", fail)
     result = run("simulate", "--out", tmp_path / "s.h5ad")
     assert result.exit_code == 1
-    assert result.output.startswith("Error: KeyError: 'no")
+    assert result.output.startswith("Error: simulate: KeyError: 'no")
     assert len(result.output.strip().splitlines()) == 1
     with pytest.raises(KeyError):
         run("simulate", "--out", tmp_path / "s.h5ad", "--debug")
     (tmp_path / "t.csv").write_bytes(b"\xff\xfe\x00,")
+    (tmp_path / "c.h5ad").write_text("")
+    monkeypatch.setattr("pyro_fcr.data.read_cells", lambda path: 1 / len("x"[1:]))
+    result = run("simulate", "--from-controls", tmp_path / "c.h5ad", "--context-key", "line",
+                 "--out", tmp_path / "s.h5ad")  # fmt: skip
+    assert result.output.startswith(f"Error: {tmp_path / 'c.h5ad'}: ZeroDivisionError: division")
+    assert len(result.output.strip().splitlines()) == 1
     result = run("plot", "effects", tmp_path / "t.csv", "--out", tmp_path / "f.png")
     assert result.output.startswith(f"Error: {tmp_path / 't.csv'} cannot be read as a table")

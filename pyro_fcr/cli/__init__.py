@@ -46,6 +46,6 @@ def app(arguments: Sequence[str] | None = None) -> None:
         What stands behind ``pyro-fcr``; None takes it from ``sys.argv``.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with plain_messages(debug="--debug" in given) as words:
-        run = read_options(commands, [each for each in given if each != "--debug"], words)
+    with plain_messages(debug="--debug" in given) as asked:
+        run = read_options(commands, [each for each in given if each != "--debug"], asked)
         run()

@@ -56,9 +56,9 @@ def effects(
     find_genes(fits[0].registry, gene)  # before long work
     found = pyro_fcr.effects(fits, treatments=treatment, n_cells=n_cells, level=level, seed=seed)
     if out.suffix == ".csv":
-        shell.write_table(found.to_frame(gene), out)
+        shell.write_table(found.to_frame(gene), out, overwrite=overwrite)
     else:
-        shell.write_adata(found.to_adata(), out, rows="effects")
+        shell.write_adata(found.to_adata(), out, overwrite=overwrite, rows="effects")
 
 
 def interactions(
@@ -81,7 +81,7 @@ def interactions(
     Parameters
     ----------
     out
-        Folder for pairs.csv and genes.csv.
+        Folder of its own for pairs.csv and genes.csv.
     replicate_key
         Column of obs with the replicate (donor, library, plate). Give it where there are any: cells
         of one replicate are not independent evidence.
@@ -90,8 +90,7 @@ def interactions(
     min_expressing
         Fewest cells, in one half of a pair's, that express a gene.
     """
-    for name in ("pairs.csv", "genes.csv"):
-        shell.check_file(out / name, ".csv", overwrite=overwrite)
+    shell.check_free(out, overwrite=overwrite)
     if schema.control is None:
         raise ValueError("Interactions need untreated cells: name them with --control.")
     VOCABULARY["level"].read("level", level)  # before long work
@@ -102,12 +101,12 @@ def interactions(
     found = pyro_fcr.rank_interactions(
         cross, level=level, min_expressing=min_expressing, seed=plan.seed
     )
-    _write(found, out)
-
-
-def _write(found: Interactions, out: Path) -> None:
     tables = {"pairs.csv": found.pairs, "genes.csv": found.genes}
-    shell.put(out, lambda path: shell.write_tables({path / n: t for n, t in tables.items()}))
+    shell.write_tables(tables, out, overwrite=overwrite)
+    _show(found, out)
+
+
+def _show(found: Interactions, out: Path) -> None:
     n_found = int((found.pairs["qvalue"] <= found.level).sum())
     print(f"{n_found} of {len(found.pairs)} pairs with q <= {found.level:g}; all in {out}")
     shown = ["treatment", "dose", "context", "z", "qvalue", "strength", "n_cells"]

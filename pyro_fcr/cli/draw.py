@@ -13,7 +13,8 @@ import pyro_fcr
 from pyro_fcr.cli import shell
 from pyro_fcr.data.errors import listed
 from pyro_fcr.data.spelling import did_you_mean
-from pyro_fcr.files import atomic_write, locate
+from pyro_fcr.files import locate
+from pyro_fcr.seals import check_seal, sealed
 from pyro_fcr.values import unknown
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def plot(
     if kind not in _KINDS:
         raise ValueError(unknown("kind of figure", kind, _KINDS))
     figure = _KINDS[kind](files, chosen).get_figure(root=True)
-    with atomic_write(out) as path:
+    with sealed(out, overwrite=overwrite) as path:
         figure.savefig(path, dpi=200)  # type: ignore[union-attr]
     print(f"Figure in {out}")
 
@@ -219,6 +220,7 @@ def _table(files: Sequence[Path], *columns: str) -> pd.DataFrame:
     settings: dict[str, Any] = {"dtype": labels, "keep_default_na": False, "na_values": [""]}
     tables = []
     for path in files:
+        check_seal(path)
         try:
             tables.append(pd.read_csv(locate(path), **settings))
         except (ValueError, RuntimeError) as error:

@@ -33,7 +33,7 @@ def latents(
     adata = pyro_fcr.data.read_cells(cells)
     fitted = pyro_fcr.FCR.load(model)
     fitted.add_latents_to(adata, encoding=encoding, only_in_use=only_in_use)
-    shell.write_adata(adata, out)
+    shell.write_adata(adata, out, overwrite=overwrite)
 
 
 def predict(
@@ -112,7 +112,7 @@ def predict(
         adata = fitted.predict(**asked, n_cells=n_cells)
     else:
         adata = fitted.counterfactual(cells, **asked, hold=hold)
-    shell.write_adata(adata, out)
+    shell.write_adata(adata, out, overwrite=overwrite)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -171,4 +171,4 @@ def dose_response(
     table = fitted.dose_response(
         treatment, cells=context, doses=dose, genes=gene, n_draws=n_draws, level=level, seed=seed
     )
-    shell.write_table(table, out)
+    shell.write_table(table, out, overwrite=overwrite)

@@ -6,13 +6,16 @@ Names, defaults and help of the options of a dataclass stand in the dataclass an
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -20,14 +23,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, default_name_transform
 
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.files import atomic_write, check_place, locate
+from pyro_fcr.files import check_place, locate
 from pyro_fcr.nn.architecture import Architecture
+from pyro_fcr.seals import check_replaceable, sealed
 from pyro_fcr.training.plan import TrainingPlan
 from pyro_fcr.values import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
+_WRITTEN = ("out", "checkpoint")
 
 SchemaOptions = Annotated[Schema, Parameter(name="*", group=Group("Schema", sort_key=1))]
 ArchitectureOptions = Annotated[
@@ -53,8 +59,25 @@ def option_name(field: str) -> str:
     return re.sub(singular, lambda found: found[0][:-1], default_name_transform(field))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a command was asked.
+
+    Parameters
+    ----------
+    words
+        The option of each argument of the command.
+    inputs
+        What is at the bottom of an error that is not ours: the files that the command reads, or
+        where there are none, the options that were given.
+    """
+
+    words: dict[str, str] = field(default_factory=dict)
+    inputs: list[str] = field(default_factory=list)
+
+
 @contextmanager
-def plain_messages(*, debug: bool = False) -> Iterator[dict[str, str]]:
+def plain_messages(*, debug: bool = False) -> Iterator[Asked]:
     """Show log lines and warnings as text, and errors in a line without a traceback.
 
     Parameters
@@ -67,29 +90,40 @@ def plain_messages(*, debug: bool = False) -> Iterator[dict[str, str]]:
     with warnings.catch_warnings(), _terminable():
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
-        words: dict[str, str] = {}
+        asked = Asked()
         warnings.showwarning = lambda message, *_, **__: print(
-            f"Warning: {in_options(str(message), words)}", file=sys.stderr
+            f"Warning: {in_options(str(message), asked.words)}", file=sys.stderr
         )
         try:
-            yield words
+            yield asked
         except (Exception, KeyboardInterrupt) as error:
             if debug:
                 raise
-            text, code = _line(error, words)
+            text, code = _line(error, asked)
             print(text, file=sys.stderr)
             raise SystemExit(code) from error
 
 
-def _line(error: BaseException, words: Mapping[str, str]) -> tuple[str, int]:
+def _line(error: BaseException, asked: Asked) -> tuple[str, int]:
     """Return what to say of an error, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted.", 128 + signal.SIGINT
     is_usage = isinstance(error, CycloptsError) and not isinstance(error, CoercionError)
-    if isinstance(error, ValueError | OSError | FloatingPointError | CycloptsError):
-        return f"Error: {in_options(str(error), words)}", 2 if is_usage else 1
-    first = (str(error) or "nothing more is known").splitlines()[0]
-    return f"Error: {type(error).__name__}: {first} (--debug shows where it comes from)", 1
+    if isinstance(error, CycloptsError) or _is_ours(error):
+        return f"Error: {in_options(str(error), asked.words)}", 2 if is_usage else 1
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"Error: {os.fsdecode(error.filename)}: {error.strerror}.", 1
+    first = (str(error).strip() or "nothing more is known").splitlines()[0]
+    about = f"{', '.join(asked.inputs)}: {type(error).__name__}: {first}"
+    return f"Error: {about} (--debug shows where it comes from)", 1
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an error was raised by a statement of this package, which then says what is wrong."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    package = str(Path(__file__).resolve().parents[1])
+    says = isinstance(error, ValueError | OSError | FloatingPointError)
+    return says and last.filename.startswith(package) and (last.line or "raise").startswith("raise")
 
 
 def in_options(text: str, words: Mapping[str, str]) -> str:
@@ -136,9 +170,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
-def read_options(
-    app: App, arguments: Sequence[str] | None, words: dict[str, str]
-) -> Callable[[], Any]:
+def read_options(app: App, arguments: Sequence[str], asked: Asked) -> Callable[[], Any]:
     """Return the command that arguments ask for, ready to run.
 
     Parameters
@@ -147,8 +179,8 @@ def read_options(
         The commands.
     arguments
         What stands behind ``pyro-fcr``.
-    words
-        Filled with the option of each argument of the command.
+    asked
+        Filled with what is asked.
 
     Raises
     ------
@@ -165,11 +197,13 @@ def read_options(
         known = get_args(error.target_type)
         raise ValueError(unknown(str(error.token.keyword), error.token.value, known)) from error
     except ValueError:
-        words.update(_options_of(app, arguments))
+        asked.words.update(_options_of(app, arguments))
         raise
     if command.__module__.startswith("pyro_fcr."):  # and not --help
-        words.update(_options_of(app, arguments))
-    _keep_inputs(bound.arguments)
+        asked.words.update(_options_of(app, arguments))
+    given = [each for each in arguments[1:] if each.startswith("-") and each != "--out"]
+    read = [str(path) for path in _keep_inputs(bound.arguments)]
+    asked.inputs.extend(read or given or arguments[:1])
     return partial(command, *bound.args, **bound.kwargs)
 
 
@@ -184,8 +218,8 @@ def _options_of(app: App, arguments: Sequence[str] | None) -> dict[str, str]:
     return {**several, **options}
 
 
-def _keep_inputs(arguments: Mapping[str, Any]) -> None:
-    """Refuse to write to a file that the command reads.
+def _keep_inputs(arguments: Mapping[str, Any]) -> list[Path]:
+    """Return the files that the command reads, cells first; refuse to write to one.
 
     Raises
     ------
@@ -193,26 +227,42 @@ def _keep_inputs(arguments: Mapping[str, Any]) -> None:
         ``--out`` is such a file.
     """
     out = locate(arguments["out"]) if "out" in arguments else None
+    inputs: list[Path] = []
     for name, value in arguments.items():
-        for path in value if isinstance(value, list) else [value]:
-            is_input = isinstance(path, Path) and name != "out"
-            if is_input and locate(path) == out and out.is_file():
-                raise FileExistsError(
-                    f"--out {path} is a file that this command reads. Give another --out."
-                )
+        paths = value if isinstance(value, list) else [value]
+        inputs += [path for path in paths if isinstance(path, Path) and name not in _WRITTEN]
+    for path in inputs:
+        if locate(path) == out and out.is_file():
+            raise FileExistsError(
+                f"--out {path} is a file that this command reads. Give another --out."
+            )
+    return inputs[::-1]
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
-    """Refuse a place that is taken or cannot be written to.
+    """Refuse a place that is taken, holds what is no result of ours, or cannot be written to.
 
     Raises
     ------
     OSError
-        The message says which of the two.
+        The message says which of these.
     """
-    if locate(out).exists() and not overwrite:
-        raise FileExistsError(f"{out} is there already. Pass --overwrite or another --out.")
+    check_untaken(out, overwrite=overwrite)
+    check_replaceable(out)
     check_place(out)
+
+
+def check_untaken(out: Path, *, overwrite: bool) -> None:
+    """Refuse a place where something stands, unless it may be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        Something stands there.
+    """
+    place = locate(out)
+    if place.exists() and not overwrite and not (place.is_dir() and not any(place.iterdir())):
+        raise FileExistsError(f"{out} is there already. Pass --overwrite or another --out.")
 
 
 def check_file(out: Path, *suffixes: str, overwrite: bool) -> None:
@@ -271,7 +321,7 @@ def _put_into(folder: Path, name: str, write: Callable[[Path], object]) -> Path 
     return None
 
 
-def write_adata(adata: AnnData, out: Path, *, rows: str = "cells") -> None:
+def write_adata(adata: AnnData, out: Path, *, overwrite: bool = False, rows: str = "cells") -> None:
     """Write an h5ad, and say so; a zarr store is there already, written part by part."""
     from pyro_fcr.data.hdf5 import write_h5ad
     from pyro_fcr.queries.columns import writable
@@ -279,7 +329,7 @@ def write_adata(adata: AnnData, out: Path, *, rows: str = "cells") -> None:
     adata.obs = writable(adata.obs)
 
     def write(path: Path) -> None:
-        with atomic_write(path) as draft:
+        with sealed(path, overwrite=overwrite) as draft:
             write_h5ad(adata, draft)
 
     if out.suffix != ".zarr":
@@ -287,17 +337,26 @@ def write_adata(adata: AnnData, out: Path, *, rows: str = "cells") -> None:
     print(f"{adata.n_obs} {rows} x {adata.n_vars} genes in {out}")
 
 
-def write_tables(tables: Mapping[Path, pd.DataFrame]) -> None:
-    """Write csv files; all are written before any takes its place."""
-    with ExitStack() as stack:
-        drafts = {path: stack.enter_context(atomic_write(path)) for path in tables}
-        for path, table in tables.items():
-            table.to_csv(drafts[path], index=False)
+def write_tables(tables: Mapping[str, pd.DataFrame], out: Path, *, overwrite: bool = False) -> None:
+    """Write a folder of csv files, which takes its place whole."""
+
+    def write(path: Path) -> None:
+        with sealed(path, overwrite=overwrite) as draft:
+            draft.mkdir()
+            for name, table in tables.items():
+                table.to_csv(draft / name, index=False)
+
+    put(out, write)
 
 
-def write_table(table: pd.DataFrame, out: Path) -> None:
+def write_table(table: pd.DataFrame, out: Path, *, overwrite: bool = False) -> None:
     """Write a csv, and say so."""
-    put(out, lambda path: write_tables({path: table}))
+
+    def write(path: Path) -> None:
+        with sealed(path, overwrite=overwrite) as draft:
+            table.to_csv(draft, index=False)
+
+    put(out, write)
     print(f"{len(table)} rows in {out}")
 
 

@@ -83,7 +83,7 @@ def simulate(
     else:
         design = replace(design, leaks=_leaks(leak or ()), **planted)
         adata = pyro_fcr.simulation.simulate(design, seed=seed)
-    shell.write_adata(adata, out)
+    shell.write_adata(adata, out, overwrite=overwrite)
 
 
 def _planted(chosen: Sequence[str], drawn: RandomInteractions | None) -> dict[str, Any]:

@@ -12,13 +12,11 @@ import pyro_fcr
 from pyro_fcr.cli import shell
 from pyro_fcr.files import locate
 from pyro_fcr.nn.architecture import Architecture
+from pyro_fcr.seals import check_seal
 from pyro_fcr.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from pyro_fcr.data import Registry
-    from pyro_fcr.evaluation import Evaluation
-
-_JSON, _PAGE = "evaluation.json", "evaluation.html"
 
 
 def demo(
@@ -70,7 +68,7 @@ def fit(
     from pyro_fcr.saving import check_model_place
     from pyro_fcr.training import check_checkpoint_place
 
-    shell.check_free(out, overwrite=overwrite)
+    shell.check_untaken(out, overwrite=overwrite)
     place = check_model_place(out, overwrite=overwrite)
     if checkpoint is not None:
         written = check_checkpoint_place(checkpoint)
@@ -100,12 +98,13 @@ def _how_to_go_on(checkpoint: Path | None) -> str:
 
 
 def inspect(path: Path, /, *, schema: shell.SchemaOptions | None = None) -> None:
-    """Show the conditions, graph and claims of a saved model, or check cells before training.
+    """Show a saved model, check cells before training, or check that a result is whole.
 
     Parameters
     ----------
     path
-        A saved model, or cells with a schema.
+        A saved model (conditions, graph and claims), cells with a schema (conditions), or a file or
+        folder that a command wrote (its sha256).
     """
     if (locate(path) / "model.json").is_file():
         model = pyro_fcr.FCR.load(path)
@@ -113,10 +112,12 @@ def inspect(path: Path, /, *, schema: shell.SchemaOptions | None = None) -> None
         _show_programs(model)
     elif schema is not None:
         _show_registry(pyro_fcr.data.register(path, schema)[0])
+    elif locate(path).exists() and check_seal(path):
+        print(f"{path} is what pyro-fcr wrote.")
     else:
         raise ValueError(
-            f"{path} is not a saved model. To check cells, say what their columns mean: "
-            "--treatment-key and --covariate-key."
+            f"{path} is not a saved model, and no result. To check cells, say what their columns "
+            "mean: --treatment-key and --covariate-key."
         )
 
 
@@ -138,27 +139,18 @@ def evaluate(
     Parameters
     ----------
     out
-        Folder for evaluation.json, evaluation.html and a csv per table.
+        Folder of its own for evaluation.json, evaluation.html and a csv per table.
     replicate_key
         Column of obs with the replicate (donor, library, plate), which tests of independence then
         respect.
     """
-    from pyro_fcr.evaluation.result import TABLES
-
-    for name in (_JSON, _PAGE, *(f"{table}.csv" for table in TABLES)):
-        shell.check_file(out / name, ".json", ".html", ".csv", overwrite=overwrite)
+    shell.check_free(out, overwrite=overwrite)
     fitted = pyro_fcr.FCR.load(model, adata=cells)
     found = fitted.evaluate(replicate_key=replicate_key, seed=seed)
     title = f"Evaluation of {model.resolve().name}"
-    shell.put(out, lambda folder: _write_evaluation(found, folder, title=title))
+    shell.put(out, lambda folder: found.to_folder(folder, title=title, overwrite=overwrite))
     print(found)
-    print(f"{_PAGE}, {_JSON} and {len(found.tables)} tables in {out}")
-
-
-def _write_evaluation(found: Evaluation, folder: Path, *, title: str) -> None:
-    shell.write_tables({folder / f"{name}.csv": table for name, table in found.tables.items()})
-    found.to_json(folder / _JSON)
-    found.to_html(folder / _PAGE, title=title)
+    print(f"evaluation.html, evaluation.json and {len(found.tables)} tables in {out}")
 
 
 def _show_registry(registry: Registry) -> None:

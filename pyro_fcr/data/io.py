@@ -15,6 +15,7 @@ from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.spelling import did_you_mean
 from pyro_fcr.files import locate
+from pyro_fcr.seals import check_seal
 
 Matrix: TypeAlias = "sparse.csr_array | npt.NDArray[np.float32]"
 
@@ -35,6 +36,8 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
         If there is nothing at the path.
     SchemaError
         If it is not an AnnData, has another suffix, or cannot be read.
+    pyro_fcr.seals.DamagedError
+        If it is an answer of ours that is not what was written.
 
     Examples
     --------
@@ -58,6 +61,7 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
         )
     if not path.exists():
         raise FileNotFoundError(f"{str(path)!r} does not exist (looked from {str(Path.cwd())!r})")
+    check_seal(path)
     try:
         return readers[path.suffix](path)
     except Exception as error:

@@ -10,9 +10,9 @@ import pandas as pd
 from anndata import AnnData
 
 from pyro_fcr.evaluation.calibration import Calibration
-from pyro_fcr.files import atomic_write
 from pyro_fcr.metrics.arrays import nan_to_null
 from pyro_fcr.report import Page
+from pyro_fcr.seals import sealed
 
 TABLES: Final = (
     "headline", "responses", "methods", "calibration", "coverage", "dimensions", "clustering",
@@ -176,9 +176,15 @@ class Evaluation:
         return nan_to_null({**about, **tables})
 
     def to_json(self, path: str | Path) -> Path:
-        """Write facts and all tables as JSON and return the path; an existing file is replaced."""
-        with atomic_write(path) as draft:
-            draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        """Write facts and all tables as JSON, beside it its sha256, and return the path.
+
+        Raises
+        ------
+        FileExistsError
+            Something stands there that no evaluation wrote; a former JSON is replaced.
+        """
+        with sealed(path) as draft:
+            draft.write_text(self._json())
         return Path(path)
 
     def to_html(
@@ -192,7 +198,7 @@ class Evaluation:
         cells: AnnData | None = None,
         color_by: Sequence[str] = (),
     ) -> Path:
-        """Write everything as one self-contained HTML page; an existing file is replaced.
+        """Write everything as one self-contained HTML page; a former page is replaced.
 
         Parameters
         ----------
@@ -210,17 +216,51 @@ class Evaluation:
         Returns
         -------
         The path of the file.
+
+        Raises
+        ------
+        FileExistsError
+            Something stands there that is no page of ours.
         """
-        page = Page(
-            title=title,
-            tables=self.tables,
-            facts=self.facts,
-            changes=self.changes,
-            left_out=self.left_out,
-            summary=[*summary, *map(self.sentence, self.scenarios)],
-            notes=notes,
-            history=history,
-            cells=cells,
-            color_by=color_by,
-        )
+        about = {"summary": [*summary, *map(self.sentence, self.scenarios)], "notes": notes}
+        page = self._page(title=title, history=history, cells=cells, color_by=color_by, **about)
         return page.write(path)
+
+    def to_folder(self, path: str | Path, *, title: str, overwrite: bool = False) -> Path:
+        """Write page, JSON and a csv per table as one folder, which takes its place whole.
+
+        Parameters
+        ----------
+        path
+            Folder to write, with ``evaluation.html``, ``evaluation.json``, the tables and the
+            sha256 of each.
+        title
+            Heading of the page.
+        overwrite
+            Whether a former evaluation is replaced.
+
+        Returns
+        -------
+        The path of the folder.
+
+        Raises
+        ------
+        FileExistsError
+            Something stands there that must not be replaced.
+        """
+        with sealed(path, overwrite=overwrite) as draft:
+            draft.mkdir()
+            for name, table in self.tables.items():
+                table.to_csv(draft / f"{name}.csv", index=False)
+            (draft / "evaluation.json").write_text(self._json())
+            page = self._page(title=title, summary=[*map(self.sentence, self.scenarios)])
+            (draft / "evaluation.html").write_text(page.render(), encoding="utf-8")
+        return Path(path)
+
+    def _json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    def _page(self, **about: Any) -> Page:
+        """Return a page with what was measured, and a title and the like."""
+        measured = {"facts": self.facts, "changes": self.changes, "left_out": self.left_out}
+        return Page(tables=self.tables, **measured, **about)

@@ -16,7 +16,8 @@ from scipy import sparse
 from pyro_fcr.data.hdf5 import new_h5ad
 from pyro_fcr.draws import QueryError
 from pyro_fcr.draws.sinks import EveryDraw, Moments, Quantiles, Sink
-from pyro_fcr.files import atomic_write, check_place, locate
+from pyro_fcr.files import check_place, locate
+from pyro_fcr.seals import sealed
 from pyro_fcr.values import check_settings
 
 Part: TypeAlias = Mapping[str, np.ndarray | sparse.csr_matrix]
@@ -46,7 +47,8 @@ class Output:
         :class:`pyro_fcr.draws.sinks.Quantiles` beyond.
     store
         A new ``.h5ad`` or ``.zarr`` to write the answer to part by part, so that it need not fit
-        into memory. It is whole or not there. The AnnData that is returned then reads from it.
+        into memory. It is whole or not there, and has its sha256. The AnnData that is returned then
+        reads from it.
     memory
         Bytes that the draws at work may take beside the answer. Where they do not suffice for a
         block of cells, its draws are made again for each part of it: slower, the same answer.
@@ -153,7 +155,7 @@ def assemble(frame: AnnData, parts: Iterable[Part], *, store: str | Path | None 
     """
     if store is None:
         return _in_memory(frame, parts)
-    with atomic_write(store) as draft:
+    with sealed(store, overwrite=False) as draft:
         _write(draft, frame, parts)
     return _backed(locate(store))
 

@@ -13,10 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from pandas.io.formats.style import Styler
 
-from pyro_fcr.files import atomic_write
 from pyro_fcr.metrics.response_table import PLACE
 from pyro_fcr.metrics.scores import SCORES
 from pyro_fcr.report import figures
+from pyro_fcr.seals import sealed
 
 DASH: Final = "–"
 
@@ -302,7 +302,7 @@ class Page:
     graph_svg: str | None = None
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page; missing folders are made, an existing file is replaced.
+        """Write the page; missing folders are made, a former page is replaced.
 
         The file is written under another name first and then renamed, so that no reader meets half
         of it.
@@ -315,13 +315,16 @@ class Page:
         ------
         ValueError
             A column of `color_by` is missing, or the history has no terms.
+        FileExistsError
+            Something stands there that is no page of ours.
         """
-        path, page = Path(path), self._render()
-        with atomic_write(path) as draft:
+        path, page = Path(path), self.render()
+        with sealed(path) as draft:
             draft.write_text(page, encoding="utf-8")
         return path
 
-    def _render(self) -> str:
+    def render(self) -> str:
+        """Return the page as HTML."""
         environment = Environment(
             loader=PackageLoader("pyro_fcr.report", ""),
             autoescape=True,

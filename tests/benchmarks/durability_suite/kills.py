@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import anndata as ad
 import numpy as np
@@ -9,8 +10,8 @@ import pandas as pd
 
 from durability_suite.work import child, fit, leftovers, seconds
 from pyro_fcr import FCR, Output
-from pyro_fcr.cli.train import _write_evaluation
 from pyro_fcr.saving import read_model
+from pyro_fcr.seals import check_seal
 
 FAULTS = ("torn", "left", "other")  # what must not be
 
@@ -110,7 +111,7 @@ def during_evaluate(folder, n, rng):
         measured = fcr.evaluate(n_permutations=9, n_draws=2)
         writing.touch()
         while True:
-            _write_evaluation(measured, out, title="Killed")
+            measured.to_folder(out, title=f"Killed at {time.time()}", overwrite=True)
             if not again:
                 return
 
@@ -122,7 +123,7 @@ def during_evaluate(folder, n, rng):
             json.loads((out / "evaluation.json").read_text())
             tables = [pd.read_csv(path) for path in out.glob("*.csv")]
             whole = (out / "evaluation.html").read_text().rstrip().endswith("</html>")
-            found["torn"] += not whole or len(tables) < 5
+            found["torn"] += not whole or len(tables) < 5 or not check_seal(out)
         except (OSError, ValueError):
             found["torn"] += 1
     assert child(evaluate, again=False) == 0
