@@ -60,7 +60,7 @@ def option_name(field: str) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Call:
     """What a command was asked.
 
     Parameters
@@ -77,7 +77,7 @@ class Asked:
 
 
 @contextmanager
-def plain_messages(*, debug: bool = False) -> Iterator[Asked]:
+def plain_messages(*, debug: bool = False) -> Iterator[Call]:
     """Show log lines and warnings as text, and errors in a line without a traceback.
 
     Parameters
@@ -90,7 +90,7 @@ def plain_messages(*, debug: bool = False) -> Iterator[Asked]:
     with warnings.catch_warnings(), _terminable():
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
-        asked = Asked()
+        asked = Call()
         warnings.showwarning = lambda message, *_, **__: print(
             f"Warning: {in_options(str(message), asked.words)}", file=sys.stderr
         )
@@ -104,7 +104,7 @@ def plain_messages(*, debug: bool = False) -> Iterator[Asked]:
             raise SystemExit(code) from error
 
 
-def _line(error: BaseException, asked: Asked) -> tuple[str, int]:
+def _line(error: BaseException, asked: Call) -> tuple[str, int]:
     """Return what to say of an error, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted.", 128 + signal.SIGINT
@@ -170,7 +170,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
-def read_options(app: App, arguments: Sequence[str], asked: Asked) -> Callable[[], Any]:
+def read_options(app: App, arguments: Sequence[str], asked: Call) -> Callable[[], Any]:
     """Return the command that arguments ask for, ready to run.
 
     Parameters
