@@ -4,13 +4,14 @@
 # and for developers:
 #   make bench      ratios of steps, loader, sizes and imports, about 15 minutes
 #   make notebooks  execute the notebooks in place and keep their outputs, about 5 minutes
+#   make docs       build the site into build/site, warnings are errors, half a minute
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test lint bench notebooks clean
+.PHONY: demo test lint bench notebooks docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pyro-fcr demo --out $(OUT)
@@ -30,6 +31,14 @@ bench: $(VENV)/.installed
 
 notebooks: $(VENV)/.installed
 	$(BIN)/python notebooks/execute.py
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html -c docs . build/site
+	@echo build/site/docs/index.html
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import doctest
 import importlib
+import operator
 import pkgutil
 import re
 import subprocess
@@ -93,6 +94,15 @@ def test_every_page_is_listed():
         assert all(
             path == index or f"{path.stem}.md)" in text for path in DOCS if path.stem != "index"
         )
+
+
+def test_the_reference_lists_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = re.findall(r"^   ([\w.]+)$", page, flags=re.MULTILINE)
+    words = {"AVERAGE", "metrics", "plots", "simulation", "training", "data", "datasets"}
+    assert set(pyro_fcr.__all__) - words <= set(listed)
+    for name in listed:
+        assert operator.attrgetter(name)(pyro_fcr).__doc__, name
 
 
 def shown(cell):

@@ -131,7 +131,7 @@ class Schema:
 
     @property
     def sites(self) -> dict[str, tuple[str, ...]]:
-        """Columns of each covariate site of the graph; `{"x": covariate_keys}` by default."""
+        """Columns of each covariate site of the graph; ``{"x": covariate_keys}`` by default."""
         names = self.covariate_sites or (_JOINT,) * len(self.covariate_keys)
         sites: dict[str, tuple[str, ...]] = {}
         for site, key in zip(names, self.covariate_keys, strict=True):
