@@ -46,7 +46,8 @@ def test_the_source_distribution_has_what_its_tests_need(unpacked):
         wanted = {
             path.relative_to(ROOT)
             for path in (ROOT / folder).rglob("*")
-            if path.is_file() and not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)
+            if path.is_file()
+            and not {"__pycache__", ".ipynb_checkpoints", "generated"} & set(path.parts)
         }
         assert len(wanted) > 3
         assert [str(path) for path in wanted if not (unpacked / path).is_file()] == []
