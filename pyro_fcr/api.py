@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,6 @@ from pyro_fcr.programs import (
     report_independences,
 )
 from pyro_fcr.queries import Source
-from pyro_fcr.ranks import from_first, join, rank
 from pyro_fcr.saving import (
     RECORD,
     TRAIN,
@@ -290,9 +288,7 @@ class FCR:
     ) -> pd.DataFrame:
         """Train model and guide; keep the state of the best held-out ELBO.
 
-        A model that was fitted before starts anew from its initial parameters. Under ``torchrun``
-        every process calls it with the same cells, and takes its part of each batch, see
-        :func:`pyro_fcr.training.fit`.
+        A model that was fitted before starts anew from its initial parameters.
 
         Parameters
         ----------
@@ -339,9 +335,8 @@ class FCR:
             ``checkpoint`` cannot be written, or a file that is no checkpoint stands there.
         """
         plan = changed_plan(plan, changes)
-        join()
         if checkpoint is not None:
-            checkpoint = from_first(partial(check_checkpoint_place, checkpoint))
+            checkpoint = check_checkpoint_place(checkpoint)
         own = self._own()
         cells = own.cells
         checked = check_programs(self.model, self.guide, self._example())
@@ -496,7 +491,7 @@ class FCR:
 
     @checked()
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the model to a folder; of several processes the first one does.
+        """Write the model to a folder.
 
         Parameters
         ----------
@@ -521,8 +516,6 @@ class FCR:
             Nothing can be written there, or the disk is full. The model is still at hand: save it
             elsewhere.
         """
-        if rank() > 0:
-            return Path(folder)
         record = {
             "versions": {name: version(name) for name in ("pyro-fcr", "pyro-ppl", "torch")},
             "programs": {"model": name_of(self.model), "guide": name_of(self.guide)},

@@ -34,7 +34,6 @@ FLOORS = [
     {"params"},
     {"batch", "modes", "seals", "values"},
     {"files"},
-    {"parts"},
     {"ranks"},
     {"_torch"},
 ]

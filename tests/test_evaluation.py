@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import anndata as ad
@@ -23,7 +24,7 @@ from pyro_fcr.data.pairs import Pair
 from pyro_fcr.evaluation import blocks, evaluate
 from pyro_fcr.evaluation.arms import Arms
 from pyro_fcr.evaluation.blocks import Encoded, rank
-from pyro_fcr.evaluation.judging import judged_scenarios
+from pyro_fcr.evaluation.judging import judged_scenarios, not_asked
 from pyro_fcr.graph import Claim
 from pyro_fcr.metrics import baselines
 from pyro_fcr.metrics import clustering as clustering_module
@@ -44,6 +45,10 @@ def fit(adata, schema, **settings):
     fcr = FCR(adata, schema, architecture=architecture)
     fcr.fit(max_epochs=2, batch_size=128, progress=False, **settings)
     return fcr
+
+
+def plan_of(fcr, adata, split):
+    return judged_scenarios(adata, fcr.registry.schema, split, unknown=partial(not_asked, fcr))
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +224,7 @@ def test_truth_is_judged_where_it_is_known(found, simulated):
 def test_seen_pairs_are_called_so_and_judged_on_held_out_cells(found, simulated):
     assert set(found.responses["scenario"]) == {"seen pairs"}
     assert "condition_mean" in set(found.responses["method"])
-    plan = judged_scenarios(simulated, simulated.source(None), simulated.split)
+    plan = plan_of(simulated, simulated.source(None), simulated.split)
     (scenario,) = plan.made
     assert not (scenario.test & scenario.train).any()
     assert set(np.flatnonzero(scenario.train)) == set(simulated.split.train)
@@ -243,7 +248,7 @@ def test_headline_is_the_model_minus_the_best_baseline(found):
 
 
 def test_conditions_that_the_fit_lacked_are_what_is_judged(unseen):
-    plan = judged_scenarios(unseen, unseen.source(None), unseen.split)
+    plan = plan_of(unseen, unseen.source(None), unseen.split)
     pairs = {
         scenario.kind: {pair[0] + str(pair[1]) for pair in scenario.pairs} for scenario in plan.made
     }
@@ -276,7 +281,7 @@ def test_pairs_that_cannot_be_judged_are_named(unseen):
     foreign.obs_names = [f"new{i}" for i in range(6)]
     foreign.X = foreign.X + 1
     cells = ad.concat([adata[np.delete(np.arange(adata.n_obs), one[1:])], foreign])
-    plan = judged_scenarios(unseen, cells, unseen.split_of(cells))
+    plan = plan_of(unseen, cells, unseen.split_of(cells))
     assert plan.left_out["'drug1' in line1"] == "it has 1 cell: a response with an interval needs 2"
     assert "'drug9'" in plan.left_out["'drug9' in line2"]
     found = evaluate(unseen, cells, **FAST)  # cells of an unknown drug are no reason to give up
@@ -285,7 +290,7 @@ def test_pairs_that_cannot_be_judged_are_named(unseen):
 
 def test_predictions_follow_the_doses_of_the_judged_cells():
     fcr = fit(dosed(), DOSED, heldout_fraction=0.3)
-    (scenario,) = judged_scenarios(fcr, fcr.source(None), fcr.split).made
+    (scenario,) = plan_of(fcr, fcr.source(None), fcr.split).made
     arms = Arms(fcr, fcr.source(None), n_source=40, n_draws=2, seed=0)
     pair = Pair("drug1", ("line0",))
     own = (fcr.source(None).obs["drug"] == "drug1") & (fcr.source(None).obs["line"] == "line0")

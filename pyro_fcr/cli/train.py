@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 import pyro_fcr
 from pyro_fcr.cli import shell
+from pyro_fcr.data.schema import Expression, Schema
 from pyro_fcr.files import locate
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.seals import check_seal
@@ -17,6 +21,7 @@ from pyro_fcr.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from pyro_fcr.data import Registry
+    from pyro_fcr.evaluation import Evaluation
 
 
 def demo(
@@ -54,7 +59,7 @@ def fit(
     resume: Path | None = None,
     overwrite: shell.Overwrite = False,
 ) -> None:
-    """Train a model on cells and save it, under torchrun in several processes.
+    """Train a model on cells and save it.
 
     Parameters
     ----------
@@ -65,28 +70,6 @@ def fit(
     resume
         Checkpoint to go on from.
     """
-    from pyro_fcr import ranks
-
-    ranks.join()
-    place = ranks.from_first(lambda: _check_places(out, checkpoint, overwrite=overwrite))
-    if ranks.rank() > 0:
-        shell.be_quiet()
-    model = pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed)
-    history = model.fit(
-        plan, heldout_fraction=heldout_fraction, checkpoint=checkpoint, resume=resume
-    )
-    stopped = history.attrs["stopped"]
-    if stopped == "interrupted" and place.exists():
-        print(f"The former model stays in {out}. {_how_to_go_on(checkpoint)}", file=sys.stderr)
-    elif ranks.rank() == 0:
-        shell.put(out, lambda path: model.save(path, overwrite=overwrite))
-        print(f"{len(history)} epochs ({stopped}); model in {out}")
-    if stopped == "interrupted":
-        raise SystemExit(128 + signal.SIGINT)
-
-
-def _check_places(out: Path, checkpoint: Path | None, *, overwrite: bool) -> Path:
-    """Refuse places that cannot be written; return that of the model."""
     from pyro_fcr.saving import check_model_place
     from pyro_fcr.training import check_checkpoint_place
 
@@ -99,7 +82,18 @@ def _check_places(out: Path, checkpoint: Path | None, *, overwrite: bool) -> Pat
                 f"--checkpoint {checkpoint} lies in --out {out}, where the model will stand. Give "
                 "it another place."
             )
-    return place
+    model = pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed)
+    history = model.fit(
+        plan, heldout_fraction=heldout_fraction, checkpoint=checkpoint, resume=resume
+    )
+    stopped = history.attrs["stopped"]
+    if stopped == "interrupted" and place.exists():
+        print(f"The former model stays in {out}. {_how_to_go_on(checkpoint)}", file=sys.stderr)
+    else:
+        shell.put(out, lambda path: model.save(path, overwrite=overwrite))
+        print(f"{len(history)} epochs ({stopped}); model in {out}")
+    if stopped == "interrupted":
+        raise SystemExit(128 + signal.SIGINT)
 
 
 def _how_to_go_on(checkpoint: Path | None) -> str:
@@ -133,35 +127,103 @@ def inspect(path: Path, /, *, schema: shell.SchemaOptions | None = None) -> None
 
 
 def evaluate(
-    model: shell.ModelPath,
-    cells: shell.CellsPath,
-    /,
+    model: shell.ModelPath | None = None,
+    cells: shell.CellsPath | None = None,
     *,
     out: shell.Out,
+    predictions: Annotated[list[str] | None, Parameter("--predictions")] = None,
+    predicted_at: str | None = None,
+    predicted_expression: Expression | None = None,
+    predicted_treatment: str | None = None,
+    schema: shell.SchemaOptions | None = None,
     replicate_key: str | None = None,
     seed: shell.Seed = 0,
     overwrite: shell.Overwrite = False,
 ) -> None:
-    """Measure a model: responses against baselines, clusters, independences, identifiability.
+    """Measure a model, or predictions of any tool: responses against baselines, and more.
 
     Give the cells of the fit under their names, those that its --split-key left out among them:
-    conditions that the fit lacked altogether are predicted and judged. Nothing is fitted again.
+    conditions that the fit lacked altogether are predicted and judged. Nothing is fitted again. Of
+    a model, clusters, independences and identifiability are measured, too.
+
+    With --predictions there is no model: predicted cells of CPA, scGen, STATE, CellFlow, GEARS or
+    any other tool are held against real --cells, whose columns --treatment-key, --control and
+    --covariate-key name; --split-key says which cells the tools had.
 
     Parameters
     ----------
     out
         Folder of its own for evaluation.json, evaluation.html and a csv per table.
+    predictions
+        Predicted cells as h5ad or zarr, or NAME=FILE; repeatable, side by side.
+    predicted_at
+        Where predictions stand: X, layers/NAME or obsm/NAME. Where the tool writes them if left
+        out.
+    predicted_expression
+        Scale of the predictions; that of the cells if left out.
+    predicted_treatment
+        Treatment of all predicted cells, whatever their label: scGen hands back the control's.
     replicate_key
         Column of obs with the replicate (donor, library, plate), which tests of independence then
         respect.
     """
     shell.check_free(out, overwrite=overwrite)
-    fitted = pyro_fcr.FCR.load(model, adata=cells)
-    found = fitted.evaluate(replicate_key=replicate_key, seed=seed)
-    title = f"Evaluation of {model.resolve().name}"
+    if predictions:
+        read = {
+            "at": predicted_at,
+            "expression": predicted_expression,
+            "treatment": predicted_treatment,
+        }
+        files = _named_files(predictions)
+        found = _evaluate_files(files, read, model, cells, schema, seed=seed)
+        title = f"Predictions of {', '.join(files)}"
+    elif model is None or cells is None:
+        raise ValueError(
+            "Give a model and its cells, or --predictions and --cells with --treatment-key, "
+            "--control and --covariate-key."
+        )
+    else:
+        found = pyro_fcr.FCR.load(model, adata=cells).evaluate(
+            replicate_key=replicate_key, seed=seed
+        )
+        title = f"Evaluation of {model.resolve().name}"
     shell.put(out, lambda folder: found.to_folder(folder, title=title, overwrite=overwrite))
     print(found)
     print(f"evaluation.html, evaluation.json and {len(found.tables)} tables in {out}")
+
+
+def _named_files(given: list[str]) -> dict[str, Path]:
+    """Read NAME=FILE; a file alone is named after itself."""
+    pairs = [text.split("=", 1) if "=" in text else [Path(text).stem, text] for text in given]
+    files = {name: Path(path) for name, path in pairs}
+    if len(files) < len(pairs):
+        raise ValueError(f"--predictions has a name twice, of {list(files)}; use NAME=FILE.")
+    return files
+
+
+def _evaluate_files(
+    files: Mapping[str, Path],
+    read: Mapping[str, Any],
+    model: Path | None,
+    cells: Path | None,
+    schema: Schema | None,
+    *,
+    seed: int,
+) -> Evaluation:
+    from pyro_fcr.evaluation import Predicted, evaluate_predictions
+
+    if model is not None:
+        raise ValueError(
+            f"{model}: --predictions are judged without a model; to have it beside them, write its "
+            "cells with `pyro-fcr predict` and give them as one of the --predictions."
+        )
+    if cells is None or schema is None:
+        raise ValueError(
+            "--predictions are held against real cells: give --cells, and --treatment-key, "
+            "--control and --covariate-key."
+        )
+    given = {name: Predicted(source=path, **read) for name, path in files.items()}
+    return evaluate_predictions(cells, schema, given, seed=seed)
 
 
 def _show_registry(registry: Registry) -> None:

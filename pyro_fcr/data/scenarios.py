@@ -167,8 +167,8 @@ class Scenario:
             )
         matrix = adata.X if schema.layer is None else adata.layers[schema.layer]
         train, test = np.flatnonzero(self.train), np.flatnonzero(self.test)
-        seen = {row: names[i] for i, row in _rows(matrix, train)}
-        twice = [(names[i], seen[row]) for i, row in _rows(matrix, test) if row in seen]
+        seen = {row: names[i] for i, row in cell_prints(matrix, train)}
+        twice = [(names[i], seen[row]) for i, row in cell_prints(matrix, test) if row in seen]
         if twice:
             pairs = ", ".join(f"{cell!r} = {other!r}" for cell, other in twice[:3])
             raise self._error(
@@ -180,7 +180,7 @@ class Scenario:
         return ValueError(f"{self.name}: {message}")
 
 
-def _rows(matrix: Any, positions: Codes) -> Iterator[tuple[int, bytes]]:
+def cell_prints(matrix: Any, positions: Codes) -> Iterator[tuple[int, bytes]]:
     """Yield cells with what identifies their expression; cells of few genes are left out."""
     rows = sparse.csr_matrix(matrix[positions], dtype=np.float64, copy=True)
     rows.sum_duplicates()

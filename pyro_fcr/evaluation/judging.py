@@ -1,25 +1,40 @@
 """Predicted responses against real ones, for cells that a fit has not seen. Nothing is refitted."""
 
+from collections.abc import Callable, Mapping
+from functools import cache
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from pyro_fcr.data import SchemaError, Split
+from pyro_fcr.data import Schema, SchemaError, Split
 from pyro_fcr.data.pairs import FEWEST_CONTROLS, Layout, Mask, Pair, read_layout
 from pyro_fcr.data.scenarios import Kind, Scenario, Scenarios, predicted
 from pyro_fcr.evaluation.arms import Arms
 from pyro_fcr.metrics.arrays import draw_rows
-from pyro_fcr.metrics.response_table import headline, response_table
+from pyro_fcr.metrics.judge import Predictions
+from pyro_fcr.metrics.profiles import Prediction
+from pyro_fcr.metrics.response_table import MODEL, headline, response_table
 from pyro_fcr.queries import Fitted
 
-MODEL = "fcr"
 N_SOURCE = 500  # control cells of a context whose responses are predicted
 N_DRAWS = 20  # draws of each
 _MOST_PAIRS = 50  # pairs that the fit had: each is ranked against every other one
 
 
-def judged_scenarios(fcr: Fitted, adata: AnnData, split: Split) -> Scenarios:
+def judged_scenarios(
+    adata: AnnData, schema: Schema, split: Split, *, unknown: Callable[[Pair], str]
+) -> Scenarios:
     """Find what was held out of a fit, and check that it does not leak.
+
+    Parameters
+    ----------
+    adata, schema
+        All cells, and what their columns mean.
+    split
+        Cells that the fit had; all others were left out.
+    unknown
+        Says why a pair is not predicted; nothing if it is.
 
     Returns
     -------
@@ -31,20 +46,19 @@ def judged_scenarios(fcr: Fitted, adata: AnnData, split: Split) -> Scenarios:
     ValueError
         Held-out cells are among the training cells under another name.
     """
-    schema = fcr.registry.schema
     if schema.control is None:
         return Scenarios((), {"responses": "the schema has no control to respond against"})
     layout = read_layout(adata.obs, schema)
     train = np.isin(np.arange(adata.n_obs), split.train)
-    found = _unseen(fcr, layout, train | np.isin(np.arange(adata.n_obs), split.heldout))
+    found = _unseen(layout, train | np.isin(np.arange(adata.n_obs), split.heldout), unknown)
     if not found.made:
-        found = _seen(layout, train, found.left_out)
+        found = _seen(layout, train, found.left_out, unknown)
     for scenario in found.made:
         scenario.check(adata, schema)
     return found
 
 
-def _unseen(fcr: Fitted, layout: Layout, fitted: Mask) -> Scenarios:
+def _unseen(layout: Layout, fitted: Mask, unknown: Callable[[Pair], str]) -> Scenarios:
     """Find the pairs without a cell in the fit, grouped by what else of them it lacked."""
     n_fitted, size = layout.n_cells(fitted), layout.n_cells()
     groups: dict[Kind, list[int]] = {}
@@ -52,7 +66,7 @@ def _unseen(fcr: Fitted, layout: Layout, fitted: Mask) -> Scenarios:
     for i, pair in layout.treated().items():
         if n_fitted[i]:
             continue
-        reason = layout.lacks(i, size, controls=FEWEST_CONTROLS) or _unknown(fcr, pair)
+        reason = layout.lacks(i, size, controls=FEWEST_CONTROLS) or unknown(pair)
         if not reason and not n_fitted[layout.with_controls([i])].any():
             reason = "no control cells of its context in the fit"
         if reason:
@@ -75,7 +89,7 @@ def _kind(layout: Layout, pair: Pair, n_fitted: np.ndarray) -> Kind:
     return "unseen context"
 
 
-def _unknown(fcr: Fitted, pair: Pair) -> str:
+def not_asked(fcr: Fitted, pair: Pair) -> str:
     """Say what of a pair the model cannot be asked; nothing if it can."""
     registry = fcr.registry
     try:
@@ -88,13 +102,16 @@ def _unknown(fcr: Fitted, pair: Pair) -> str:
     return ""
 
 
-def _seen(layout: Layout, train: Mask, left_out: dict[str, str]) -> Scenarios:
+def _seen(
+    layout: Layout, train: Mask, left_out: dict[str, str], unknown: Callable[[Pair], str]
+) -> Scenarios:
     """Take the pairs of the fit, with their cells, and their controls', that gave no gradient."""
     n_train, n_test = layout.n_cells(train), layout.n_cells(~train)
     rows = [
         i
-        for i in layout.treated()
-        if not layout.lacks(i, n_test) and n_train[layout.with_controls([i])].all()
+        for i, pair in layout.treated().items()
+        if not (layout.lacks(i, n_test) or unknown(pair))
+        and n_train[layout.with_controls([i])].all()
     ]
     if not rows:
         reason = "no pair and its control have two held-out cells and a training cell each"
@@ -107,29 +124,46 @@ def _seen(layout: Layout, train: Mask, left_out: dict[str, str]) -> Scenarios:
     return Scenarios((Scenario("seen pairs", pairs, train, test),), left_out)
 
 
+def predict_pairs(
+    fcr: Fitted, adata: AnnData, *, seed: int
+) -> Callable[[Scenario], Mapping[str, Mapping[Pair, Prediction]]]:
+    """Return what predicts the pairs of a scenario with a fitted model."""
+
+    def predict(scenario: Scenario) -> dict[str, dict[Pair, Prediction]]:
+        cells = {"source": ~scenario.test, "dosed": scenario.test}
+        return {MODEL: {pair: arms().predict(pair, **cells) for pair in scenario.pairs}}
+
+    # Untreated cells are drawn once for all scenarios.
+    arms = cache(lambda: Arms(fcr, adata, n_source=N_SOURCE, n_draws=N_DRAWS, seed=seed))
+    return predict
+
+
 def judge(
-    fcr: Fitted, adata: AnnData, scenarios: tuple[Scenario, ...], *, n_draws: int, seed: int
+    adata: AnnData,
+    schema: Schema,
+    scenarios: tuple[Scenario, ...],
+    predict: Callable[[Scenario], Predictions],
+    *,
+    n_draws: int,
+    seed: int,
 ) -> dict[str, pd.DataFrame]:
     """Predict every pair of the scenarios and score it beside all baselines and the ceiling.
 
     Returns
     -------
     ``responses``, ``methods`` and ``changes`` of :func:`pyro_fcr.metrics.response_table`; and as
-    ``headline`` FCR minus the best baseline on every scale and metric that the model has a value
+    ``headline`` each method minus the best baseline on every scale and metric that it has a value
     of, see :func:`pyro_fcr.metrics.headline`. All are empty without scenarios.
     """
     if not scenarios:
         return dict.fromkeys(("responses", "methods", "changes", "headline"), pd.DataFrame())
-    arms = Arms(fcr, adata, n_source=N_SOURCE, n_draws=N_DRAWS, seed=seed)
-    judged = (
-        (s, {MODEL: {p: arms.predict(p, source=~s.test, dosed=s.test) for p in s.pairs}})
-        for s in scenarios
-    )
-    table = response_table(adata, fcr.registry.schema, judged, n_draws=n_draws, seed=seed)
-    known = table.frame[(table.frame["method"] == MODEL) & table.frame["value"].notna()]
+    judged = ((scenario, predict(scenario)) for scenario in scenarios)
+    table = response_table(adata, schema, judged, n_draws=n_draws, seed=seed)
+    known = table.frame[(table.frame["role"] == "model") & table.frame["value"].notna()]
+    asked = known[["method", "metric", "scale"]].drop_duplicates()
     heads = [
-        headline(table, metric, model=MODEL, scale=scale, seed=seed)
-        for metric, scale in known[["metric", "scale"]].drop_duplicates().itertuples(index=False)
+        headline(table, metric, model=method, scale=scale, seed=seed)
+        for method, metric, scale in asked.itertuples(index=False)
     ]
     found = {
         "responses": table.frame,

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def evaluate(
     given = fcr.source(adata)
     split = split or fcr.split_of(given)
     own = _own_genes(fcr, given)
-    plan = judging.judged_scenarios(fcr, own, split)
+    schema, unknown = fcr.registry.schema, partial(judging.not_asked, fcr)
+    plan = judging.judged_scenarios(own, schema, split, unknown=unknown)
     fitted = np.sort(np.concatenate([split.train, split.heldout]))
     replicate = None
     if replicate_key is not None:
@@ -99,7 +101,8 @@ def evaluate(
             cells = _encoded(fcr, given, split, fitted, seed=seed)
         found = _of_blocks(fcr, given[fitted], cells, replicate, seconds, seed=seed, **sizes)
         with _timed(seconds, "responses"):
-            found |= judging.judge(fcr, own, plan.made, n_draws=n_draws, seed=seed)
+            predict = judging.predict_pairs(fcr, own, seed=seed)
+            found |= judging.judge(own, schema, plan.made, predict, n_draws=n_draws, seed=seed)
         with _timed(seconds, "calibration"):
             train = np.isin(np.arange(own.n_obs), split.train)
             found["calibration"] = measure_calibration(fcr, own, train, seed=seed).table

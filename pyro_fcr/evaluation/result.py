@@ -1,8 +1,8 @@
-"""What was measured of a fitted model: tables, a page, and ten lines."""
+"""What was measured of a fitted model, or of predictions: tables, a page, and ten lines."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from pyro_fcr.evaluation.calibration import Calibration
 from pyro_fcr.metrics.arrays import nan_to_null
+from pyro_fcr.metrics.response_table import MODEL, model_title
 from pyro_fcr.report import Page
 from pyro_fcr.seals import sealed
 
@@ -20,16 +21,27 @@ TABLES: Final = (
 )  # fmt: skip
 
 
+_COUNTS: Final = {
+    "n_training": "training",
+    "n_heldout": "held-out",
+    "n_left_out": "left-out cells",
+    "n_genes": "genes",
+    "n_conditions": "conditions",
+    "epochs": "epochs",
+}
+
+
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Evaluation:
-    """What was measured of a fitted model. A table that could not be made has no rows.
+    """What was measured of a model or of predictions. A table that could not be made has no rows.
 
     Parameters
     ----------
     facts
-        Numbers of cells, genes, conditions and epochs, held-out ELBO (nats per cell), seed.
+        Numbers of cells, genes, conditions and epochs, held-out ELBO (nats per cell), seed; what is
+        known of them.
     headline
-        FCR minus the best baseline, see :func:`pyro_fcr.metrics.headline`.
+        Each model minus the best baseline, see :func:`pyro_fcr.metrics.headline`.
     responses
         Scores of predicted responses beside all baselines and the ceiling, see
         :func:`pyro_fcr.metrics.response_table`. ``scenario`` says what was predicted: conditions
@@ -85,27 +97,29 @@ class Evaluation:
     headline: pd.DataFrame
     responses: pd.DataFrame
     methods: pd.DataFrame
-    calibration: pd.DataFrame
-    coverage: pd.DataFrame
-    dimensions: pd.DataFrame
-    clustering: pd.DataFrame
-    independence: pd.DataFrame
-    prior_rank: pd.DataFrame
-    singular_values: pd.DataFrame
-    identifiability: pd.DataFrame
-    changes: pd.DataFrame
-    left_out: Mapping[str, str]
-    seconds: Mapping[str, float]
+    calibration: pd.DataFrame = field(default_factory=pd.DataFrame)
+    coverage: pd.DataFrame = field(default_factory=pd.DataFrame)
+    dimensions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    clustering: pd.DataFrame = field(default_factory=pd.DataFrame)
+    independence: pd.DataFrame = field(default_factory=pd.DataFrame)
+    prior_rank: pd.DataFrame = field(default_factory=pd.DataFrame)
+    singular_values: pd.DataFrame = field(default_factory=pd.DataFrame)
+    identifiability: pd.DataFrame = field(default_factory=pd.DataFrame)
+    changes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        elbo = self.facts["heldout_elbo_per_cell"]
+        elbo = self.facts.get("heldout_elbo_per_cell")
+        known = [
+            f"{self.facts[key]:,} {words}"
+            for key, words in _COUNTS.items()
+            if self.facts.get(key) is not None
+        ]
         lines = [
-            "Evaluation of {n_training:,} training, {n_heldout:,} held-out, {n_left_out:,} left-out"
-            " cells, {n_genes:,} genes, {n_conditions} conditions, {epochs} epochs".format(
-                **self.facts
-            ),
-            f"Held-out ELBO: {'no held-out cells' if elbo is None else f'{elbo:.1f} nats a cell'}",
-            *map(self.sentence, self.scenarios),
+            f"Evaluation of {', '.join(known)}",
+            "" if elbo is None else f"Held-out ELBO: {elbo:.1f} nats a cell",
+            *self.sentences,
             *self._glances(),
             f"Not judged: {'; '.join(self.left_out)}" if self.left_out else "",
             f"Tables: {', '.join(self.tables)}",
@@ -142,8 +156,19 @@ class Evaluation:
         """What was predicted: the distinct ``scenario`` of the responses."""
         return list(dict.fromkeys(self.headline["scenario"])) if len(self.headline) else []
 
-    def sentence(self, scenario: str, metric: str = "cosine_logfc") -> str:
-        """Say in a line how FCR fares against the best baseline, on mean log1p expression.
+    @property
+    def sentences(self) -> list[str]:
+        """What :meth:`sentence` says of every scenario and method."""
+        if self.headline.empty:
+            return []
+        cosines = self.headline.query("metric == 'cosine_logfc'")
+        asked = cosines[["scenario", "method"]].drop_duplicates().itertuples(index=False)
+        return [self.sentence(scenario, method=method) for scenario, method in asked]
+
+    def sentence(self, scenario: str, metric: str = "cosine_logfc", *, method: str = MODEL) -> str:
+        """Say in a line how a method fares against the best baseline.
+
+        On mean log1p expression, or where it has none, on log1p of the mean.
 
         Parameters
         ----------
@@ -151,20 +176,24 @@ class Evaluation:
             One of :attr:`scenarios`.
         metric
             A name of :data:`pyro_fcr.metrics.SCORES`.
+        method
+            A model among the methods.
 
         Raises
         ------
         ValueError
             The headline has no such row.
         """
-        rows = self.headline.query("scale == 'mean_log1p' and against == 'best on average'")
-        rows = rows[(rows["scenario"] == scenario) & (rows["metric"] == metric)]
+        rows = self.headline.query("against == 'best on average'")
+        asked = {"scenario": scenario, "metric": metric, "method": method}
+        for key, value in asked.items():
+            rows = rows[rows[key] == value]
         if not len(rows):
-            raise ValueError(f"The headline has no {metric!r} of {scenario!r}.")
-        row = rows.iloc[0]
+            raise ValueError(f"The headline has no {metric!r} of {scenario!r} for {method!r}.")
+        row = rows.sort_values("scale", ascending=False).iloc[0]
         verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "undecided"
         return (
-            f"FCR minus best baseline ({row['baseline']}), {metric}, {scenario} "
+            f"{model_title(method)} minus best baseline ({row['baseline']}), {metric}, {scenario} "
             f"({row['n_pairs']}): {row['gain']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], "
             f"{verdict}"
         )
@@ -222,7 +251,7 @@ class Evaluation:
         FileExistsError
             Something stands there that is no page of ours.
         """
-        about = {"summary": [*summary, *map(self.sentence, self.scenarios)], "notes": notes}
+        about = {"summary": [*summary, *self.sentences], "notes": notes}
         page = self._page(title=title, history=history, cells=cells, color_by=color_by, **about)
         return page.write(path)
 
@@ -253,7 +282,7 @@ class Evaluation:
             for name, table in self.tables.items():
                 table.to_csv(draft / f"{name}.csv", index=False)
             (draft / "evaluation.json").write_text(self._json())
-            page = self._page(title=title, summary=[*map(self.sentence, self.scenarios)])
+            page = self._page(title=title, summary=self.sentences)
             (draft / "evaluation.html").write_text(page.render(), encoding="utf-8")
         return Path(path)
 

@@ -6,7 +6,7 @@ out control cells, these measure; otherwise the controls of its contexts are hal
 times over, and each half measures while the other one predicts.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Final, NamedTuple, TypeAlias
 
@@ -22,15 +22,16 @@ from pyro_fcr.metrics import profiles
 from pyro_fcr.metrics.arrays import FloatArray, draw_rows
 from pyro_fcr.metrics.baselines import BASELINES, baseline_predictions, training_means
 from pyro_fcr.metrics.cases import N_SPLITS, Case, Key, Measured, Scores, View
-from pyro_fcr.metrics.profiles import SCALES, Prediction, Scale, Values
+from pyro_fcr.metrics.profiles import SCALES, Prediction, Scale, TreatedOnly, Values
 from pyro_fcr.metrics.scores import e_distance
 
 CEILING: Final = "noise_ceiling"
-Fits: TypeAlias = Prediction | Sequence[Prediction]
+Fit: TypeAlias = Prediction | TreatedOnly
+Fits: TypeAlias = Fit | Sequence[Fit]
 Predictions: TypeAlias = Mapping[str, Mapping[Pair, Fits]]
 """By method and pair; several predictions of a pair are of fits that were repeated."""
 
-_Methods: TypeAlias = Mapping[str, Sequence[Prediction]]
+_Fits: TypeAlias = Mapping[str, Sequence[Sequence[Prediction]]]  # by method, fit and view
 
 _DISTANCE: Final[Key] = ("mean_log1p", "e_distance")
 _N_HALVINGS: Final = 10
@@ -89,13 +90,14 @@ class Judge:
         for changes, cases, given, found in self._prepared(scenario, predictions):
             distance = self._distance(scenario, changes.pair)
             scores = {
-                name: _over_fits([_joined(cases, [fit] * len(cases), distance) for fit in fits],
-                                 self.rng)
-                for name, fits in given.items()
-            }  # fmt: skip
-            scores |= {name: _joined(cases, each, distance) for name, each in found.items()}
+                name: _over_fits([_joined(cases, fit, distance) for fit in fits], self.rng)
+                for name, fits in {**given, **found}.items()
+            }
             scores[CEILING] = _mean_first([case.ceiling() for case in cases]) | distance.ceiling()
-            error = {name: _monte_carlo(cases, fits) for name, fits in given.items()}
+            error = {
+                name: _monte_carlo(cases[0], [views[0] for views in fits])
+                for name, fits in given.items()
+            }
             yield Judged(changes, scores, error)
 
     def changes(self, scenario: Scenario, predictions: Predictions) -> Iterator[Changes]:
@@ -105,16 +107,19 @@ class Judge:
 
     def _prepared(
         self, scenario: Scenario, predictions: Predictions
-    ) -> Iterator[tuple[Changes, list[Case], _Methods, _Methods]]:
+    ) -> Iterator[tuple[Changes, list[Case], _Fits, _Fits]]:
         """Yield changes of every pair, its cases, and what models and baselines predict."""
         self._check(scenario, predictions)
         views = self._views(scenario)
         for pair in scenario.pairs:
             cases = [Case(view, pair, self.rng) for view in views]
-            given = {name: _fits(each[pair]) for name, each in predictions.items()}
-            found = self._baselines(scenario, pair, views)
+            given = {
+                name: [[_change(fit, pair, view) for view in views] for fit in _fits(each[pair])]
+                for name, each in predictions.items()
+            }
+            found = {n: [each] for n, each in self._baselines(scenario, pair, views).items()}
             real = {s: np.mean([case.real(s)[0] for case in cases], axis=0) for s in SCALES}
-            predicted = {scale: _mean_changes(given | found, scale) for scale in SCALES}
+            predicted = {scale: _mean_changes({**given, **found}, scale) for scale in SCALES}
             yield Changes(pair, real, predicted), cases, given, found
 
     def _views(self, scenario: Scenario) -> list[View]:
@@ -180,8 +185,7 @@ class Judge:
                 some = listed(missing, 3, quoted=False)
                 raise ValueError(f"{scenario.name}: {name!r} has no prediction of {some}.")
             for pair in scenario.pairs:
-                changes = [change for fit in _fits(given[pair]) for change in fit.change.values()]
-                if (sizes := {len(change) for change in changes}) != {n_genes}:
+                if (sizes := {fit.n_genes for fit in _fits(given[pair])}) != {n_genes}:
                     raise ValueError(
                         f"{name!r} predicts {sorted(sizes)} genes of {pair}, but adata has "
                         f"{n_genes}; pass all genes in their order."
@@ -211,15 +215,24 @@ class _Distance:
         return {_DISTANCE: np.array([np.mean(values), *values])}
 
 
-def _fits(given: Fits) -> Sequence[Prediction]:
-    return [given] if isinstance(given, Prediction) else given
+def _fits(given: Fits) -> Sequence[Fit]:
+    return [given] if isinstance(given, Fit) else given
 
 
-def _mean_changes(methods: _Methods, scale: Scale) -> dict[str, FloatArray]:
+def _change(fit: Fit, pair: Pair, view: View) -> Prediction:
+    """Return a predicted change; without a predicted control, that against cells that train."""
+    if isinstance(fit, Prediction):
+        return fit
+    rows = ((s, means, means.find((), pair.context)) for s, means in view.training.items())
+    return fit.against({s: means.means[row] for s, means, row in rows if row is not None})
+
+
+def _mean_changes(methods: _Fits, scale: Scale) -> dict[str, FloatArray]:
+    every = {name: [each for views in fits for each in views] for name, fits in methods.items()}
     return {
-        name: np.mean([each.change[scale] for each in fits], axis=0)
-        for name, fits in methods.items()
-        if all(scale in each.change for each in fits)
+        name: np.mean([each.change[scale] for each in predictions], axis=0)
+        for name, predictions in every.items()
+        if all(scale in each.change for each in predictions)
     }
 
 
@@ -256,9 +269,8 @@ def _over_fits(fits: Sequence[Scores], rng: np.random.Generator) -> Scores:
     return found
 
 
-def _monte_carlo(cases: Iterable[Case], fits: Sequence[Prediction]) -> dict[Key, float]:
+def _monte_carlo(first: Case, fits: Sequence[Prediction]) -> dict[Key, float]:
     """Return the standard error of scores from the number of cells that each fit has drawn."""
-    first = next(iter(cases))
     squares: dict[Key, list[float]] = {}
     for fit in fits:
         parts = [first.scores(part) for part in fit.parts]

@@ -189,9 +189,50 @@ class Prediction:
     def __post_init__(self) -> None:
         if not self.change or set(self.change) - set(SCALES):
             raise ValueError(f"change is given on {list(self.change)}; expected some of {SCALES}.")
+        if len({np.size(change) for change in self.change.values()}) > 1:
+            raise ValueError("The changes on the two scales differ in their number of genes.")
         for scale, change in self.change.items():
             if np.ndim(change) != 1 or not np.isfinite(change).all():
                 raise ValueError(f"The change on {scale} must be a vector of finite numbers.")
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes, the same on every scale."""
+        return len(next(iter(self.change.values())))
+
+
+@dataclass(frozen=True, eq=False)
+class TreatedOnly:
+    """A predicted treated state, from a method that predicts no control beside it.
+
+    Parameters
+    ----------
+    mean
+        Predicted profile by scale, ``(n_genes,)`` each, see :func:`profile`; a scale may be
+        missing.
+    cells
+        Log1p expression of the predicted cells, ``(n_cells, n_genes)``, or None.
+    """
+
+    mean: Mapping[Scale, FloatArray]
+    cells: Values | None = None
+
+    def against(self, control: Mapping[Scale, FloatArray]) -> Prediction:
+        """Return the change against a control profile, ``(n_genes,)`` by scale.
+
+        Examples
+        --------
+        >>> state = TreatedOnly({"mean_log1p": np.array([1.0, 2.0])})
+        >>> state.against({"mean_log1p": np.ones(2)}).change["mean_log1p"]
+        array([0., 1.])
+        """
+        change = {scale: mean - control[scale] for scale, mean in self.mean.items()}
+        return Prediction(change, self.cells)
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes, the same on every scale."""
+        return len(next(iter(self.mean.values())))
 
 
 def predicted_cells(

@@ -19,11 +19,17 @@ from pyro_fcr.metrics.scores import SCORES
 from pyro_fcr.values import checked
 
 REAL: Final = "real"
+MODEL: Final = "fcr"  # the method's name of a fitted model of ours
 WORDS: Final = {
     "model": "the fitted model",
     "ceiling": "a perfect prediction, measured on so many cells",
 }
 PLACE: Final = ["scenario", "treatment", "context"]
+
+
+def model_title(method: str) -> str:
+    """Return the name of a model in text."""
+    return "FCR" if method == MODEL else method
 
 
 @dataclass(frozen=True, eq=False)

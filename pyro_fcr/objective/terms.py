@@ -155,9 +155,7 @@ class Structure(Term):
             for family in (run.posterior(self.block), run.prior(self.block))
         )
         stratum, n_strata = run.batch.stratum(self.condition)
-        return penalties.structure_divergence(
-            posterior, prior, stratum, n_strata, part=run.batch.part
-        )
+        return penalties.structure_divergence(posterior, prior, stratum, n_strata)
 
 
 class Discriminator(nn.Module):
@@ -213,8 +211,7 @@ class Permutation(Term):
     def adversary_loss(self, run: Run) -> Tensor:
         """Return the discriminator's cross-entropy."""
         stratum, _ = run.batch.stratum(self.claim.given)
-        inputs = *self._inputs(run), stratum
-        return penalties.discriminator_loss(self.adversary, *inputs, part=run.batch.part)
+        return penalties.discriminator_loss(self.adversary, *self._inputs(run), stratum)
 
     def _inputs(self, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         left, right = run.features(self.claim.left), run.features(self.claim.right)

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from pandas.io.formats.style import Styler
 
-from pyro_fcr.metrics.response_table import PLACE
+from pyro_fcr.metrics.response_table import PLACE, model_title
 from pyro_fcr.metrics.scores import SCORES
 from pyro_fcr.report import figures
 from pyro_fcr.seals import sealed
@@ -149,15 +149,21 @@ def responses(
                 )
                 for scale, own in by_scale.items()
             ],
-            "figure": figures.gains(heads[heads["scenario"] == scenario]),
+            "figures": [
+                (model_title(str(method)), figures.gains(own))
+                for method, own in heads[heads["scenario"] == scenario].groupby(
+                    "method", sort=False
+                )
+            ],
             "pair": " in ".join(pair),
             "scatter": scatter,
         }
 
 
 def _middle(rows: pd.DataFrame) -> tuple[str, str]:
-    """Return treatment and context of the pair in the middle by the model's cosine."""
+    """Return treatment and context of the pair in the middle by the first model's cosine."""
     own = rows[(rows["role"] == "model") & (rows["metric"] == "cosine_logfc")]
+    own = own[own["method"] == own["method"].iloc[0]] if len(own) else rows.drop_duplicates(_PAIR)
     ordered = own.sort_values("value", kind="stable")
     treatment, context = ordered[_PAIR].iloc[(len(ordered) - 1) // 2]
     return str(treatment), str(context)
