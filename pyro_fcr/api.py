@@ -64,8 +64,10 @@ from pyro_fcr.saving import (
 )
 from pyro_fcr.training import (
     Batches,
+    Callback,
     CheckpointError,
     TrainingPlan,
+    check_callbacks,
     check_checkpoint_place,
     fit,
     mean_terms,
@@ -282,6 +284,7 @@ class FCR:
         heldout_fraction: float = 0.1,
         split: Split | None = None,
         warm_start: bool = False,
+        callbacks: Iterable[Callback] = (),
         checkpoint: str | Path | None = None,
         resume: str | Path | None = None,
         **changes: Any,
@@ -309,6 +312,9 @@ class FCR:
             them as said above.
         warm_start
             Whether to go on from the parameters of the last fit, on the same split.
+        callbacks
+            Functions that are called after each epoch with its number, from 0, and its row of the
+            history. One that returns True ends the training.
         checkpoint, resume
             File to write checkpoints to, and one to go on from. SIGTERM writes one, and then ends
             the process with 143.
@@ -334,7 +340,7 @@ class FCR:
         OSError
             ``checkpoint`` cannot be written, or a file that is no checkpoint stands there.
         """
-        plan = changed_plan(plan, changes)
+        plan, callbacks = changed_plan(plan, changes), check_callbacks(callbacks)
         if checkpoint is not None:
             checkpoint = check_checkpoint_place(checkpoint)
         own = self._own()
@@ -360,7 +366,13 @@ class FCR:
         objective = self._objective(weights, enforced, extra, plan.seed)
         try:
             self.history = fit(
-                objective, cells, split=split, plan=plan, checkpoint=checkpoint, resume=resume
+                objective,
+                cells,
+                split=split,
+                plan=plan,
+                callbacks=callbacks,
+                checkpoint=checkpoint,
+                resume=resume,
             )
         except CheckpointError:  # nothing is trained yet
             self.split, self.history = former

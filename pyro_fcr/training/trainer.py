@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from pyro_fcr.params import dtype_of
 from pyro_fcr.ranks import check_alone
 from pyro_fcr.training.alignment import Aligned, align
 from pyro_fcr.training.batches import Batches, prefetched
+from pyro_fcr.training.callbacks import Callback, ask_to_stop, check_callbacks
 from pyro_fcr.training.checkpoint import (
     check_checkpoint_place,
     random_state,
@@ -49,6 +51,7 @@ def fit(
     *,
     split: Split,
     plan: TrainingPlan | None = None,
+    callbacks: Iterable[Callback] = (),
     checkpoint: str | Path | None = None,
     resume: str | Path | None = None,
 ) -> pd.DataFrame:
@@ -65,6 +68,9 @@ def fit(
         The cells to train on and to hold out.
     plan
         How to train; None takes the defaults of :class:`TrainingPlan`.
+    callbacks
+        Functions that are called after each epoch with its number, from 0, and its row of the
+        result. One that returns True ends the training; an error goes through to the caller.
     checkpoint
         File to write checkpoints to; one that stands there must be a checkpoint. Where one cannot
         be written, a line in the log says so and training goes on.
@@ -93,10 +99,12 @@ def fit(
         SIGTERM or SIGHUP came and nobody else handles it; the checkpoint is written.
     """
     check_alone("fit")
-    plan = plan or TrainingPlan()
+    plan, callbacks = plan or TrainingPlan(), check_callbacks(callbacks)
     if checkpoint is not None:
         checkpoint = check_checkpoint_place(checkpoint)
-    trainer = Trainer(objective, cells, split=split, plan=plan, checkpoint=checkpoint)
+    trainer = Trainer(
+        objective, cells, split=split, plan=plan, callbacks=callbacks, checkpoint=checkpoint
+    )
     with seeded(plan.seed, device=trainer.device):
         if resume is not None:
             n_epochs, digests = trainer.n_epochs, trainer.digests
@@ -110,7 +118,7 @@ class Trainer:
 
     Parameters
     ----------
-    objective, cells, split, plan, checkpoint
+    objective, cells, split, plan, callbacks, checkpoint
         As in :func:`fit`.
     """
 
@@ -121,6 +129,7 @@ class Trainer:
         *,
         split: Split,
         plan: TrainingPlan,
+        callbacks: Iterable[Callback] = (),
         checkpoint: str | Path | None = None,
     ) -> None:
         self.device, self.cells, self.split = plan.torch_device(), cells, split
@@ -143,6 +152,7 @@ class Trainer:
         self.sums = torch.zeros(len(objective.terms) + 1, dtype=torch.float32, device=self.device)
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"elbo": -float("inf"), "epoch": -1, "state": {}}
+        self.callbacks, self.asked_to_stop = tuple(callbacks), False
         self._interrupt, self._between_steps = Interrupt(), True
         self._build_optimizers()
 
@@ -187,15 +197,14 @@ class Trainer:
         )
         try:
             with self._bar() as bar, self._interrupt:
-                while self.epoch < self.n_epochs and not self._out_of_patience():
+                while self.epoch < self.n_epochs and not self._why_to_stop():
                     if self.epoch == self.align_epoch and self.batch_number == 0:
                         bar.set_postfix_str("aligning latents with their priors")
                         self._align()
                     self._run_epoch()
                     bar.update()
                     bar.set_postfix_str(self._postfix())
-            if self.epoch < self.n_epochs:
-                stopped = f"no better held-out ELBO for {self.patience} epochs"
+            stopped = self._why_to_stop() if self.epoch < self.n_epochs else stopped
         except KeyboardInterrupt:
             stopped = self._interrupt.word
         if self._between_steps:
@@ -229,6 +238,9 @@ class Trainer:
         self.epoch, self.batch_number = self.epoch + 1, 0
         if self.epoch % self.plan.checkpoint_every == 0:
             self._write_checkpoint()
+        self.asked_to_stop = ask_to_stop(
+            self.callbacks, self.epoch - 1, self.rows[-1], seed=self.plan.seed, device=self.device
+        )
 
     def _align(self) -> None:
         calm = pyro.validation_enabled(is_validate=False)
@@ -308,8 +320,12 @@ class Trainer:
             state = copy.deepcopy(self.objective.state_dict())
             self.best = {"elbo": elbo, "epoch": self.epoch, "state": state}
 
-    def _out_of_patience(self) -> bool:
-        return self.best["epoch"] >= 0 and self.epoch - 1 - self.best["epoch"] >= self.patience
+    def _why_to_stop(self) -> str:
+        """Return why training should end before its last epoch; empty if it should go on."""
+        if self.asked_to_stop:
+            return "a callback asked for it"
+        impatient = self.best["epoch"] >= 0 and self.epoch - 1 - self.best["epoch"] >= self.patience
+        return f"no better held-out ELBO for {self.patience} epochs" if impatient else ""
 
     def _postfix(self) -> str:
         elbo = self.rows[-1].get("heldout/elbo")
