@@ -179,6 +179,30 @@ QUESTIONS = {
 }  # fmt: skip
 
 
+LEGAL = {
+    "treatment": ["A", "B", "A+B", "B+A", "control"], "dose": [None, 1, 2.0, 0.5], "seed": [0, 7],
+    "covariates": [{"line": "u", "donor": "1"}, {"line": "v", "donor": 0}], "n_draws": [1, 2, 3],
+    "n_cells": [1, 4], "hold": [None, ["z_x"], ["z_x", "z_t"], []], "quantile": [0.5],
+    "library": ["own", "target", 50, 1000.5], "output": ["draws", "mean", "summary"],
+    "cells": [{"line": "u", "donor": "1"}, {"line": "v"}, None], "doses": [[1], [0.5, 2.0], None],
+    "genes": [None, ["g1"], ["g4", "g0"]], "level": [0.5, 0.99], "labelled": [True, False],
+    "block": ["z_x", "z_t", "z_tx"], "encoding": ["labelled", "label-blind"],
+    "levels": [[0.5, 0.9]], "only_in_use": [False], "n_labels": [1, 6],
+    "treatments": [None, ["B"], ["A", "B"]],
+}  # fmt: skip
+
+
+@st.composite
+def legal_question(draw):
+    """A question with arguments that each are right, though perhaps not beside one another."""
+    question = draw(st.sampled_from(sorted(QUESTIONS)))
+    arguments = {
+        name: draw(st.sampled_from(LEGAL.get(name, [value])))
+        for name, value in QUESTIONS[question].items()
+    }
+    return question, arguments, [*arguments, "'drug'", "'line'", "'donor'", "n_draws"]
+
+
 @st.composite
 def changed_question(draw):
     """A question, its arguments with one or two odd ones, and their names."""
@@ -240,8 +264,18 @@ def check_registered(adata, schema):
     return registry
 
 
-def check_answer(answer):
-    """Hold an answer against what any answer is."""
+def check_answer(answer, question="", arguments=None):
+    """Hold an answer against what any answer is, and against its question."""
+    asked = arguments or {}
+    if question in ("predict", "counterfactual", "posterior_predictive"):
+        n = asked["n_cells"] if question == "predict" else 48
+        rows = n * asked["n_draws"] if asked["output"] == "draws" else n
+        assert answer.n_obs == rows
+        if asked.get("treatment") is not None:
+            assert set(answer.obs["drug"]) == {"A+B" if "+" in asked["treatment"] else
+                                               asked["treatment"]}  # fmt: skip
+        for key, level in (asked.get("covariates") or {}).items():
+            assert set(answer.obs[key].astype(str)) == {str(level)}
     values = answer.X if isinstance(answer, ad.AnnData) else answer
     if isinstance(values, np.ndarray) or sparse.issparse(values):
         dense = values.toarray() if sparse.issparse(values) else values

@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 
+import mutated_files
 import mutations
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -30,6 +31,11 @@ def _quiet():
         warnings.simplefilter("ignore")
         yield
     logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("files")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,23 @@ def test_schemas(changed):
     schema, _ = mutations.outcome(lambda: Schema(**arguments), odd)
     if schema is not None:
         mutations.outcome(lambda: mutations.check_registered(adata, schema), odd)
+
+
+@examples(40)
+@given(question=mutations.legal_question())
+def test_legal_questions(fitted, question):
+    name, arguments, names = question
+    own = {"adata": mutations.good_cells()[:8]} if name == "interval_coverage" else {}
+    said = [*names, *map(str, arguments.values())]
+    answer, _ = mutations.outcome(lambda: getattr(fitted, name)(**own, **arguments), said)
+    if answer is not None:
+        mutations.check_answer(answer, name, arguments)
+
+
+@examples(50)
+@given(changed=mutated_files.changed_file())
+def test_files_with_something_wrong(folder, changed):
+    mutated_files.judge(folder, changed)
 
 
 @examples(100)

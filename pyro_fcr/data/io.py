@@ -63,7 +63,10 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
         raise FileNotFoundError(f"{str(path)!r} does not exist (looked from {str(Path.cwd())!r})")
     check_seal(path)
     try:
-        return readers[path.suffix](path)
+        found = readers[path.suffix](path)
+        for name in (None, *layer_names(found)):
+            _check_sparse(found.X if name is None else found.layers[name])
+        return found
     except Exception as error:
         raise SchemaError(
             f"{str(path)!r} cannot be read as {path.suffix} ({error}); it may be cut short or "
@@ -95,6 +98,12 @@ def read_matrix(adata: AnnData, schema: Schema) -> Matrix:
     if isinstance(stored, CSRDataset | CSCDataset):
         return _canonical(stored.to_memory(), copy=False)
     if sparse.issparse(stored):
+        try:
+            _check_sparse(stored)
+        except ValueError as error:
+            raise SchemaError(
+                f"{schema.source} is no sound sparse matrix ({error}); build or read it again"
+            ) from error
         # The user's own matrix may be normalised in place later on: share no memory with it.
         return _canonical(stored, copy=True)
     if getattr(stored, "ndim", 0) != 2:
@@ -112,6 +121,12 @@ def _find(adata: AnnData, schema: Schema) -> Any:
     if stored is None:
         raise SchemaError(f"adata.X is empty; name a layer, of those there: {listed(adata.layers)}")
     return stored
+
+
+def _check_sparse(matrix: Any) -> None:
+    """Raise ValueError if indices lead out of a matrix, as those of a damaged file may."""
+    if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):
+        matrix.check_format(full_check=True)
 
 
 def _canonical(matrix: sparse.spmatrix | sparse.sparray, *, copy: bool) -> sparse.csr_array:

@@ -1,10 +1,12 @@
-"""Cells, schemas and questions with something wrong: how many are answered, refused, or neither.
+"""Cells, schemas, questions and files with something wrong: answered, refused, or neither?
 
-``python tests/benchmarks/mutated_input.py 500 500 300`` tries so many of each, at random.
+``python tests/benchmarks/mutated_input.py 500 500 300 200 500`` tries so many at random of cells,
+schemas, questions, questions of legal arguments, and files.
 """
 
 import logging
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -12,11 +14,13 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import mutated_files
 import mutations
 
 from pyro_fcr import Schema
 
 MODEL = mutations.fitted()
+FOLDER = Path(tempfile.mkdtemp(prefix="mutated"))
 
 
 def cells(changed):
@@ -45,10 +49,24 @@ def questions(changed):
     return found
 
 
+def legal(asked):
+    question, arguments, _ = asked
+    found = questions(asked)
+    if found[1] is None:
+        mutations.check_answer(found[0], question, arguments)
+    return found
+
+
+def files(changed):
+    return mutated_files.judge(FOLDER, changed) or (None, None)
+
+
 KINDS = {
     "cells": (cells, mutations.changed_cells()),
     "schemas": (schemas, mutations.changed_schema()),
     "questions": (questions, mutations.changed_question()),
+    "legal questions": (legal, mutations.legal_question()),
+    "files": (files, mutated_files.changed_file()),
 }
 
 
