@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -55,9 +56,12 @@ from pyro_fcr.saving import (
     RECORD,
     TRAIN,
     Saved,
+    fetch_folder,
     find_split,
     load_weights,
+    model_card,
     name_split,
+    push_folder,
     read_model,
     reading,
     write_model,
@@ -108,6 +112,9 @@ class FCR:
         One row per epoch of the last :meth:`fit`.
     split
         Training and held-out cells of the last :meth:`fit`, as positions in :attr:`obs_names`.
+    notes
+        Words of your own for the card of a saved model, in Markdown: where the cells are from, what
+        the model is for. Empty at first.
 
     Notes
     -----
@@ -165,7 +172,7 @@ class FCR:
         model, guide = programs
         if (model is None) != (guide is None):
             raise ValueError("Give model and guide both, or neither for the shipped ones.")
-        self.registry, self.architecture = registry, architecture
+        self.registry, self.architecture, self.notes = registry, architecture, ""
         if model is None or guide is None:
             self.architecture = (architecture or Architecture()).resolve(registry)
             model, guide = build_programs(registry, self.architecture, seed=seed)
@@ -515,7 +522,8 @@ class FCR:
 
         Returns
         -------
-        The folder, with ``model.json``, ``weights.safetensors`` and, of a fitted model,
+        The folder, with ``model.json``, ``weights.safetensors``, a model card (``README.md``: data,
+        design, checks, questions, limits and :attr:`notes`) and, of a fitted model,
         ``history.csv`` and ``split.csv.gz`` (names of the training and held-out cells; no
         expression). In a folder that held a model their names have a digest, as ``model.json``
         says.
@@ -533,10 +541,80 @@ class FCR:
             "programs": {"model": name_of(self.model), "guide": name_of(self.guide)},
             "architecture": None if self.architecture is None else asdict(self.architecture),
             "registry": self.registry.to_json_dict(),
+            "notes": str(self.notes),
         }
         weights = {"model": self.model.state_dict(), "guide": self.guide.state_dict()}
-        saved = Saved(record, weights, self.history, self._split_by_name())
+        card = model_card(self.registry, record, self.history)
+        saved = Saved(record, weights, self.history, self._split_by_name(), card)
         return write_model(folder, saved, overwrite=overwrite)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        endpoint: str | None = None,
+    ) -> str:
+        """Save the model to a repository of the Hugging Face Hub, which shows its card.
+
+        ``split.csv.gz`` holds the names of the cells, and the history what training logged; no
+        expression is uploaded.
+
+        Parameters
+        ----------
+        repo_id
+            The repository, as ``"lab/screen"``; it is made if it is not there.
+        private
+            Whether a new repository is private.
+        token, endpoint
+            Access token and address of the Hub; None takes those of huggingface_hub.
+
+        Returns
+        -------
+        The address of the commit.
+
+        Raises
+        ------
+        ImportError
+            The extra ``hub`` is not installed.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            place = self.save(Path(folder) / "model")
+            return push_folder(place, repo_id, private=private, token=token, endpoint=endpoint)
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        endpoint: str | None = None,
+        **loading: Any,
+    ) -> FCR:
+        """Read a model from a repository of the Hugging Face Hub; its files hold no code.
+
+        Parameters
+        ----------
+        repo_id
+            The repository, as ``"lab/screen"``.
+        revision
+            Branch, tag or commit; None takes the newest.
+        token, endpoint
+            As in :meth:`push_to_hub`.
+        **loading
+            As in :meth:`load`: ``adata``, ``model``, ``guide``.
+
+        Raises
+        ------
+        ImportError
+            The extra ``hub`` is not installed.
+        ValueError, FileNotFoundError
+            As :meth:`load`: the repository holds no model, or a damaged one.
+        """
+        folder = fetch_folder(repo_id, revision=revision, token=token, endpoint=endpoint)
+        return cls.load(folder, **loading)
 
     @classmethod
     def load(
@@ -587,7 +665,7 @@ class FCR:
         self.model.eval()
         self.guide.eval()
         self.history, self._named_split = saved.history, saved.split
-        self._own_cells = None
+        self._own_cells, self.notes = None, str(record.get("notes", ""))
         if adata is not None:
             given = read_cells(adata)
             self._own_cells = OwnCells(given, self.registry, obsm=self._latents_among(given))

@@ -237,7 +237,7 @@ def test_doses_are_interpolated_and_extrapolation_is_marked():
 
 def test_saved_model_is_the_same_without_its_data(fitted, adata, tmp_path):
     folder = fitted.save(tmp_path / "model")
-    files = ["history.csv", "model.json", "split.csv.gz", "weights.safetensors"]
+    files = ["README.md", "history.csv", "model.json", "split.csv.gz", "weights.safetensors"]
     assert sorted(p.name for p in folder.iterdir()) == files
     pyro.clear_param_store()
     loaded = FCR.load(folder)

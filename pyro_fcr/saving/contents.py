@@ -29,12 +29,15 @@ class Saved:
         Table with a row per epoch, or None; its ``attrs`` are saved with it.
     split
         Training and held-out cells by name, see :func:`name_split`, or None.
+    card
+        The model card, see :func:`model_card`, or None.
     """
 
     record: Mapping[str, Any]
     weights: Mapping[str, Mapping[str, Tensor]]
     history: pd.DataFrame | None
     split: pd.Series | None
+    card: str | None = None
 
 
 def to_bytes(saved: Saved) -> dict[str, bytes]:
@@ -51,6 +54,8 @@ def to_bytes(saved: Saved) -> dict[str, bytes]:
     if saved.split is not None:
         # Without a time stamp: the same split gives the same bytes.
         files["split"] = gzip.compress(saved.split.to_csv().encode(), mtime=0)
+    if saved.card is not None:
+        files["card"] = saved.card.encode()
     return files
 
 

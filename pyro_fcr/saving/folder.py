@@ -22,11 +22,18 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 3  # 1: weights by torch.save; 2: no digests
+FORMAT = 4  # 1: weights by torch.save; 2: no digests; 3: no card
 RECORD = "model.json"
-_NAMES = {"weights": "weights.safetensors", "history": "history.csv", "split": "split.csv.gz"}
-_OWN = re.compile(r"(weights|history|split)(-[0-9a-f]{16})?\.(safetensors|csv|csv\.gz|pt)")
-_LEFTOVER = re.compile(r"\.?(weights|history|split)-[0-9a-f]{16}\..+|\.model\..+\.part\.json")
+_NAMES = {
+    "weights": "weights.safetensors",
+    "history": "history.csv",
+    "split": "split.csv.gz",
+    "card": "README.md",
+}
+FILES = tuple(_NAMES.values())
+_PART = r"(weights|history|split|README)"
+_OWN = re.compile(_PART + r"(-[0-9a-f]{16})?\.(safetensors|csv|csv\.gz|pt|md)")
+_LEFTOVER = re.compile(rf"\.?{_PART}-[0-9a-f]{{16}}\..+|\.model\..+\.part\.json")
 _OF_FOLDER = ("format", "files", "replaces", "sha256")  # entries of a record
 _MEND = "Copy the folder again from where it was saved, or fit and save the model again."
 
@@ -178,7 +185,8 @@ def _read(folder: Path, place: Path, data: bytes) -> Saved:
     if "split" in files:
         with reading(folder / names["split"]):
             split = read_split(files["split"])
-    return Saved(record=record, weights=weights, history=history, split=split)
+    card = files["card"].decode() if "card" in files else None
+    return Saved(record=record, weights=weights, history=history, split=split, card=card)
 
 
 def _content(folder: Path, place: Path, name: str, digest: str | None) -> bytes:
@@ -217,7 +225,7 @@ def _listed(record: Mapping[str, Any], place: Path) -> dict[str, tuple[str, str 
     if "files" in record:
         return {part: (each["name"], each["sha256"]) for part, each in record["files"].items()}
     names = {**_NAMES, "weights": "weights.pt"} if record["format"] == 1 else _NAMES
-    there = {part for part, name in names.items() if (place / name).is_file()}
+    there = {part for part, name in names.items() if (place / name).is_file()} - {"card"}
     return {part: (name, None) for part, name in names.items() if part in {"weights", *there}}
 
 
@@ -251,8 +259,11 @@ def _files_of_former(place: Path) -> set[str]:
     if not _is_model(place):
         return set()
     record = json.loads((place / RECORD).read_bytes())
-    listed = [name for name, _ in _listed(record, place).values()]
-    return {str(n) for n in [*listed, *record.get("replaces", [])] if _OWN.fullmatch(str(n))}
+    listed = dict(_listed(record, place).values())
+    names = {str(n) for n in [*listed, *record.get("replaces", [])] if _OWN.fullmatch(str(n))}
+    card = _NAMES["card"]  # a name that anybody's file may have
+    written = (place / card).is_file() and _digest((place / card).read_bytes())
+    return names if card in listed and listed[card] == written else names - {card}
 
 
 def _write(
