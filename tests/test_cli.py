@@ -278,9 +278,10 @@ def test_dose_response_follows_doses_in_contexts(doses, curve, tmp_path):
     table = pd.read_csv(curve)
     assert len(table) == 3 * 3 * 2
     assert set(table["dose"]) == {0.0, 1.0, 20.0}
-    out = tmp_path / "one.csv"
+    out, hill = tmp_path / "one.csv", tmp_path / "hill.csv"
     succeed("dose-response", doses, "--treatment", "drug1", "--covariate", "line=line1", "--gene",
-            "gene1", "--n-draws", 20, "--out", out)  # fmt: skip
+            "gene1", "--n-draws", 20, "--out", out, "--hill", hill)  # fmt: skip
+    assert pd.read_csv(hill)["ec50"].gt(0).tolist() == [True]
     assert set(pd.read_csv(out)["line"]) == {"line1"}
     assert pd.read_csv(out)["dose"].nunique() == 9
 

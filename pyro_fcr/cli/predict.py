@@ -144,6 +144,7 @@ def dose_response(
     gene: shell.Genes = None,
     n_draws: int = 200,
     level: float = 0.9,
+    hill: Path | None = None,
     seed: shell.Seed = 0,
     overwrite: shell.Overwrite = False,
 ) -> None:
@@ -165,10 +166,17 @@ def dose_response(
         Cells to draw per context and dose.
     level
         Share of the cells within the bands.
+    hill
+        csv to write a Hill curve of each gene and context to: EC50, slope, top.
     """
-    shell.check_file(out, ".csv", overwrite=overwrite)
+    for path in filter(None, (out, hill)):
+        shell.check_file(path, ".csv", overwrite=overwrite)
     context, fitted = shell.levels(covariate) or None, pyro_fcr.FCR.load(model)
     table = fitted.dose_response(
         treatment, cells=context, doses=dose, genes=gene, n_draws=n_draws, level=level, seed=seed
     )
     shell.write_table(table, out, overwrite=overwrite)
+    if hill is not None:
+        from pyro_fcr.discovery import hill_curves
+
+        shell.write_table(hill_curves(table, level=level), hill, overwrite=overwrite)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-_WRITTEN = ("out", "checkpoint")
+_WRITTEN = ("out", "checkpoint", "hill")
 
 SchemaOptions = Annotated[Schema, Parameter(name="*", group=Group("Schema", sort_key=1))]
 ArchitectureOptions = Annotated[

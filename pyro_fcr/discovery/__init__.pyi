@@ -1,5 +1,8 @@
 # What there is to import from here; read when a name is first used, see __init__.py.
+from .combinations import synergy
+from .doubles import genetic_interactions
 from .effects import Effects, effects
+from .hill import compare_ec50, hill_curves, measured_doses
 from .interactions import Interactions, rank_interactions
 from .refits import CrossFit, bootstrap, cross_fit
 
@@ -8,7 +11,12 @@ __all__ = [
     "Effects",
     "Interactions",
     "bootstrap",
+    "compare_ec50",
     "cross_fit",
     "effects",
+    "genetic_interactions",
+    "hill_curves",
+    "measured_doses",
     "rank_interactions",
+    "synergy",
 ]

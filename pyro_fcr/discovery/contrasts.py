@@ -116,7 +116,7 @@ class ConditionCells:
         """Return the error of a difference of conditions' means, ``(n_genes,)`` each."""
         if self.replicate is None:
             ends = [treated, untreated]
-            return Error(*(moment[ends] for moment in self._error)).of_sum(np.ones((2, 1)))
+            return Error(*(moment[ends] for moment in self.error)).of_sum(np.ones((2, 1)))
         changes = self._replicates_of(treated) - self._replicates_of(untreated)
         floor = self._poisson[treated] + self._poisson[untreated]
         return _error((changes**2).sum(0), (changes**4).sum(0), self._fewest(), floor)
@@ -232,7 +232,8 @@ class ConditionCells:
         return 1.0 / (self.totals + _PSEUDOCOUNT) if self.log else np.zeros_like(self.totals)
 
     @cached_property
-    def _error(self) -> Error:
+    def error(self) -> Error:
+        """Errors of the conditions' means, each ``(n_conditions, n_genes)``."""
         return _error(self._jackknife, self._moment(4), self._n_units, self._poisson)
 
     def _replicates_of(self, condition: int) -> FloatArray:
