@@ -1,9 +1,19 @@
-"""Real cells that come with the package; origin and licences stand in ``data/README.md``."""
+"""Real cells: those that come with the package (see ``data/README.md``), and published screens."""
 
 from importlib.resources import as_file, files
 
 import anndata as ad
 from anndata import AnnData
+
+from pyro_fcr.data.published import cook2020, mcfarland2020, sciplex3
+
+__all__ = [
+    "cook2020",
+    "gbm_panobinostat",
+    "mcfarland2020",
+    "norman_k562_combinations",
+    "sciplex3",
+]
 
 
 def gbm_panobinostat() -> AnnData:
