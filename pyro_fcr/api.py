@@ -41,6 +41,8 @@ from pyro_fcr.graph import (
     read_graph,
 )
 from pyro_fcr.graph.contract import Checked
+from pyro_fcr.metrics import nan_to_null
+from pyro_fcr.metrics.chances import Chances
 from pyro_fcr.modes import looking, seeded
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.objective import Objective, Term, Weight, importance_bound
@@ -115,6 +117,8 @@ class FCR:
     notes
         Words of your own for the card of a saved model, in Markdown: where the cells are from, what
         the model is for. Empty at first.
+    chances
+        Where the model's answers beat simple ones, after :meth:`leave_pairs_out`.
 
     Notes
     -----
@@ -185,6 +189,7 @@ class FCR:
         self._named_split: pd.Series | None = None
         self._graph: Graph | None = None
         self._initial: dict[str, Any] | None = None
+        self.chances: Chances | None = None
         adopt_programs(
             self.model, self.guide, example_batch(self.registry).to(self.device, self.dtype)
         )
@@ -466,6 +471,21 @@ class FCR:
         """Measure the model; see :func:`pyro_fcr.evaluation.evaluate` for the settings."""
         return evaluation.evaluate(self, adata, **settings)
 
+    def leave_pairs_out(self, **settings: Any) -> evaluation.PairsOut:
+        """Predict each pair by fits that lack it; keep where the model beats simple methods.
+
+        This model is not refitted. Its predictions then hold ``chance`` in ``obs``, and
+        :meth:`predict` knows when to fall back on the simple method.
+
+        Parameters
+        ----------
+        **settings
+            As in :func:`pyro_fcr.evaluation.leave_pairs_out`, those of :meth:`fit` among them.
+        """
+        found = evaluation.leave_pairs_out(self, **settings)
+        self.chances = found.chances
+        return found
+
     @checked()
     def elbo(self, adata: Source = None, *, seed: int = 0) -> float:
         """Return the evidence lower bound of cells, nats per cell (higher is better).
@@ -542,6 +562,7 @@ class FCR:
             "architecture": None if self.architecture is None else asdict(self.architecture),
             "registry": self.registry.to_json_dict(),
             "notes": str(self.notes),
+            "chances": None if self.chances is None else nan_to_null(self.chances.to_dict()),
         }
         weights = {"model": self.model.state_dict(), "guide": self.guide.state_dict()}
         card = model_card(self.registry, record, self.history)
@@ -649,6 +670,7 @@ class FCR:
             record = saved.record
             registry = Registry.from_json_dict(record["registry"])
             architecture = record["architecture"] and Architecture(**record["architecture"])
+            chances = record.get("chances") and Chances.from_dict(record["chances"])
             names = [str(record["programs"][program]) for program in ("model", "guide")]
         if architecture is None and (model is None or guide is None):
             raise ValueError(
@@ -666,6 +688,8 @@ class FCR:
         self.guide.eval()
         self.history, self._named_split = saved.history, saved.split
         self._own_cells, self.notes = None, str(record.get("notes", ""))
+        self.chances = chances or None
+        self._own_cells = None
         if adata is not None:
             given = read_cells(adata)
             self._own_cells = OwnCells(given, self.registry, obsm=self._latents_among(given))

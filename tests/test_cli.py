@@ -169,7 +169,9 @@ def test_effects_are_a_table_or_an_anndata(folder, effects_csv, tmp_path):
     np.testing.assert_allclose(both["estimate_x"], both["estimate_y"])
     assert "12 effects x 40 genes" in succeed(*arguments, "--out", tmp_path / "effects.h5ad")
     layers = set(ad.read_h5ad(tmp_path / "effects.h5ad").layers) - {None}  # anndata 0.13 lists X
-    assert layers == {"sd", "spread_lower", "spread_upper"}
+    spread, tested = {"sd", "spread_lower", "spread_upper"}, {"lower", "upper", "pvalue", "qvalue"}
+    assert layers == spread | tested
+    assert some["qvalue"].isna().all()  # no cells were given
 
 
 def test_effects_of_refits_have_intervals_of_parameters(folder, doses, tmp_path):

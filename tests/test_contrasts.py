@@ -161,12 +161,13 @@ def test_shrinkage_trusts_the_model_as_far_as_the_data_do(useful):
     truth = np.where(rng.random(2000) < 0.2, rng.normal(0, 2, 2000), 0.0)
     expected = truth + rng.normal(0, 0.2, 2000) if useful else rng.normal(0, 1, 2000)
     observed = truth + rng.normal(0, 1, 2000)
-    mean, sd = shrink(observed, np.ones(2000), expected)
+    found = shrink(observed, np.ones(2000), expected)
+    mean, sd = found.mean, found.sd
     inside = np.abs(mean - truth) < 1.645 * sd
     assert 0.85 < inside.mean() < 0.98
     error = np.sqrt(np.mean((mean - truth) ** 2))
     best = min(np.sqrt(np.mean((v - truth) ** 2)) for v in (observed, np.zeros(2000)))
     assert error < (0.35 if useful else 0.95) * best
     if not useful:
-        alone, _ = shrink(observed, np.ones(2000), np.zeros(2000))
+        alone = shrink(observed, np.ones(2000), np.zeros(2000)).mean
         assert error < 1.02 * np.sqrt(np.mean((alone - truth) ** 2))

@@ -155,8 +155,35 @@ def test_intervals_over_cells_and_over_refits(fitted):
     np.testing.assert_allclose(three.estimate, each.mean(axis=0))
     np.testing.assert_allclose(three.sd, each.std(axis=0, ddof=1))
     np.testing.assert_allclose(
-        three.spread_upper, three.estimate + 2.92 * three.sd, rtol=2e-3
+        three.spread_upper, three.estimate + 2.92 * three.sd, rtol=2e-3, atol=1e-5
     )  # t, 2 df
+
+
+def test_total_effects_are_tested_on_cells_that_no_fit_has_used(fitted, table):
+    total = table["effect"] == "total"
+    assert table.loc[total, "qvalue"].notna().all()
+    assert table.loc[~total, ["pvalue", "qvalue"]].isna().all(axis=None)
+    found = table[total & (table["qvalue"] < 0.1)]
+    assert len(found) > 5
+    cells = fitted.source(None)[fitted.split.heldout].copy()
+    cells.X = cells.X.toarray() + 0.01 if hasattr(cells.X, "toarray") else cells.X + 0.01
+    bulk = pseudobulk(cells)
+    real = [
+        bulk.loc[(row.treatment, row.line), row.gene] - bulk.loc[("control", row.line), row.gene]
+        for row in found.itertuples()
+    ]
+    assert (np.sign(real) == np.sign(found["estimate"])).mean() > 0.9
+    known = table["effect"].isin(["total", "interaction"])
+    assert (table.loc[known, "lower"] < table.loc[known, "upper"]).all()
+    assert table.loc[~known, "lower"].isna().all()
+
+
+def test_refits_share_the_cells_that_they_are_tested_on(fitted):
+    refits = bootstrap(fitted, 2, max_epochs=1, batch_size=256)
+    found = effects(refits, n_cells=20)
+    assert np.isfinite(found.qvalue[found.rows["effect"] == "total"]).all()
+    first, second = (set(fcr.split.heldout) for fcr in refits)
+    assert first == second
 
 
 def test_the_table_and_the_adata_say_the_same(fitted, tmp_path):
@@ -167,7 +194,8 @@ def test_the_table_and_the_adata_say_the_same(fitted, tmp_path):
     table = found.to_frame(["gene7", "gene3"])
     assert list(table.columns) == [
         "treatment", "line", "context", "effect", "extrapolated",
-        "gene", "estimate", "sd", "spread_lower", "spread_upper", "uncertainty",
+        "gene", "estimate", "sd", "spread_lower", "spread_upper", "lower", "upper", "pvalue",
+        "qvalue", "uncertainty",
     ]  # fmt: skip
     assert len(table) == 3 * 4 * 2
     row = table[(table["line"] == "line2") & (table["effect"] == "z_t")].set_index("gene")

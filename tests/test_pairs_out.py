@@ -1,13 +1,20 @@
 """Pairs predicted by fits that lacked them, and the weight of a model beside a regression."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 
 from pyro_fcr import FCR, Architecture, QueryError, Schema, TrainingPlan
 from pyro_fcr.data.pairs import Pair
 from pyro_fcr.evaluation import leave_pairs_out
+from pyro_fcr.metrics.chances import FEATURES, Chances
+from pyro_fcr.metrics.conformal import ConformalIntervals, noise_variance
+from pyro_fcr.metrics.profiles import log_values
 from pyro_fcr.metrics.stacking import stack
+from pyro_fcr.queries.simple import SimpleAnswers
 from pyro_fcr.simulation import FCRDesign, simulate
 
 SCHEMA = Schema(treatment_key="treatment", control="control", covariate_keys="context")
@@ -93,22 +100,130 @@ def test_each_pair_is_predicted_by_a_fit_that_knows_nothing_of_it(fcr, monkeypat
     assert set(head["method"]) == {"stacked"}
 
 
-def test_a_pair_that_was_never_measured_is_answered_by_both(fcr):
+@pytest.fixture(scope="module")
+def lacking(fcr):
+    """A model that lacks a pair, and what leaving out the others has found."""
     adata = fcr.source(None)
     out = (adata.obs["treatment"] == "drug1") & (adata.obs["context"] == "line1")
-    names = {"treatment": adata.obs["treatment"].unique(), "context": adata.obs["context"].unique()}
-    assert out.any(), names
-    lacking = FCR(adata[~out.to_numpy()].copy(), SCHEMA, architecture=fcr.architecture)
-    found = leave_pairs_out(lacking, n_folds=2, plan=PLAN, n_draws=10)
-    lacking.fit(PLAN)
-    answer = found.respond(lacking, "drug1", {"context": "line1"})
-    assert answer.shape == (30, 6)
+    adata = adata.copy()
+    adata.obs["split"] = np.where(out, "test", "train")
+    schema = replace(SCHEMA, split_key="split")
+    model = FCR(adata, schema, architecture=fcr.architecture)
+    model.fit(PLAN)
+    return model, model.leave_pairs_out(n_folds=2, plan=PLAN, n_draws=10)
+
+
+def test_a_pair_that_was_never_measured_is_answered_by_both(lacking):
+    model, found = lacking
+    answer = found.respond(model, "drug1", {"context": "line1"})
+    assert answer.shape == (30, 10)
+    assert 0 < answer.attrs["chance"] < 1
     for scale, weight in found.stack.weight.items():
         mixed = weight * answer[scale, "fcr"] + (1 - weight) * answer[scale, "ridge"]
         np.testing.assert_allclose(answer[scale, "stacked"], mixed)
+        assert (answer[scale, "lower"] < mixed).all()
+        assert (answer[scale, "upper"] > mixed).all()
     assert Pair("drug1", ("line1",)).place == "line1"
+    assert set(found.coverage["nominal"]) == {0.5, 0.9}
     with pytest.raises(Exception, match="'line9'"):
-        found.respond(lacking, "drug1", {"context": "line9"})
+        found.respond(model, "drug1", {"context": "line9"})
+
+
+def test_predictions_bear_the_chance_that_the_model_is_right(lacking, tmp_path):
+    model, found = lacking
+    asked = {"covariates": {"context": "line1"}, "n_cells": 40}
+    assert model.chances is found.chances
+    unseen = model.predict("drug1", **asked).obs["chance"]
+    assert unseen.nunique() == 1
+    assert 0 < unseen.iloc[0] < 1
+    assert model.predict("drug2", **asked).obs["chance"].isna().all()
+    control = model.source(None)[(model.source(None).obs["treatment"] == "control").to_numpy()]
+    of_cells = model.counterfactual(control, treatment="drug1").obs
+    assert (of_cells["chance"].notna() == (control.obs["context"] == "line1").to_numpy()).all()
+    model.save(tmp_path / "model")
+    again = FCR.load(tmp_path / "model", adata=model.source(None))
+    assert again.predict("drug1", **asked).obs["chance"].iloc[0] == pytest.approx(unseen.iloc[0])
+    alone = FCR.load(tmp_path / "model")
+    assert alone.predict("drug1", **asked).obs["chance"].isna().all()
+    assert model.with_programs(model.model, model.guide).chances is None
+
+
+@pytest.mark.parametrize("won", [True, False])
+def test_the_likelier_method_answers(lacking, monkeypatch, won):
+    model, found = lacking
+    table = found.chances.table.assign(share=float(won), gain=1.0 if won else -1.0)
+    monkeypatch.setattr(model, "chances", replace(found.chances, table=table, simple="additive"))
+    asked = {"covariates": {"context": "line1"}, "n_cells": 400, "seed": 3}
+    cells = model.predict("drug1", **asked, fallback="best")
+    method = "fcr" if won else "additive"
+    assert set(cells.obs["method"]) == {cells.uns["pyro_fcr"]["method"]} == {method}
+    plain = model.predict("drug1", **asked)
+    assert "method" not in plain.obs
+    assert ((cells.X != plain.X).sum() > 0) == (not won)
+    assert set(model.predict("drug2", **asked, fallback="best").obs["method"]) == {"fcr"}
+    if not won:  # control cells of the context, with the change of the additive fit
+        own = SimpleAnswers(model, "additive")
+        change = own.change(Pair("drug1", ("line1",)), "mean_log1p")
+        control = own.cells(Pair("drug1", ("line1",)), np.full(400, 1e6), seed=0)
+        obs = model.source(None).obs
+        rows = (obs["treatment"] == "control") & (obs["context"] == "line1")
+        real = log_values(model.source(None)[rows.to_numpy()].X).mean(axis=0)
+        expected = np.clip(np.asarray(real).ravel() + change, 0, None)
+        drawn = np.asarray(log_values(control).mean(axis=0)).ravel()
+        assert np.corrcoef(drawn, expected)[0, 1] > 0.98
+
+
+def test_a_fallback_that_cannot_be_is_refused(fcr, lacking):
+    asked = {"covariates": {"context": "line1"}}
+    with pytest.raises(QueryError, match=r"run fcr.leave_pairs_out\(\)"):
+        fcr.predict("drug1", **asked, fallback="best")
+    with pytest.raises(QueryError, match="fallback is 'ridge'; expected 'best'"):
+        fcr.predict("drug1", **asked, fallback="ridge")
+    with pytest.raises(QueryError, match="leave output= at 'draws'"):
+        lacking[0].predict("drug1", **asked, fallback="best", output="mean")
+
+
+def known_pairs(n_pairs, seed=0):
+    """Pairs that are won where the answers agree, and as luck has it otherwise."""
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame(rng.normal(size=(n_pairs, len(FEATURES))), columns=list(FEATURES))
+    gain = table["agreement"] + 0.3 * rng.normal(size=n_pairs)
+    return table.assign(treatment="a", context="u", gain=gain, share=(gain > 0) * 0.9 + 0.05)
+
+
+def test_chances_are_learnt_where_there_is_something_to_learn():
+    found = Chances(known_pairs(60), "ridge", "cosine_logfc", "mean_log1p")
+    assert found.auroc > 0.85
+    chance = [found.of({"agreement": value}) for value in (-2, 0, 2)]  # the rest is not known
+    assert chance[0] < 0.25 < chance[1] < 0.75 < chance[2]
+    assert "with an AUROC of 0." in found.line
+    luck = known_pairs(60).assign(share=np.tile([0.2, 0.8], 30))
+    rate = Chances(luck, "ridge", "cosine_logfc", "mean_log1p")
+    assert rate.of({"agreement": 2.0}) == pytest.approx(0.5, abs=0.1)
+    few = Chances(known_pairs(60)[:6].assign(share=1.0), "ridge", "cosine_logfc", "mean_log1p")
+    assert few.of({"agreement": -2.0}) == pytest.approx(7 / 8)
+    again = Chances.from_dict(found.to_dict())
+    assert again.of({"agreement": 1.0}) == found.of({"agreement": 1.0})
+
+
+def test_intervals_of_unseen_pairs_hold_the_truth_whatever_noise_it_was_measured_with():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(20, 500)) * rng.gamma(1.0, 1.0, 500)
+    error = 0.2 + 0.3 * np.abs(truth)
+    predicted, noise = truth + error * rng.normal(size=truth.shape), np.full(truth.shape, 0.25)
+    real = truth + rng.normal(0, 0.5, truth.shape)
+    found = ConformalIntervals(predicted[:10], real[:10], noise[:10], "mean_log1p")
+    for level, low, high in [(0.5, 0.4, 0.62), (0.9, 0.85, 0.96)]:
+        ends = np.array([found.of(each, level) for each in predicted[10:]])
+        assert low < ((ends[:, 0] <= truth[10:]) & (truth[10:] <= ends[:, 1])).mean() < high
+    np.testing.assert_allclose(found.coverage()["observed"], [0.5, 0.9], atol=0.05)
+    sparse = log_values(csr_matrix(rng.poisson(2.0, (50, 5))))
+    for scale in ("mean_log1p", "log1p_mean"):
+        dense = noise_variance(sparse.toarray(), scale)
+        np.testing.assert_allclose(noise_variance(sparse, scale), dense)
+    np.testing.assert_allclose(
+        noise_variance(sparse, "mean_log1p"), sparse.toarray().var(axis=0, ddof=1) / 50
+    )
 
 
 def test_what_cannot_be_left_out_is_refused_before_any_fit(fcr):

@@ -22,6 +22,7 @@ def effects(
     /,
     *,
     out: shell.Out,
+    cells: Path | None = None,
     treatment: list[str] | None = None,
     gene: shell.Genes = None,
     level: float = 0.9,
@@ -40,10 +41,12 @@ def effects(
         fitted to the same conditions, how much the fits do.
     out
         .csv with a row per effect and gene, or .h5ad with a row per effect.
+    cells
+        The cells of the fit: those that gave no gradient give q-values, and intervals of the truth.
     treatment
         A treatment; repeatable, all if left out.
     level
-        Share of the draws within the bounds of the spread.
+        Probability of the intervals; share of the draws within the bounds of the spread.
     n_cells
         Cells to draw per context.
     """
@@ -52,7 +55,7 @@ def effects(
     shell.check_file(out, ".csv", ".h5ad", overwrite=overwrite)
     if gene and out.suffix != ".csv":
         raise ValueError("--gene is for a .csv; an .h5ad has all genes.")
-    fits = [pyro_fcr.FCR.load(model) for model in models]
+    fits = [pyro_fcr.FCR.load(model, adata=cells) for model in models]
     find_genes(fits[0].registry, gene)  # before long work
     found = pyro_fcr.effects(fits, treatments=treatment, n_cells=n_cells, level=level, seed=seed)
     if out.suffix == ".csv":

@@ -1,8 +1,8 @@
 """What treatments do to genes: whole effects, their parts by latent block, and interactions."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_fcr.data import Registry
 from pyro_fcr.discovery.pooling import deviation
+from pyro_fcr.discovery.unused import Arm, UnusedCells
 from pyro_fcr.draws import QueryError
 from pyro_fcr.draws.paths import REFERENCE, TOTAL, path_responses
 from pyro_fcr.metrics.arrays import Codes, FloatArray
@@ -22,29 +23,9 @@ from pyro_fcr.queries.marks import mark
 from pyro_fcr.queries.targets import context_cells, contexts_of
 from pyro_fcr.values import checked, several
 
+logger = logging.getLogger(__name__)
+
 INTERACTION = "interaction"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A treatment at a dose.
-
-    Parameters
-    ----------
-    treatment
-        Canonical label.
-    dose
-        One amount per agent; empty without doses.
-    """
-
-    treatment: str
-    dose: tuple[float, ...] = ()
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """The arm as columns of a table; the dose is one where there are doses."""
-        amount = "+".join(f"{dose:g}" for dose in self.dose)
-        return {"treatment": self.treatment, **({"dose": amount} if self.dose else {})}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +39,20 @@ class Effects:
         joined), ``effect``, ``extrapolated`` (no training cell had the pair).
     genes
         Names of the columns.
-    estimate, sd, spread_lower, spread_upper
+    estimate
         Natural log fold changes of mean expression against untreated cells of the same context
-        (differences of means for log1p data), ``(n_rows, n_genes)``; their spread, as a standard
-        deviation and as the bounds of its middle. The spread is no test: it may lie on one side of
-        zero for a gene to which nothing happens. For claims see
-        :func:`pyro_fcr.rank_interactions`.
+        (differences of means for log1p data), ``(n_rows, n_genes)``.
+    lower, upper
+        Interval of the true effect, by the estimate and the cells that no fit has trained on; of
+        the rows ``"total"`` and ``"interaction"``, nan elsewhere.
+    pvalue, qvalue
+        Of no change, or one in the other direction than the estimate, by the same cells, beside
+        the median change over genes; of the rows ``"total"``. ``qvalue`` by Benjamini and Hochberg
+        over all of them. Cells count as independent: of several donors or libraries see
+        :func:`pyro_fcr.rank_interactions`, of interactions too.
+    sd, spread_lower, spread_upper
+        Spread of the estimates, as a standard deviation and as the bounds of its middle. It is no
+        test: it may lie on one side of zero for a gene to which nothing happens.
     uncertainty
         What the spread is over: ``"parameters"`` (refits: how far the data determine the fit,
         without what all fits get wrong alike) or ``"cells"`` (cells of the fitted model: how much
@@ -76,6 +65,10 @@ class Effects:
     sd: FloatArray
     spread_lower: FloatArray
     spread_upper: FloatArray
+    lower: FloatArray
+    upper: FloatArray
+    pvalue: FloatArray
+    qvalue: FloatArray
     uncertainty: str
 
     def to_frame(self, genes: Sequence[str] | None = None) -> pd.DataFrame:
@@ -152,7 +145,8 @@ class Effects:
         return result.sort_values("selectivity", ascending=False).reset_index()
 
 
-_VALUES = ("estimate", "sd", "spread_lower", "spread_upper")
+_SPREAD = ("estimate", "sd", "spread_lower", "spread_upper")
+_VALUES = (*_SPREAD, "lower", "upper", "pvalue", "qvalue")
 _COLUMNS = (
     "treatment", "dose", "context", "effect", "extrapolated", "gene", "uncertainty", *_VALUES
 )  # fmt: skip
@@ -185,7 +179,7 @@ def effects(
     n_cells
         Cells drawn for each context.
     level
-        Share of cells, or of refits, within the bounds of the spread.
+        Probability of the intervals; share of cells, or of refits, within the bounds of the spread.
     seed
         Seed of the draws.
 
@@ -222,7 +216,8 @@ def effects(
     ]
     kind = "cells" if len(members) == 1 else "parameters"
     values = found[0] if kind == "cells" else _over_refits(np.stack([f[0] for f in found]), level)
-    named = dict(zip(_VALUES, values, strict=True))
+    held = _held(members, arms, values[0], level)
+    named = dict(zip(_VALUES, [*values, *held], strict=True))
     return Effects(_rows(members[0], arms), registry.genes, **named, uncertainty=kind)
 
 
@@ -288,7 +283,7 @@ def _of_arm(fcr: Fitted, arm: Arm, n_cells: int, *, level: float, seed: int) -> 
     median = whole[:, :, :1] - deviation(whole[:, :, :1])
     interaction = whole - median * np.array([1, 0, 1, 1])[:, None]  # the sd stays
     values = np.concatenate([values, interaction], axis=1)
-    return np.moveaxis(values, 2, 0).reshape(len(_VALUES), -1, values.shape[-1])
+    return np.moveaxis(values, 2, 0).reshape(len(_SPREAD), -1, values.shape[-1])
 
 
 def _over_cells(fcr: Fitted, after: Tensor, before: Tensor, level: float) -> FloatArray:
@@ -303,6 +298,28 @@ def _over_refits(estimates: FloatArray, level: float) -> FloatArray:
     mean, sd = estimates.mean(axis=0), estimates.std(axis=0, ddof=1)
     width = stats.t.ppf((1 + level) / 2, len(estimates) - 1) * sd
     return np.stack([mean, sd, mean - width, mean + width])
+
+
+def _held(
+    members: Sequence[Fitted], arms: Sequence[Arm], estimate: FloatArray, level: float
+) -> FloatArray:
+    """Return interval, p-value and q-value by cells that no fit has used, as rows of `estimate`."""
+    contexts = contexts_of(members[0])
+    cells, n_genes = UnusedCells(members, contexts), estimate.shape[-1]
+    if not len(cells.rows):
+        logger.info(
+            "No cells at hand that the fit has not trained on: effects have no q-values and no "
+            "intervals. Fit with heldout_fraction= above 0, or load the model with its cells."
+        )
+    by_kind = estimate.reshape(len(arms), len(contexts), -1, n_genes)
+    found = np.full((4, *by_kind.shape), np.nan)
+    for arm, own, into in zip(arms, by_kind, np.moveaxis(found, 1, 0), strict=True):
+        whole, apart = cells.hold(own[:, 0], arm, level=level)
+        into[:3, :, 0], into[:2, :, -1] = whole, apart[:2]
+    known = np.isfinite(found[2])
+    if known.any():
+        found[3][known] = stats.false_discovery_control(found[2][known])
+    return found.reshape(4, -1, n_genes)
 
 
 def _rows(fcr: Fitted, arms: Sequence[Arm]) -> pd.DataFrame:

@@ -18,9 +18,10 @@ from scipy import stats
 from pyro_fcr.data.design import read_design
 from pyro_fcr.data.treatments import canonical_label
 from pyro_fcr.discovery.contrasts import ConditionCells, Error
-from pyro_fcr.discovery.effects import Arm, total_effects
+from pyro_fcr.discovery.effects import total_effects
 from pyro_fcr.discovery.pooling import consensus, deviation, shrink
 from pyro_fcr.discovery.refits import CrossFit
+from pyro_fcr.discovery.unused import Arm
 from pyro_fcr.draws import QueryError
 from pyro_fcr.metrics.arrays import Codes, FloatArray
 from pyro_fcr.queries.columns import named_levels
@@ -139,7 +140,7 @@ def rank_interactions(
     """
     halves = _Halves(cross)
     found = [
-        _examine(effect, row, min_expressing=min_expressing)
+        _examine(effect, row, level=level, min_expressing=min_expressing)
         for effect in halves.treatments(n_cells=n_cells, seed=seed)
         for row in range(len(effect.contexts))
     ]
@@ -148,21 +149,16 @@ def rank_interactions(
     chosen = pairs["qvalue"] <= level
     penalty = min(len(pairs) / max(chosen.sum(), 1), _HALVED)
     tables = [
-        _judge(table, penalty if is_chosen else np.inf, level)
+        _judge(table, penalty if is_chosen else np.inf)
         for (_, table), is_chosen in zip(found, chosen, strict=True)
     ]
     pairs = pairs.sort_values(["pvalue", "z"], ascending=[True, False], ignore_index=True)
     return Interactions(pairs, pd.concat(tables, ignore_index=True), level)
 
 
-def _judge(genes: pd.DataFrame, penalty: float, level: float) -> pd.DataFrame:
-    width = stats.norm.ppf(1 - level / 2) * genes["sd"]
+def _judge(genes: pd.DataFrame, penalty: float) -> pd.DataFrame:
     adjusted = stats.false_discovery_control(genes["pvalue"]) if len(genes) else np.empty(0)
-    return genes.assign(
-        lower=genes["estimate"] - width,
-        upper=genes["estimate"] + width,
-        qvalue=np.minimum(adjusted * penalty, 1.0),
-    )
+    return genes.assign(qvalue=np.minimum(adjusted * penalty, 1.0))
 
 
 class _Halves:
@@ -269,7 +265,7 @@ class _Treatment:
             observed -= np.median(observed, axis=1, keepdims=True)
             expected = deviation(self.expected[k])
             rows = zip(observed, variance, expected, strict=True)
-            found.append(np.array([(shrink(*row)[0] ** 2 / row[1]).sum() for row in rows]))
+            found.append(np.array([(shrink(*row).mean ** 2 / row[1]).sum() for row in rows]))
         return found
 
     def contrast(self, row: int, half: int) -> FloatArray:
@@ -294,12 +290,12 @@ class _Treatment:
 
 
 def _examine(
-    effect: _Treatment, row: int, *, min_expressing: int
+    effect: _Treatment, row: int, *, level: float, min_expressing: int
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     halves, x = effect.halves, effect.contexts[row]
     shown = [cells.expressing[effect.ends[:, row]].sum(axis=0) for cells in halves.cells]
     genes = np.minimum(*shown) >= min_expressing
-    table = _test_genes(effect, row, genes)
+    table = _test_genes(effect, row, genes, level)
     z = float(np.mean([_read_half(effect, row, half, genes) for half in (0, 1)]))
     context = halves.names[x]
     compared = sum((effect.contrast(row, half) < 0).any(axis=1) for half in (0, 1))
@@ -332,7 +328,7 @@ def _read_half(effect: _Treatment, row: int, half: int, genes: npt.NDArray[np.bo
     observed, error, expected = effect.seen(weights, 1 - half, fit=1 - half)
     direction, precision = np.zeros(len(genes)), np.where(genes, 1.0 / error.variance, 0.0)
     if genes.any():
-        direction[genes], _ = shrink(observed[genes], error.variance[genes], expected[genes])
+        direction[genes] = shrink(observed[genes], error.variance[genes], expected[genes]).mean
     if np.abs(direction).max() < 1e-9:
         return 0.0  # nothing to look for
     loading = weights * direction * precision
@@ -344,13 +340,20 @@ def _read_half(effect: _Treatment, row: int, half: int, genes: npt.NDArray[np.bo
     return float(error.z_value(level))
 
 
-def _test_genes(effect: _Treatment, row: int, genes: npt.NDArray[np.bool_]) -> pd.DataFrame:
+def _test_genes(
+    effect: _Treatment, row: int, genes: npt.NDArray[np.bool_], level: float
+) -> pd.DataFrame:
     parts = []
     for half in (0, 1):
         observed, error, expected = effect.seen(effect.contrast(row, half), half, fit=1 - half)
         values = (observed[genes], error.variance[genes], expected[genes])
-        parts.append((*shrink(*values), *values, error.doubt[genes]))
-    mean, sd, observed, variance, expected, doubt = (np.array(v) for v in zip(*parts, strict=True))
+        found = shrink(*values)
+        parts.append(
+            (found.mean, found.sd, *found.interval(1 - level), *values, error.doubt[genes])
+        )
+    mean, sd, lower, upper, observed, variance, expected, doubt = (
+        np.array(v) for v in zip(*parts, strict=True)
+    )
     contrast = observed.mean(axis=0)
     # A change of all genes alike is one of the library sizes.
     centred = contrast - (np.median(contrast) if genes.any() else 0.0)
@@ -358,9 +361,11 @@ def _test_genes(effect: _Treatment, row: int, genes: npt.NDArray[np.bool_]) -> p
     return pd.DataFrame(
         {
             "gene": np.array(effect.halves.members[0].registry.genes)[genes],
-            "estimate": mean.mean(axis=0),
             # The halves' errors are taken as dependent: the fit of each saw the other's cells.
+            "estimate": mean.mean(axis=0),
             "sd": np.sqrt((sd**2).mean(axis=0)),
+            "lower": lower.mean(axis=0),
+            "upper": upper.mean(axis=0),
             "observed": contrast,
             "model": expected.mean(axis=0),
             "pvalue": 2.0 * stats.norm.sf(np.abs(z)),

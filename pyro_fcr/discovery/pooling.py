@@ -1,5 +1,7 @@
 """What contexts, and genes, tell one another: the effect that most share, and shrinkage."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import stats
 
@@ -40,9 +42,57 @@ def consensus(
     return (weight * effects).sum(axis=0) / total, 1 / total
 
 
-def shrink(
-    observed: FloatArray, variance: FloatArray, expected: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """What is believed of genes: for each a mixture of normals, ``(n_genes, n_parts)``.
+
+    Parameters
+    ----------
+    share, centre, spread
+        Weight, mean and standard deviation of the parts.
+    """
+
+    share: FloatArray
+    centre: FloatArray
+    spread: FloatArray
+
+    @property
+    def mean(self) -> FloatArray:
+        """Posterior mean, ``(n_genes,)``."""
+        return (self.share * self.centre).sum(axis=1)
+
+    @property
+    def sd(self) -> FloatArray:
+        """Posterior standard deviation, ``(n_genes,)``."""
+        second = (self.share * (self.spread**2 + self.centre**2)).sum(axis=1)
+        return np.sqrt(np.maximum(second - self.mean**2, 0.0))
+
+    def interval(self, level: float) -> FloatArray:
+        """Return the ends of the central interval, ``(2, n_genes)``."""
+        return np.array([self._quantile((1 + side * level) / 2) for side in (-1, 1)])
+
+    def draw(self, n_draws: int, rng: np.random.Generator) -> FloatArray:
+        """Draw effects, ``(n_draws, n_genes)``."""
+        upto = np.cumsum(self.share, axis=1)[:, :-1]
+        draws = np.empty((n_draws, len(upto)))
+        genes = np.arange(len(upto))
+        for row in draws:
+            part = (rng.random((len(upto), 1)) > upto).sum(axis=1)
+            row[:] = rng.normal(self.centre[genes, part], self.spread[genes, part])
+        return draws
+
+    def _quantile(self, p: float) -> FloatArray:
+        reach = 8 * self.spread.max(axis=1, initial=0.0)
+        low, high = self.centre.min(axis=1) - reach, self.centre.max(axis=1) + reach
+        for _ in range(40):
+            middle = (low + high) / 2
+            below = stats.norm.cdf(middle[:, None], self.centre, self.spread)
+            is_low = (self.share * below).sum(axis=1) < p
+            low, high = np.where(is_low, middle, low), np.where(is_low, high, middle)
+        return middle
+
+
+def shrink(observed: FloatArray, variance: FloatArray, expected: FloatArray) -> Posterior:
     """Shrink noisy contrasts towards what a model expects of them, as far as the data allow.
 
     Adaptive shrinkage (Stephens 2017, Biostatistics 18:275) around a prediction: the truth is taken
@@ -56,34 +106,29 @@ def shrink(
     expected
         The model's contrasts, fitted on other cells, ``(n_genes,)``.
 
-    Returns
-    -------
-    Posterior mean and standard deviation, ``(n_genes,)``.
-
     Examples
     --------
     >>> truth = np.random.default_rng(0).normal(size=500)
     >>> noisy = truth + np.random.default_rng(1).normal(size=500)
-    >>> mean, sd = shrink(noisy, np.ones(500), truth)
-    >>> bool(np.abs(mean - truth).mean() < 0.1 * np.abs(noisy - truth).mean())
+    >>> found = shrink(noisy, np.ones(500), truth)
+    >>> bool(np.abs(found.mean - truth).mean() < 0.1 * np.abs(noisy - truth).mean())
     True
     """
-    if not len(observed):
-        return observed, observed
     power = (expected**2 / variance).sum()
     slope = np.clip((expected * observed / variance).sum() / power, 0.0, 1.0) if power > 0 else 0.0
     prior = slope * expected
     rest = observed - prior
-    spread = np.sqrt(np.quantile(variance, 0.1)) * 2.0 ** np.arange(-3, 6)
+    size = np.sqrt(np.quantile(variance, 0.1)) if len(variance) else 1.0
+    spread = size * 2.0 ** np.arange(-3, 6)
     total = spread**2 + variance[:, None]
     likelihood = stats.norm.pdf(rest[:, None], scale=np.sqrt(total)) + 1e-300
     share = np.full(len(spread), 1.0 / len(spread))
-    for _ in range(300):
+    for _ in range(300 if len(observed) else 0):
         member = likelihood * share
         member /= member.sum(axis=1, keepdims=True)
         share = member.mean(axis=0)
     factor = spread**2 / total
-    means = factor * rest[:, None]
-    mean = (member * means).sum(axis=1)
-    second = (member * (factor * variance[:, None] + means**2)).sum(axis=1)
-    return prior + mean, np.sqrt(np.maximum(second - mean**2, 0.0))
+    member = likelihood * share
+    member /= member.sum(axis=1, keepdims=True)
+    centre = prior[:, None] + factor * rest[:, None]
+    return Posterior(member, centre, np.sqrt(factor * variance[:, None]))

@@ -143,11 +143,11 @@ def bootstrap(
     """
     schema, obs = fcr.registry.schema, fcr.source(None).obs
     condition = read_design(obs, schema).conditions
-    refits = []
+    # The same cells are held out of all fits, for what is tested on them.
+    whole, refits = split_cells(obs, schema, seed=seed), []
     for k in range(n_refits):
-        split = split_cells(obs, schema, seed=seed + k)
-        train = _with_replacement(split.train, condition[split.train], seed + k)
-        split = replace(split, train=train)
+        train = _with_replacement(whole.train, condition[whole.train], seed + k)
+        split = replace(whole, train=train)
         refits.append(refit(fcr, split, seed=seed + k, programs=programs, settings=settings))
     return tuple(refits)
 

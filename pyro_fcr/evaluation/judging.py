@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from pyro_fcr.metrics.judge import Predictions
 from pyro_fcr.metrics.profiles import Prediction
 from pyro_fcr.metrics.response_table import MODEL, headline, response_table
 from pyro_fcr.queries import Fitted
+from pyro_fcr.queries.simple import SimpleAnswers
 
 N_SOURCE = 500  # control cells of a context whose responses are predicted
 N_DRAWS = 20  # draws of each
@@ -171,3 +173,32 @@ def judge(
         "changes": table.changes["mean_log1p"],
     }
     return {**found, "headline": pd.concat(heads, ignore_index=True)}
+
+
+def chances(fcr: Fitted, adata: AnnData, scenarios: tuple[Scenario, ...]) -> pd.DataFrame:
+    """Say how likely the model beats the best simple method, pair by pair.
+
+    Returns
+    -------
+    A row per unseen pair of the scenarios, and per pair that was left out in turn (``left_out``),
+    see :class:`pyro_fcr.metrics.chances.Chances`; empty if none were.
+    """
+    if fcr.chances is None:
+        return pd.DataFrame()
+    answers, rows = SimpleAnswers(fcr, fcr.chances.simple, adata), []
+    for pair in (pair for s in scenarios if not s.of_seen for pair in s.pairs):
+        features = answers.features(pair, dose_of(adata.obs, fcr.registry.schema, pair))
+        about = {"treatment": pair.treatment, "context": pair.place, "left_out": False}
+        found = {"chance": fcr.chances.of(features), "against": fcr.chances.simple}
+        rows.append(about | features | found)
+    known = fcr.chances.pairs.assign(left_out=True)
+    return pd.concat([pd.DataFrame(rows), known]) if rows else known
+
+
+def dose_of(obs: pd.DataFrame, schema: Schema, pair: Pair) -> Any:
+    """Return the dose of a pair's first cell; None without doses."""
+    if schema.dose_key is None:
+        return None
+    layout = read_layout(obs, schema)
+    rows = np.flatnonzero(layout.codes == layout.pairs.index(pair))
+    return obs[schema.dose_key].iloc[rows[0]]

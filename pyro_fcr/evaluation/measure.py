@@ -103,6 +103,7 @@ def evaluate(
         with _timed(seconds, "responses"):
             predict = judging.predict_pairs(fcr, own, seed=seed)
             found |= judging.judge(own, schema, plan.made, predict, n_draws=n_draws, seed=seed)
+            found["chances"] = judging.chances(fcr, own, plan.made)
         with _timed(seconds, "calibration"):
             train = np.isin(np.arange(own.n_obs), split.train)
             found["calibration"] = measure_calibration(fcr, own, train, seed=seed).table

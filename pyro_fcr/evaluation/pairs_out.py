@@ -11,25 +11,32 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
-from pyro_fcr.data import Registry, Split, split_cells
+from pyro_fcr.data import Registry, Schema, Split, split_cells
 from pyro_fcr.data.pairs import FEWEST_CONTROLS, Layout, Pair, read_layout
 from pyro_fcr.data.scenarios import Scenario, predicted
 from pyro_fcr.draws import QueryError
 from pyro_fcr.evaluation.arms import Arms
-from pyro_fcr.evaluation.judging import MODEL, N_DRAWS, N_SOURCE
-from pyro_fcr.metrics.baselines import BASELINES, training_means
+from pyro_fcr.evaluation.judging import N_DRAWS, N_SOURCE, dose_of
+from pyro_fcr.metrics.chances import Chances
+from pyro_fcr.metrics.conformal import ConformalIntervals, noise_variance
 from pyro_fcr.metrics.judge import Fits
 from pyro_fcr.metrics.profiles import SCALES, Prediction, Scale, values_of
 from pyro_fcr.metrics.response_table import (
+    MODEL,
+    REAL,
     ResponseTable,
     headline,
     predicted_changes,
     response_table,
+    scores_by_method,
 )
+from pyro_fcr.metrics.scores import SCORES
 from pyro_fcr.metrics.stacking import Stack, stack
 from pyro_fcr.queries import Fitted
 from pyro_fcr.queries.refitting import Programs, Refittable, refit
+from pyro_fcr.queries.simple import SimpleAnswers
 
 STACKED, SIMPLE = "stacked", "ridge"
 
@@ -45,13 +52,24 @@ class PairsOut:
         by the weight that the other pairs give), all baselines and the ceiling.
     stack
         The model's weight beside ridge regression.
+    chances
+        How likely the model beats the best baseline on a pair that was not measured.
+    intervals
+        By scale, of the stacked prediction, from its errors on the pairs.
     left_out
         Pairs that could not be left out, and why.
     """
 
     table: ResponseTable
     stack: Stack
+    chances: Chances
+    intervals: Mapping[Scale, ConformalIntervals]
     left_out: Mapping[str, str]
+
+    @property
+    def coverage(self) -> pd.DataFrame:
+        """How often intervals learnt from other pairs hold what was measured of a pair."""
+        return pd.concat([own.coverage() for own in self.intervals.values()], ignore_index=True)
 
     def headline(self, metric: str = "cosine_logfc", *, model: str = STACKED) -> pd.DataFrame:
         """Compare a method with the best baseline on both scales; `pyro_fcr.metrics.headline`."""
@@ -64,7 +82,13 @@ class PairsOut:
         return pd.concat(tables, ignore_index=True)
 
     def respond(
-        self, fcr: Fitted, treatment: str, covariates: Mapping[str, str], *, seed: int = 0
+        self,
+        fcr: Fitted,
+        treatment: str,
+        covariates: Mapping[str, str],
+        *,
+        level: float = 0.9,
+        seed: int = 0,
     ) -> pd.DataFrame:
         """Predict the response of a pair that was never measured.
 
@@ -74,13 +98,17 @@ class PairsOut:
             The model, fitted to all pairs.
         treatment, covariates
             The pair; control cells of its context are needed.
+        level
+            Probability of the intervals.
         seed
             Seed of the draws.
 
         Returns
         -------
         A row per gene; columns ``(scale, method)`` with the predicted change of the model, of ridge
-        regression and of both weighed (``"stacked"``).
+        regression and of both weighed (``"stacked"``), and the interval of the latter, ``"lower"``
+        and ``"upper"``, see `pyro_fcr.metrics.conformal`. ``attrs["chance"]`` is that of the model
+        alone against the best baseline.
 
         Raises
         ------
@@ -100,21 +128,20 @@ class PairsOut:
             raise QueryError(f"There are no control cells of {' / '.join(context)} in training.")
         arms = Arms(fcr, adata, n_source=N_SOURCE, n_draws=N_DRAWS, seed=seed)
         given = arms.predict(Pair(label, context), source=train, dosed=train).change
-        values = values_of(adata, registry.schema)
-        agents = dict(zip((p.treatment for p in layout.pairs), layout.agents, strict=True))[label]
-        simple = {
-            scale: BASELINES[SIMPLE].predict(
-                training_means(values, layout, train, scale=scale), agents, context
-            )
-            for scale in SCALES
-        }
+        answers = SimpleAnswers(fcr, SIMPLE)
+        simple = {scale: answers.change(Pair(label, context), scale) for scale in SCALES}
         mixed = self.stack.mix(given, simple)
         columns = {
             (scale, name): found[scale]
             for scale in SCALES
             for name, found in ((MODEL, given), (SIMPLE, simple), (STACKED, mixed))
         }
-        return pd.DataFrame(columns, index=pd.Index(registry.genes, name="gene"))
+        for scale, own in self.intervals.items():
+            ends = zip(("lower", "upper"), own.of(mixed[scale], level), strict=True)
+            columns |= {(scale, name): values for name, values in ends}
+        found = pd.DataFrame(columns, index=pd.Index(registry.genes, name="gene"))
+        found.attrs["chance"] = self.chances.of(answers.features(Pair(label, context)))
+        return found
 
 
 def leave_pairs_out(
@@ -123,6 +150,7 @@ def leave_pairs_out(
     n_folds: int = 4,
     n_fits: int = 1,
     programs: Programs | None = None,
+    metric: str = "cosine_logfc",
     n_draws: int = 200,
     seed: int = 0,
     **settings: Any,
@@ -140,6 +168,9 @@ def leave_pairs_out(
         How often each fit is repeated, from other initial parameters.
     programs
         Function that makes a fresh model and guide, for programs of your own.
+    metric
+        What says which prediction is the better one, for the chances: a name of
+        :data:`pyro_fcr.metrics.SCORES`, on mean log1p expression.
     n_draws
         Bootstrap draws of the measured cells.
     seed
@@ -168,6 +199,8 @@ def leave_pairs_out(
     """
     if n_folds < 2 or n_fits < 1:
         raise ValueError(f"n_folds is {n_folds} and n_fits {n_fits}; expected 2 and 1 or more.")
+    if metric not in SCORES:
+        raise ValueError(f"Unknown metric {metric!r}; expected one of {', '.join(SCORES)}.")
     adata, schema = fcr.source(None), fcr.registry.schema
     if schema.control is None:
         raise QueryError("A response needs untreated cells, but the schema names no control.")
@@ -177,18 +210,64 @@ def leave_pairs_out(
         raise QueryError(
             f"No pair can be left out: {next(iter(reasons.values()), 'there is none')}."
         )
-    known = {}
+    first, known = {}, {}
     for scenario in scenarios:
         fits = [
             _without(fcr, layout, scenario, programs, {**settings, "seed": seed + number})
             for number in range(n_fits)
         ]
-        known[scenario] = _predictions(fits, adata, scenario, seed)
+        first[scenario], known[scenario] = fits[0], _predictions(fits, adata, scenario, seed)
     changes = predicted_changes(adata, schema, _given(known), seed=seed)
     found = stack(changes, model=MODEL, simple=SIMPLE)
     both = _given(known, found, changes)
     table = response_table(adata, schema, both, n_draws=n_draws, seed=seed)
-    return PairsOut(table, found, reasons)
+    chances = _chances(first, table, metric)
+    return PairsOut(table, found, chances, _intervals(adata, schema, table), reasons)
+
+
+def _chances(first: Mapping[Scenario, Refittable], table: ResponseTable, metric: str) -> Chances:
+    """Learn where the model beats the best baseline from what was known of each pair before."""
+    scale = SCALES[0]
+    best = headline(table, metric, model=MODEL, scale=scale)
+    simple = str(best.loc[best["against"] == "best on average", "baseline"].iloc[0])
+    part = table.frame.query("metric == @metric and scale == @scale")
+    scores = scores_by_method(part, table.draws, metric)
+    some = next(iter(first.values()))
+    schema, obs = some.registry.schema, some.source(None).obs
+    gains = scores[MODEL] - scores[simple]
+    known = {
+        (pair.treatment, pair.place): answers.features(pair, dose_of(obs, schema, pair))
+        for scenario, fit in first.items()
+        for answers in [SimpleAnswers(fit, simple)]
+        for pair in scenario.pairs
+    }
+    places = part[["treatment", "context"]].drop_duplicates()
+    rows = [
+        {"treatment": t, "context": x, **known[t, x], "gain": own[0], "share": (own[1:] > 0).mean()}
+        for (t, x), own in zip(places.itertuples(index=False, name=None), gains, strict=True)
+    ]
+    return Chances(pd.DataFrame(rows), simple, metric, scale)
+
+
+def _intervals(
+    adata: AnnData, schema: Schema, table: ResponseTable
+) -> dict[Scale, ConformalIntervals]:
+    """Learn intervals of the stacked prediction from its errors."""
+    values, layout = values_of(adata, schema), read_layout(adata.obs, schema)
+    position = {(pair.treatment, pair.place): i for i, pair in layout.treated().items()}
+    found = {}
+    for scale, changes in table.changes.items():
+        rows = {name: own.droplevel("method") for name, own in changes.groupby(level="method")}
+        noise = {
+            i: noise_variance(values[layout.codes == i], scale)
+            for i in layout.with_controls(list(position.values()))
+        }
+        pairs = [position[t, x] for _, t, x in rows[REAL].index]
+        of_pairs = [noise[i] + noise[layout.with_controls([i])[1]] for i in pairs]
+        stacked = rows[STACKED].loc[rows[REAL].index].to_numpy()
+        real = rows[REAL].to_numpy()
+        found[scale] = ConformalIntervals(stacked, real, np.array(of_pairs), scale)
+    return found
 
 
 def _deal(layout: Layout, n_folds: int, seed: int) -> tuple[list[Scenario], dict[str, str]]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import pandas as pd
 from anndata import AnnData
 
+from pyro_fcr.data.errors import listed
 from pyro_fcr.evaluation.calibration import Calibration
 from pyro_fcr.metrics.arrays import nan_to_null
 from pyro_fcr.metrics.response_table import MODEL, model_title
@@ -16,8 +17,8 @@ from pyro_fcr.report import Page
 from pyro_fcr.seals import sealed
 
 TABLES: Final = (
-    "headline", "responses", "methods", "calibration", "coverage", "dimensions", "clustering",
-    "independence", "prior_rank", "singular_values", "identifiability",
+    "headline", "responses", "methods", "chances", "calibration", "coverage", "dimensions",
+    "clustering", "independence", "prior_rank", "singular_values", "identifiability",
 )  # fmt: skip
 
 
@@ -49,6 +50,10 @@ class Evaluation:
         ``"seen pairs"``: cells that training lacked of conditions that it had.
     methods
         Every method of the responses: ``method``, ``role``, and ``words`` that say what it is.
+    chances
+        How likely FCR beats the best simple method on each unseen pair, and on those that were left
+        out of fits in turn (``left_out``), after :meth:`pyro_fcr.FCR.leave_pairs_out`; see
+        :class:`pyro_fcr.metrics.chances.Chances`.
     calibration
         Whether counterfactuals give back the responses that training saw, see
         :class:`pyro_fcr.evaluation.Calibration`.
@@ -97,6 +102,7 @@ class Evaluation:
     headline: pd.DataFrame
     responses: pd.DataFrame
     methods: pd.DataFrame
+    chances: pd.DataFrame = field(default_factory=pd.DataFrame)
     calibration: pd.DataFrame = field(default_factory=pd.DataFrame)
     coverage: pd.DataFrame = field(default_factory=pd.DataFrame)
     dimensions: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -129,6 +135,11 @@ class Evaluation:
     def _glances(self) -> list[str]:
         """Return a line each on independence, dimensions in use and coverage, where measured."""
         lines = [] if self.calibration.empty else [Calibration(self.calibration).line]
+        asked = self.chances.query("not left_out") if len(self.chances) else self.chances
+        if len(asked):
+            some = [f"{r.treatment!r} in {r.context} {r.chance:.0%}" for r in asked.itertuples()]
+            best = asked["against"].iloc[0]
+            lines.append(f"Chance that FCR beats {best}: {listed(some, 3, quoted=False)}")
         if len(table := self.independence):
             worst = table.loc[table["effect"].idxmax()]
             rejected = (table["p_value"] <= 0.05).sum()

@@ -264,12 +264,12 @@ def headline(
     rows = []
     for kind, part in asked.groupby("scenario", sort=False):
         about = {"scenario": kind, "scale": scale, "metric": metric, "method": model}
-        methods = _by_method(part, table.draws, metric)
+        methods = scores_by_method(part, table.draws, metric)
         rows += [about | row for row in _against_best(methods, model, metric, table.level, seed)]
     return pd.DataFrame(rows)
 
 
-def _by_method(part: pd.DataFrame, draws: FloatArray, metric: str) -> dict[str, FloatArray]:
+def scores_by_method(part: pd.DataFrame, draws: FloatArray, metric: str) -> dict[str, FloatArray]:
     """Return scores by method, ``(n_pairs, 1 + n_draws)``, higher is better; nan where none is."""
     part = part[part["role"] != "ceiling"]
     scores = SCORES[metric].sign * np.column_stack([part["value"], draws[part.index]])

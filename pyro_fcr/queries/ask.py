@@ -16,6 +16,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from pyro_fcr.batch import Batch
+from pyro_fcr.data.pairs import read_layout
 from pyro_fcr.draws import QueryError, Responder, block_size, new_cells
 from pyro_fcr.draws.sinks import Rows
 from pyro_fcr.queries.answers import Output, Part, assemble, read_part
@@ -23,6 +24,7 @@ from pyro_fcr.queries.columns import put_beside, writable
 from pyro_fcr.queries.fitted import Fitted, Source, drawn_blocks, make_responder
 from pyro_fcr.queries.libraries import Depth, Library, depth_of, depths, library_column
 from pyro_fcr.queries.marks import condition_marks
+from pyro_fcr.queries.simple import SimpleAnswers, chance_marks
 from pyro_fcr.queries.targets import (
     Asked,
     Form,
@@ -49,6 +51,7 @@ def predict(  # noqa: PLR0913 (the words of one question)
     n_draws: int = 1,
     library: Library = "target",
     output: Form | Output = "draws",
+    fallback: Literal["best"] | None = None,
     seed: int = 0,
 ) -> AnnData:
     """Draw new cells of a condition from the model alone: latents from their priors, then y.
@@ -73,12 +76,25 @@ def predict(  # noqa: PLR0913 (the words of one question)
         in training, or treatment and context let expect: :func:`pyro_fcr.data.expected_depths`.
     output, seed
         As in :meth:`counterfactual`.
+    fallback
+        ``"best"`` answers pairs that training lacked by the best simple method where that is more
+        likely to be right than the model, as :meth:`pyro_fcr.FCR.leave_pairs_out` has found: with
+        control cells of the context, drawn with replacement, each shifted by the predicted change.
 
     Returns
     -------
     Cells with the genes of training; ``obs`` holds the condition, ``extrapolated`` and
-    ``support``, ``uns["pyro_fcr"]`` the query; see :meth:`counterfactual`.
+    ``support``, ``uns["pyro_fcr"]`` the query; see :meth:`counterfactual`. With ``fallback``,
+    ``uns["pyro_fcr"]["method"]`` and ``obs["method"]`` say what has answered.
+
+    Raises
+    ------
+    pyro_fcr.SchemaError
+        The condition has a level that was never seen; lists the known ones.
+    pyro_fcr.QueryError
+        ``fallback`` is asked for, but pairs were never left out, or not with drawn cells.
     """
+    _check_fallback(fcr, fallback, output)
     query = Query(
         treatment=treatment,
         covariates=covariates,
@@ -94,7 +110,8 @@ def predict(  # noqa: PLR0913 (the words of one question)
     column = library_column(size, n_cells)
     chunks = _chunks_of_new_cells(fcr, asked.do, column)
     depth = Depth("target" if isinstance(library, str) else "given", column)
-    return answer(fcr, query, replace(asked, do={}), chunks, depth)
+    found = answer(fcr, query, replace(asked, do={}), chunks, depth)
+    return found if fallback is None else _by_the_likelier(fcr, found, column, query)
 
 
 @checked(error=QueryError)
@@ -155,7 +172,9 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
     treatment in this context) and ``support`` (:func:`pyro_fcr.queries.support`);
     ``uns["pyro_fcr"]`` holds the query. Columns that are drawn are empty in ``obs``, and
     ``uns["pyro_fcr"]["drawn"]`` lists them. Of a name that the source has a column of, the
-    answer's own has ``fcr_`` before it. ``uns["pyro_fcr"]["covariates"]`` is JSON.
+    answer's own has ``fcr_`` before it. ``uns["pyro_fcr"]["covariates"]`` is JSON. After
+    :meth:`pyro_fcr.FCR.leave_pairs_out`, ``chance`` says of pairs that training lacked how likely
+    the model's answer is nearer to the truth than the best simple method's.
 
     Raises
     ------
@@ -260,6 +279,8 @@ def answer(
 ) -> AnnData:
     """Draw what is asked of cells, and put it together in the form that the query asks for."""
     marks = condition_marks(asked.obs, fcr.registry, open_keys=asked.open_keys)
+    if not asked.open_keys:
+        marks |= chance_marks(fcr, asked.obs, marks["extrapolated"])
     obs = put_beside(asked.obs, marks)
     if query.answer.form == "draws":
         obs = _row_per_draw(obs, query.n_draws)
@@ -292,6 +313,37 @@ def _parts(
             taken = {_FED[output.kind]: [Rows(sink, rows) for sink in sinks]}
             responder.feed(batch, do=do, library=size, n_draws=n_draws, seed=seed, **taken)
             yield read_part(sinks, as_counts=as_counts)
+
+
+def _check_fallback(fcr: Fitted, fallback: str | None, output: Form | Output) -> None:
+    if fallback not in (None, "best"):
+        raise QueryError(f"fallback is {fallback!r}; expected 'best' or None.")
+    if fallback is None:
+        return
+    if fcr.chances is None:
+        raise QueryError(
+            "fallback='best' needs to know where the model is right: run fcr.leave_pairs_out() "
+            "first."
+        )
+    if output != "draws":
+        raise QueryError("fallback='best' answers with drawn cells: leave output= at 'draws'.")
+
+
+def _by_the_likelier(fcr: Fitted, found: AnnData, library: Tensor, query: Query) -> AnnData:
+    """Put a simple method's cells in the place of the model's where these are less likely right."""
+    assert fcr.chances is not None
+    method, by_simple = "fcr", bool((found.obs["chance"] < 0.5).all())
+    if by_simple:
+        method = fcr.chances.simple
+        layout = read_layout(found.obs, fcr.registry.schema)
+        sizes = np.repeat(library.numpy().ravel(), query.n_draws)
+        answers = SimpleAnswers(fcr, method)
+        found.X = answers.cells(layout.pairs[0], sizes, seed=query.seed)
+        if (layer := fcr.registry.schema.layer) is not None:
+            found.layers[layer] = found.X
+    found.obs = put_beside(found.obs, {"method": method})
+    found.uns["pyro_fcr"]["method"] = method
+    return found
 
 
 def _row_per_draw(obs: pd.DataFrame, n_draws: int) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry, Split
 from pyro_fcr.draws import Responder, block_seed, block_size, blocks_of
 from pyro_fcr.graph import Claim, Graph
+from pyro_fcr.metrics.chances import Chances
 
 Source: TypeAlias = AnnData | str | Path | None
 """Cells, their file, or None for the model's own."""
@@ -27,6 +28,7 @@ class Fitted(Protocol):
     registry: Registry
     history: pd.DataFrame | None
     split: Split | None
+    chances: Chances | None
 
     @property
     def graph(self) -> Graph:

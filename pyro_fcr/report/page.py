@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from pandas.io.formats.style import Styler
 
+from pyro_fcr.metrics.chances import FEATURES
 from pyro_fcr.metrics.response_table import PLACE, model_title
 from pyro_fcr.metrics.scores import SCORES
 from pyro_fcr.report import figures
@@ -260,6 +261,23 @@ def calibration(table: pd.DataFrame) -> Markup:
     return html(frame.style, "tests calibration", name="calibration", formats=formats)
 
 
+def chances(table: pd.DataFrame) -> Markup:
+    """Return a row per pair: the chance, what it is learnt from, and the gain where measured."""
+    table = table.assign(
+        pair=table["treatment"].astype(str) + " in " + table["context"].astype(str),
+        kind=table["left_out"].map({True: "left out in turn", False: "asked"}),
+    )
+    frame = table.set_index(["pair", "kind"])[["chance", "gain", *FEATURES]]
+    heads = {
+        name: Markup('<abbr title="{}">{}</abbr>').format(words, name)
+        for name, words in FEATURES.items()
+    }
+    frame = frame.rename(columns=heads)
+    formats = dict.fromkeys(frame, fixed(2)) | {"chance": percent, "gain": fixed(3)}
+    style = frame.style.map(shade("0,114,178", 0.6, 0.04), subset=["chance"])
+    return html(style, "tests chances", name="chances", formats=formats)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Page:
     """The contents of a page.
@@ -338,6 +356,16 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        parts = (count, facts, responses, calibration, clusters, dimensions, tests, coverage)
+        parts = (
+            count,
+            facts,
+            responses,
+            chances,
+            calibration,
+            clusters,
+            dimensions,
+            tests,
+            coverage,
+        )
         environment.globals |= {part.__name__: part for part in parts} | {"figures": figures}
         return environment.get_template("page.html.j2").render(page=self, tables=self.tables)
