@@ -34,6 +34,12 @@ def build_programs(
             f"The schema has the covariate sites {', '.join(sites)}; the shipped programs know "
             "only x. Pass programs of your own as model= and guide=, or covariate_keys as a list."
         )
+    if outcomes := tuple(registry.outcomes):
+        raise ValueError(
+            f"The schema has the outcomes {', '.join(outcomes)} beside y; the shipped programs "
+            "know only y. Pass programs of your own as model= and guide=, or leave out "
+            "outcome_keys."
+        )
     scale = DECODERS[str(architecture.likelihood)].expression
     if scale != registry.schema.expression:
         raise ValueError(
@@ -67,6 +73,8 @@ def example_batch(registry: Registry, *, n_levels: dict[str, int] | None = None)
         values[site] = torch.from_numpy(row).to(values[site]).repeat(n_cells, 1)
     values["y"] = torch.ones(n_cells, widths["y"], dtype=torch.float32)
     values["library"] = values["y"].sum(dim=1, keepdim=True)
+    for name, columns in registry.outcomes.items():
+        values[name] = values["y"].new_ones(n_cells, len(columns))
     sites = [name for name in widths if name != "y"]
     codes = {name: torch.zeros(n_cells, dtype=torch.long) for name in sites}
     return Batch(values, codes, n_levels or dict.fromkeys(codes, 1), n_total=n_cells)

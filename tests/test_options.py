@@ -29,7 +29,8 @@ SCHEMA = ["--treatment-key", "drug", "--control", "control", "--covariate-key", 
 RECORDS = [("fit", Schema), ("fit", Architecture), ("fit", TrainingPlan),
            ("interactions", Schema), ("interactions", Architecture), ("interactions", TrainingPlan),
            ("inspect", Schema), ("simulate", FCRDesign)]  # fmt: skip
-NO_OPTIONS = {"leaks", "interactions"}  # of FCRDesign: tables, which --leak and --interaction make
+# Tables of FCRDesign, which --leak and --interaction make; what programs in Python may have.
+NO_OPTIONS = {"leaks", "interactions", "outcome_keys"}
 
 
 @pytest.fixture(scope="module")

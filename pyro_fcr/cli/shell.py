@@ -35,7 +35,14 @@ if TYPE_CHECKING:
 
 _WRITTEN = ("out", "checkpoint", "hill")
 
-SchemaOptions = Annotated[Schema, Parameter(name="*", group=Group("Schema", sort_key=1))]
+SchemaOptions = Annotated[
+    Schema,
+    Parameter(
+        name="*",
+        group=Group("Schema", sort_key=1),
+        parse=re.compile("^(?!outcome_keys)"),  # for programs of one's own, in Python
+    ),
+]
 ArchitectureOptions = Annotated[
     Architecture, Parameter(name="*", group=Group("Architecture", sort_key=2))
 ]

@@ -1,7 +1,7 @@
 """The data set in memory, and minibatches of it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -39,6 +39,8 @@ class Cells:
         Names of the cells, shape (n_cells,).
     genes
         Names of the columns of `expression`.
+    outcomes
+        Values of each outcome beside the expression, shape (n_cells, width), float32.
     n_total
         Cells in one pass over the training data, by which a batch is scaled; 0 stands for all.
         `dataclasses.replace(cells, n_total=len(split.train))` sets it.
@@ -65,6 +67,7 @@ class Cells:
     strata: Mapping[str, Tensor]
     obs_names: npt.NDArray[np.str_]
     genes: tuple[str, ...]
+    outcomes: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     n_total: int = 0
 
     def __post_init__(self) -> None:
@@ -91,7 +94,8 @@ class Cells:
         y = self.expression
         arrays = [y] if isinstance(y, np.ndarray) else [y.data, y.indices, y.indptr]
         tensors = [self.library, *self.levels.values(), *self.codes.values()]
-        return sum(each.nbytes for each in (*arrays, *tensors, self.obs_names))
+        own = (*arrays, *tensors, *self.outcomes.values(), self.obs_names)
+        return sum(each.nbytes for each in own)
 
     def site(self, name: str) -> Tensor:
         """Return the matrix of a site over all cells, shape (n_cells, width), float32."""
@@ -118,8 +122,9 @@ class Cells:
         Returns
         -------
         Batch
-            `values`: `"y"` (n, n_genes), `"library"` (n, 1) and each site of `levels`, by default
-            `"x"` (n, p) and `"t"` (n, k), float32; `codes`: each site of `levels` (n,), int64.
+            `values`: `"y"` (n, n_genes), `"library"` (n, 1), each site of `levels`, by default
+            `"x"` (n, p) and `"t"` (n, k), and of `outcomes`, float32; `codes`: each site of
+            `levels` (n,), int64.
 
         Raises
         ------
@@ -132,6 +137,7 @@ class Cells:
         codes = {name: _take(code, rows) for name, code in self.codes.items()}
         values = {name: _take(self.levels[name], code.numpy()) for name, code in codes.items()}
         values["library"] = _take(self.library, rows)
+        values |= {name: torch.from_numpy(each[rows]) for name, each in self.outcomes.items()}
         picked = self.expression[rows]
         y = picked if isinstance(picked, np.ndarray) else picked.toarray()
         on_cpu = device is None or torch.device(device).type == "cpu"

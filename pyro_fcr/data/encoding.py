@@ -15,7 +15,7 @@ from pyro_fcr.data import checks
 from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import Codes, Design
 from pyro_fcr.data.errors import SchemaError, listed
-from pyro_fcr.data.io import Matrix, read_matrix
+from pyro_fcr.data.io import Matrix, as_dense, read_matrix
 from pyro_fcr.data.labels import label_text
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.spelling import did_you_mean
@@ -98,13 +98,69 @@ def read_expression(adata: AnnData, genes: Sequence[str], schema: Schema) -> Mat
     return matrix
 
 
+def read_outcomes(
+    adata: AnnData, schema: Schema, *, columns: Mapping[str, Sequence[str]] | None = None
+) -> tuple[dict[str, tuple[str, ...]], dict[str, Rows]]:
+    """Return names of columns and values of each outcome in obsm, shape (n_cells, width).
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    schema
+        Says which arrays they are.
+    columns
+        The registered columns, by which those of a table are chosen; None takes all.
+
+    Raises
+    ------
+    SchemaError
+        An array is missing, has other columns than those registered, or holds anything else than
+        finite numbers.
+    """
+    found, values = {}, {}
+    for site, key in schema.outcomes.items():
+        where = f"adata.obsm[{key!r}], the outcome {site!r},"
+        if key not in adata.obsm:
+            raise SchemaError(
+                f"{where} is missing; found {listed(adata.obsm)}. Put it there, or change "
+                "outcome_keys"
+            )
+        table = pd.DataFrame(as_dense(adata.obsm[key]))
+        names = tuple(map(str, table.columns))
+        known = names if columns is None else tuple(columns[site])
+        table = table.set_axis([*names], axis=1)
+        if len(set(names)) < len(names) or set(known) - set(names):
+            raise SchemaError(
+                f"{where} has the columns {listed(names)}; expected {listed(known)}, each once"
+            )
+        found[site] = known
+        try:
+            values[site] = table[[*known]].to_numpy(dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise SchemaError(f"{where} does not hold numbers ({error})") from error
+        if len(bad := np.argwhere(~np.isfinite(values[site]))):
+            cell, column = bad[0]
+            raise SchemaError(
+                f"{where} has no finite value for cell {str(adata.obs_names[cell])!r}, column "
+                f"{known[column]!r}; drop such cells, or fill it in"
+            )
+    return found, values
+
+
 def library_sizes(matrix: Matrix) -> npt.NDArray[np.float64]:
     """Return the total count of each cell, shape (n_cells,), added up in float64."""
     return np.asarray(matrix.sum(axis=1, dtype=np.float64)).reshape(-1)
 
 
 def make_cells(
-    matrix: Matrix, sites: Sites, *, schema: Schema, genes: tuple[str, ...], obs_names: pd.Index
+    matrix: Matrix,
+    sites: Sites,
+    *,
+    schema: Schema,
+    genes: tuple[str, ...],
+    obs_names: pd.Index,
+    outcomes: Mapping[str, Rows],
 ) -> Cells:
     """Put checked expression and encoded sites together.
 
@@ -124,6 +180,7 @@ def make_cells(
         strata={name: site.strata for name, site in sites.items()},
         obs_names=np.array(obs_names, dtype=str),
         genes=genes,
+        outcomes=outcomes,
     )
 
 

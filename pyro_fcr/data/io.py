@@ -74,6 +74,11 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
         ) from error
 
 
+def as_dense(values: Any) -> Any:
+    """Return values of obsm that may be sparse as an array; a table stays one."""
+    return values.toarray() if sparse.issparse(values) else values
+
+
 def layer_names(adata: AnnData) -> list[str]:
     """Return the names of the layers; from anndata 0.13 on `adata.layers` lists X too, as None."""
     stored: Any = adata.layers

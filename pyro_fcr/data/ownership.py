@@ -39,8 +39,8 @@ class OwnCells:
     Attributes
     ----------
     adata
-        All of ``obs``, the names of the genes, and the expression as ``X`` and in the layer that
-        the schema names.
+        All of ``obs``, the names of the genes, the expression as ``X`` and in the layer that the
+        schema names, and its outcomes in ``obsm``.
     """
 
     def __init__(
@@ -52,13 +52,14 @@ class OwnCells:
         obsm: Iterable[str] = (),
     ) -> None:
         self.registry, layer = registry, registry.schema.layer
+        kept = registry.schema.outcomes.values()
         matrix = read_matrix(given, registry.schema) if cells is None else cells.expression
         self.adata = AnnData(
             matrix,
             obs=given.obs.copy(),
             var=pd.DataFrame(index=given.var_names.copy()),
             layers={} if layer is None else {layer: matrix},
-            obsm={name: np.array(given.obsm[name]) for name in obsm},
+            obsm={name: given.obsm[name].copy() for name in {*obsm, *kept}},
         )
         if cells is not None:
             self.cells = cells
@@ -139,6 +140,8 @@ class OwnCells:
         rows = np.flatnonzero(at >= 0)
         at = at[rows]
         differs = {"expression": ~np.isclose(self._digest[at], _digest(others)[rows], rtol=1e-5)}
+        for name, values in others.outcomes.items():
+            differs[name] = (self.cells.outcomes[name][at] != values[rows]).any(axis=1)
         for name, levels in others.levels.items():
             own = self.cells.levels[name][self.cells.codes[name][at]]
             differs[name] = (own != levels[others.codes[name][rows]]).any(dim=1).numpy()

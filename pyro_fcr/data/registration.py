@@ -9,7 +9,13 @@ from anndata import AnnData
 from pyro_fcr.data import checks
 from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import Condition, Design, Mask, read_design
-from pyro_fcr.data.encoding import library_sizes, make_cells, read_expression, site_rows
+from pyro_fcr.data.encoding import (
+    library_sizes,
+    make_cells,
+    read_expression,
+    read_outcomes,
+    site_rows,
+)
 from pyro_fcr.data.errors import SchemaError
 from pyro_fcr.data.facts import condition_facts
 from pyro_fcr.data.io import read_cells
@@ -66,6 +72,7 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
     _check_treatments(design, train, schema)
     _check_covariates(design, train, schema)
     genes = tuple(map(str, adata.var_names))
+    columns, outcomes = read_outcomes(adata, schema)
     matrix = read_expression(adata, genes, schema)
     checks.warn_other_scale(matrix, schema)
     checks.check_expressed(matrix, schema, adata=adata)
@@ -79,10 +86,11 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
         covariates=dict(zip(schema.covariate_keys, levels, strict=True)),
         conditions=_conditions(design, train, schema, sizes=sizes, obs=adata.obs),
         target_sum=float(np.median(sizes)) if schema.expression == "counts" else None,
+        outcomes=columns,
     )
     sites = site_rows(design, schema, covariates=registry.covariates, treatments=registry.t)
     return registry, make_cells(
-        matrix, sites, schema=schema, genes=genes, obs_names=adata.obs_names
+        matrix, sites, schema=schema, genes=genes, obs_names=adata.obs_names, outcomes=outcomes
     )
 
 

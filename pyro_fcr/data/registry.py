@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from pyro_fcr.data.labels import label_text
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.treatments import Dose, TreatmentEncoding, canonical_label, dose_text
 
-_FORMAT = 3
+_FORMAT = 4
 # 1 knew neither covariate sites nor treatment features, 2 neither further labels nor a dose of
-# control.
-_READABLE = (1, 2, 3)
+# control, 3 no outcomes beside y.
+_READABLE = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Registry:
         Conditions of the training cells, the control first.
     target_sum
         Median total count of the training cells; None for log1p.
+    outcomes
+        Names of the columns of each outcome beside y.
 
     Notes
     -----
@@ -95,6 +97,7 @@ class Registry:
     covariates: Mapping[str, tuple[str, ...]]
     conditions: tuple[Condition, ...]
     target_sum: float | None
+    outcomes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -356,6 +359,7 @@ class Registry:
             covariates={key: tuple(levels) for key, levels in saved["covariates"].items()},
             conditions=tuple(map(Condition.from_json_dict, saved["conditions"])),
             target_sum=saved["target_sum"],
+            outcomes={site: tuple(each) for site, each in saved.get("outcomes", {}).items()},
         )
 
     @cached_property
@@ -368,9 +372,15 @@ class Registry:
         return {(each.treatment, self._context(each.covariates)) for each in self.conditions}
 
     def _cells(self, adata: AnnData, sites: encoding.Sites) -> Cells:
+        _, outcomes = encoding.read_outcomes(adata, self.schema, columns=self.outcomes)
         matrix = encoding.read_expression(adata, self.genes, self.schema)
         return encoding.make_cells(
-            matrix, sites, schema=self.schema, genes=self.genes, obs_names=adata.obs_names
+            matrix,
+            sites,
+            schema=self.schema,
+            genes=self.genes,
+            obs_names=adata.obs_names,
+            outcomes=outcomes,
         )
 
     def _sites(self, obs: pd.DataFrame) -> encoding.Sites:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.labels import label_text
-from pyro_fcr.values import Text, check_settings, several
+from pyro_fcr.values import Text, check_settings, several, shown
 
 Expression = Literal["counts", "log1p"]
 
@@ -61,6 +61,10 @@ class Schema:
     other_controls
         Further labels of untreated cells, which are taken as `control`. Follows from a list, where
         `control` is one.
+    outcome_keys
+        Further outcomes of a cell beside its expression `"y"`, for programs of your own: a mapping
+        from site to the name of the array in `.obsm` that holds its values, as in
+        `{"protein": "protein_counts"}`; kept as pairs. A batch has them under the site's name.
 
     Notes
     -----
@@ -102,6 +106,7 @@ class Schema:
     treatment_features: Any = field(default=None, repr=False)
     covariate_sites: tuple[str, ...] = ()
     other_controls: tuple[str, ...] = ()
+    outcome_keys: Any = ()
 
     def __post_init__(self) -> None:
         check_settings(self, error=SchemaError)
@@ -116,6 +121,7 @@ class Schema:
 
             features = read_features(self.treatment_features, controls=self.controls)
             object.__setattr__(self, "treatment_features", features)
+        object.__setattr__(self, "outcome_keys", _read_outcomes(self.outcome_keys, self.sites))
         _check_roles(self)
         is_text = isinstance(self.separator, str) and self.separator.strip()
         if self.separator is not None and not is_text:
@@ -137,6 +143,11 @@ class Schema:
         for site, key in zip(names, self.covariate_keys, strict=True):
             sites[site] = (*sites.get(site, ()), key)
         return sites
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """Name in `.obsm` of each outcome beside the expression, by its site."""
+        return dict(self.outcome_keys)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -165,6 +176,7 @@ class Schema:
             "treatment_features": features and {agent: list(row) for agent, row in features},
             "covariate_sites": list(self.covariate_sites),
             "other_controls": list(self.other_controls),
+            "outcome_keys": self.outcomes,
         }
 
 
@@ -209,6 +221,26 @@ def _read_sites(keys: Any, names: Iterable[str]) -> tuple[tuple[str, ...], tuple
     return keys, names
 
 
+def _read_outcomes(value: Any, sites: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Return the site and the obsm key of each further outcome."""
+    try:
+        pairs = dict(value)
+    except (TypeError, ValueError):
+        raise SchemaError(
+            f"outcome_keys is {shown(value)}; expected a mapping from site to a key of adata.obsm, "
+            "as in {'protein': 'protein_counts'}"
+        ) from None
+    key = Text("a key of adata.obsm")
+    for site, name in pairs.items():
+        _check_name(site, "outcome_keys")
+        if site in sites:
+            raise SchemaError(
+                f"outcome_keys: {site!r} is the site of a covariate; call the outcome otherwise"
+            )
+        key.read(f"outcome_keys[{site!r}]", name, error=SchemaError)
+    return tuple(pairs.items())
+
+
 def _columns(site: Any, value: Any, *, least: int = 1) -> tuple[str, ...]:
     columns = tuple(several(value))
     if len(columns) < least or "" in columns:
@@ -220,16 +252,16 @@ def _columns(site: Any, value: Any, *, least: int = 1) -> tuple[str, ...]:
     return tuple(name.read("covariate_keys", column, error=SchemaError) for column in columns)
 
 
-def _check_name(name: Any) -> None:
+def _check_name(name: Any, argument: str = "covariate_keys") -> None:
     if name in _TAKEN:
         raise SchemaError(
-            f"covariate_keys: {name!r} cannot be the site of a covariate, because "
+            f"{argument}: {name!r} cannot be a site of its own, because "
             f"{listed(_TAKEN)} have their own meaning; call the site otherwise, for instance by "
             "its column"
         )
     if not (isinstance(name, str) and name.isidentifier()) or iskeyword(name):
         raise SchemaError(
-            f"covariate_keys: {name!r} cannot name a site; expected a Python identifier of "
+            f"{argument}: {name!r} cannot name a site; expected a Python identifier of "
             "letters, digits and '_', as in {'cell_line': ...} for {'cell line': ...}"
         )
 

@@ -35,6 +35,12 @@ def find_genes(registry: Registry, genes: str | Iterable[str] | None) -> Tensor:
     known = {gene: number for number, gene in enumerate(registry.genes)}
     wanted = known if genes is None else dict.fromkeys([genes] if isinstance(genes, str) else genes)
     if unknown := [gene for gene in wanted if gene not in known]:
+        for site, columns in registry.outcomes.items():
+            if unknown[0] in columns:
+                raise QueryError(
+                    f"{unknown[0]!r} is a column of the outcome {site}; this question is about the "
+                    f"expression y alone. Run the program: pyro.poutine.do(fcr.model, ...)(batch)."
+                )
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise QueryError(
             f"Unknown gene {unknown[0]!r}{more}.{did_you_mean(unknown[0], known)} The model's "

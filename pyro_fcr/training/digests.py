@@ -37,6 +37,8 @@ def digests_of(objective: Objective, cells: Cells, split: Split) -> dict[str, st
         parts = (levels, cells.strata[name], cells.codes[name])
         digests[f"labels of {name}"] = _digest(*(part.numpy().tobytes() for part in parts))
     digests["expression"] = _digest(cells.library.numpy().tobytes(), *_rows(cells))
+    for name, values in cells.outcomes.items():
+        digests[f"values of {name}"] = _digest(np.ascontiguousarray(values).tobytes())
     halves = (split.train, split.heldout)
     digests["split"] = _digest(*(np.asarray(half, dtype=np.int64).tobytes() for half in halves))
     shapes = {name: tuple(value.shape) for name, value in objective.state_dict().items()}
