@@ -19,6 +19,9 @@ from torch.distributions import Distribution
 # Records a step, gradients included, as a graph; a likelihood asks whether one is being recorded.
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
+# Sees each tensor operation of what runs within: a step's draws are listed and replaced by it.
+from torch.utils._python_dispatch import TorchDispatchMode as OperationMode
+
 # Batches are nested dictionaries of tensors.
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -27,6 +30,7 @@ __all__ = [
     "DataDependentOutputException",
     "DynamicOutputShapeException",
     "FakeTensorMode",
+    "OperationMode",
     "compiles_noise",
     "get_proxy_mode",
     "make_fx",
@@ -37,11 +41,11 @@ __all__ = [
 ]
 
 SAME_NOISE: dict[str, Any] = {"fallback_random": True}
-"""Option of the compiler (``torch._inductor.config``) for the noise that eager mode draws."""
+"""Option of the compiler (``torch._inductor.config``) to draw within a graph as eager mode does."""
 
 
 def compiles_noise() -> bool:
-    """Return whether compiled steps draw eager mode's noise: not up to torch 2.10 (measured)."""
+    """Return whether draws within a graph are eager mode's: not up to torch 2.10 (measured)."""
     major, minor = torch.__version__.split(".")[:2]
     return (int(major), int(minor)) > (2, 10)
 

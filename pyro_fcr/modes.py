@@ -25,9 +25,22 @@ def seeded(seed: int, *, device: torch.device | None = None) -> Iterator[None]:
     device
         The device of the draws, if they are not only on the CPU.
     """
+    with same_noise_again(device):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def same_noise_again(device: torch.device | None = None) -> Iterator[None]:
+    """Have what comes afterwards draw what is drawn within.
+
+    Parameters
+    ----------
+    device
+        The device of the draws, if they are not only on the CPU.
+    """
     devices = [device] if device is not None and device.type == "cuda" else []
     with _ONE_AT_A_TIME, torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
         yield
 
 

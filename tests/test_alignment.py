@@ -150,14 +150,15 @@ def search_of(fitted, kept):
 
 
 def test_maximum_likelihood_finds_the_blocks_again(monkeypatch):
-    monkeypatch.setattr(axes, "_STEPS", 400)
+    monkeypatch.setattr(axes, "_STEPS", 300)
+    monkeypatch.setattr(axes, "_MOST_ROUNDS", 1)
     batch, truth, mixed = entangled()
     model, _ = make_programs(batch, n_x=1, n_tx=2, n_t=1)
     before = copy_of(model)
     found_axes = find_axes(model, Sample(batch.without("y"), mixed[None]), SIZES)
     assert_same(before, model.state_dict())
     assert found_axes.gain > 0.3
-    assert found_axes.n_starts in (4, 8, 12)
+    assert found_axes.n_starts == 4
     mapped = found_axes.flow(mixed)[0][0].detach()
     found = within(mapped, batch)
     correlation = np.abs(found.T @ within(truth, batch)) / len(found)
@@ -174,7 +175,7 @@ def test_latents_are_as_large_as_their_priors_say():
     kept, fitted = Sample(batch.without("y"), mixed[None]).divide()
     flows = Flows(fitted.drawn[0], 2)
     models = [model, copy.deepcopy(model)]
-    starts = search_of(fitted, kept).fit(models, flows, 400)
+    starts = search_of(fitted, kept).fit(models, flows, 250)
     with torch.no_grad():
         latents = split(starts[1].flow(mixed)[0][0], SIZES)
         priors = priors_of(starts[1].model, batch.without("y"), latents)

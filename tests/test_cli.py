@@ -9,6 +9,7 @@ from cli_helpers import run, succeed
 from conftest import simulate
 
 from pyro_fcr import __version__
+from pyro_fcr.data import datasets
 from pyro_fcr.metrics import SCORES
 
 SCHEMA = ["--treatment-key", "drug", "--control", "control", "--covariate-key", "line"]
@@ -417,7 +418,9 @@ def test_help_names_every_command():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_demo_writes_everything_it_promises(tmp_path):
+def test_demo_writes_everything_it_promises(tmp_path, monkeypatch):
+    cells = datasets.gbm_panobinostat()[::5].copy()
+    monkeypatch.setattr(datasets, "gbm_panobinostat", lambda: cells)
     out = tmp_path / "demo"
     result = run("demo", "--out", out, "--max-epochs", 3)
     assert result.exit_code == 0, result.output
@@ -432,7 +435,7 @@ def test_demo_writes_everything_it_promises(tmp_path):
     for scores in metrics["response"].values():
         assert set(scores) == set(SCORES)
     cells = ad.read_h5ad(out / "cells.h5ad")
-    assert cells.obsm["X_fcr_z_x_umap"].shape == (5000, 2)
+    assert cells.obsm["X_fcr_z_x_umap"].shape == (1000, 2)
     assert set(cells.obs["fitted"]) == {"train", "held out", "left out"}
     left_out = cells.obs[cells.obs["fitted"] == "left out"]
     assert set(left_out["patient"]) == {"PW034"}

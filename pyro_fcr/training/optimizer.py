@@ -92,9 +92,15 @@ class GuardedOptimizer:
     def _guarded_step(self, loss: Tensor, number: int | Tensor) -> None:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip, foreach=True)
         bad = ~torch.isfinite(loss.detach() + norm)
-        self._bad_step.masked_fill_(bad & (self._found_inf == 0), number)
+        is_first = bad & (self._found_inf == 0)
+        self._bad_step.copy_(torch.where(is_first, number, self._bad_step))
         self._found_inf.copy_(torch.maximum(self._found_inf, bad.to(self._found_inf.dtype)))
         self.torch.step()
+
+    def written(self) -> list[Tensor]:
+        """Return every tensor that a step writes: parameters, their moments and the finding."""
+        moments = [each for state in self.torch.state.values() for each in state.values()]
+        return [*self.parameters, *moments, self._found_inf, self._bad_step]
 
     def bad_step(self) -> int | None:
         """Read the number of the first bad step from the device; None while all are good."""

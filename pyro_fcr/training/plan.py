@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _STEPS_WORTH_ALIGNING = 2_000
 _STEPS_WORTH_JUDGING = 500
-_STEPS_WORTH_TRACING = 6_000
+_STEPS_WORTH = {"trace": 6_000, "graph": 1_500}  # of compiling, 10 to 60 s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,9 @@ class TrainingPlan:
     engine
         How steps are taken: ``eager`` runs the programs in Python every time; ``trace`` runs them
         once, and has what they compute compiled (10 to 60 s, and a C++ compiler); ``graph`` replays
-        such a step from one CUDA graph (on the CPU it is ``trace``); ``auto`` traces from 6,000
-        steps on, with torch 2.11 or newer. All give the same numbers; what cannot be traced stays
+        such a step from one CUDA graph (on the CPU it is ``trace``); ``auto`` takes ``graph`` on
+        CUDA from 1,500 steps on, and ``trace`` on the CPU from 6,000 on. All give the same numbers
+        under the same noise; what cannot be recorded is traced, and what cannot be traced stays
         eager.
     precision
         Precision of matrix products in training; ``tf32`` needs CUDA. One step of 2,000 genes in
@@ -133,12 +134,10 @@ class TrainingPlan:
 
     def engine_for(self, n_steps: int, device: torch.device) -> Literal["eager", "trace", "graph"]:
         """Return the engine for so many steps on a device."""
-        from pyro_fcr._torch import compiles_noise  # noqa: PLC0415 (reads torch)
-
+        compiled: Literal["trace", "graph"] = "graph" if device.type == "cuda" else "trace"
         if self.engine == "auto":
-            traced = n_steps >= _STEPS_WORTH_TRACING and compiles_noise()
-            return "trace" if traced else "eager"
-        return "trace" if self.engine == "graph" and device.type != "cuda" else self.engine
+            return compiled if n_steps >= _STEPS_WORTH[compiled] else "eager"
+        return compiled if self.engine == "graph" else self.engine
 
     def patience_for(self, n_cells: int) -> int:
         """Return the patience in epochs for so many training cells."""

@@ -22,12 +22,15 @@ from pyro_fcr._torch import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
+    OperationMode,
+    compiles_noise,
     make_fx,
     tree_map_only,
     validates_by_default,
 )
 from pyro_fcr.batch import Batch
 from pyro_fcr.objective import Objective
+from pyro_fcr.training.noise import Draw, GivenNoise, ListedDraws
 
 State = Mapping[str, Tensor]
 
@@ -80,6 +83,11 @@ class TracedStep:
     batch
         Cells like those to come.
 
+    Notes
+    -----
+    Noise is drawn before each call, in eager mode's order, and is an input of the graph. If one
+    draw depends on values, as ``torch.bernoulli(p)`` does, all of them stay in the graph.
+
     Raises
     ------
     NotTraceableError
@@ -105,16 +113,21 @@ class TracedStep:
             for name, parameter in module.named_parameters(recurse=False)
         }
         self._batch = batch
+        self._draws: list[Draw] = []
         self._function: Callable = self._trace()
 
     def __call__(self, batch: Batch) -> Gradients:
         """Evaluate the graph; noise is drawn anew from torch's own generators."""
         with torch.no_grad():
-            return Gradients(*self._function(*self._inputs(batch)))
+            noise = [draw() for draw in self._draws]
+            return Gradients(*self._function(*self._inputs(batch), noise))
 
     def compiled(self) -> TracedStep:
-        """Have the graph compiled at its first call, with the noise that eager mode draws."""
-        compiled = torch.compile(self._function, dynamic=False, fullgraph=True, options=SAME_NOISE)
+        """Have the graph compiled at its first call."""
+        if self._draws_inside and not compiles_noise():
+            raise NotTraceableError("it draws by values, and torch up to 2.10 compiles other draws")
+        options = SAME_NOISE if self._draws_inside else {}
+        compiled = torch.compile(self._function, dynamic=False, fullgraph=True, options=options)
         self._function = _keeping_validation(compiled)
         return self
 
@@ -122,15 +135,28 @@ class TracedStep:
         return self._parameters, dict(self._both.named_buffers()), batch.tensors()
 
     def _trace(self) -> GraphModule:
-        def evaluate(parameters: State, buffers: State, tensors: dict[str, Any]) -> Gradients:
-            return self._evaluate(parameters, buffers, tensors)
+        listed = ListedDraws()
+        graph = self._traced(lambda _: listed, [])
+        self._draws_inside = None in listed.draws
+        if self._draws_inside:  # the others would not be drawn in eager mode's order
+            return graph
+        self._draws = [draw for draw in listed.draws if draw is not None]
+        return self._traced(GivenNoise, self._draws)
+
+    def _traced(
+        self, mode: Callable[[Sequence[Tensor]], OperationMode], draws: Sequence[Draw]
+    ) -> GraphModule:
+        def evaluate(*inputs: Any) -> Gradients:
+            *of_step, noise = inputs
+            with mode(noise):
+                return self._evaluate(*of_step)
 
         # Tensors without values: what asks for a value raises, and nothing is computed.
         without_values = FakeTensorMode(allow_non_fake_inputs=True)
         inputs = tree_map_only(Tensor, without_values.from_tensor, self._inputs(self._batch))
         try:
             with pyro.validation_enabled(is_validate=False), without_values:
-                return make_fx(evaluate)(*inputs)
+                return make_fx(evaluate)(*inputs, [draw() for draw in draws])
         except DataDependentOutputException as error:
             raise NotTraceableError(f"it reads a number from the device ({error})") from error
         except DynamicOutputShapeException as error:
