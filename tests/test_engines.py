@@ -329,9 +329,7 @@ def stale(take):
     [(lambda take: take, ""), (no_recording, "capturing"), (stale, "under the same noise total")],
     ids=["recorded", "refused", "stale"],
 )
-def test_a_replay_that_differs_is_given_up(
-    cells, split, caplog, monkeypatch, recorded, reason
-):
+def test_a_replay_that_differs_is_given_up(cells, split, caplog, monkeypatch, recorded, reason):
     recorded_late(monkeypatch, recorded)
     found = []
     for kind in (TracedEngine, GraphEngine):
@@ -373,7 +371,7 @@ def test_a_step_holds_nothing_that_cannot_be_recorded(cells, split, monkeypatch,
         (lambda x: x.item(), "_local_scalar_dense"),
         (lambda x: torch.ones(3).masked_fill_(torch.ones(3) > 0, x), "masked_fill_"),
         (lambda x: x + torch.tensor([1.0]), "lift_fresh"),
-        (lambda x: torch.nonzero(x), "nonzero"),
+        (torch.nonzero, "nonzero"),
     ],
 )
 def test_what_cannot_be_recorded_is_seen(function, name):

@@ -99,6 +99,16 @@ def test_whether_distributions_validate():
             assert _torch.validates_by_default() is value
 
 
+def test_operations_are_seen_and_replaced():
+    class Ones(_torch.OperationMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            return torch.ones_like(found) if function is torch.ops.aten.randn.default else found
+
+    with Ones():
+        assert torch.equal(2 * torch.randn(3), torch.full((3,), 2.0))
+
+
 def test_the_compiler_knows_the_option_of_the_same_noise():
     config = pytest.importorskip("torch._inductor.config")
     assert _torch.SAME_NOISE == {"fallback_random": True}

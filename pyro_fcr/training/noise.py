@@ -112,5 +112,6 @@ class GivenNoise(OperationMode):
         value = self._left.pop()
         if function is _DROPOUT:
             values, probability, _ = args
-            return values * value * (0.0 if probability == 1.0 else 1.0 / (1.0 - probability)), value
+            scale = 0.0 if probability == 1.0 else 1.0 / (1.0 - probability)
+            return values * value * scale, value
         return args[0].copy_(value) if _name(function).endswith("_") else value

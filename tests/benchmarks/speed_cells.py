@@ -134,7 +134,7 @@ def make_objective(data, *, name="fcr", architecture=SIZES, programs=None, weigh
         return Objective.from_programs(model, guide, batch, weights=weights)
 
 
-def make_trainer(data, *, batch_size, max_epochs=100, engine="eager", **objective):
+def make_trainer(data, *, batch_size, max_epochs=100, engine="eager", device="cpu", **objective):
     """Set up a training on all cells: no held-out cells, no alignment, a constant learning rate.
 
     Parameters
@@ -143,8 +143,8 @@ def make_trainer(data, *, batch_size, max_epochs=100, engine="eager", **objectiv
         Of :func:`encode`.
     batch_size, max_epochs
         Of the plan.
-    engine
-        The plan's engine; a traced one compiles at its fourth step.
+    engine, device
+        The plan's; a traced step is compiled at its fourth call.
     **objective
         As in :func:`make_objective`.
     """
@@ -153,7 +153,7 @@ def make_trainer(data, *, batch_size, max_epochs=100, engine="eager", **objectiv
         max_epochs=max_epochs,
         align_at=None,
         lr_schedule="constant",
-        device="cpu",
+        device=device,
         progress=False,
         engine=engine,
     )
