@@ -4,10 +4,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from cli_helpers import run
 from scipy import sparse
 
 import pyro_fcr
 from pyro_fcr import SchemaError
+from pyro_fcr.comparison import paper
 from pyro_fcr.data import datasets
 
 
@@ -141,3 +143,58 @@ def test_emt_time_courses_are_put_together(tmp_path):
         datasets.cook2020(tmp_path)
     with pytest.raises(FileNotFoundError, match="acc=GSE147405"):
         datasets.cook2020(tmp_path / "empty")
+
+
+def test_a_screen_is_fitted_and_measured_beside_the_paper(sciplex, tmp_path):
+    pytest.importorskip("causallearn", reason="needs causal-learn: pip install '.[independence]'")
+    pytest.importorskip("igraph", reason="needs igraph: pip install '.[leiden]'")
+    adata = datasets.sciplex3(sciplex)
+    schema = pyro_fcr.Schema(
+        treatment_key="treatment", control="control", covariate_keys="cell_line", dose_key="dose"
+    )
+    found = paper.reproduce(
+        "sciplex",
+        adata,
+        schema,
+        n_genes=10,
+        architecture=pyro_fcr.Architecture(n_x=2, n_t=2, n_tx=2, n_hidden=8),
+        plan=pyro_fcr.TrainingPlan(max_epochs=2, engine="eager", progress=False),
+        n_permutations=9,
+        n_draws=5,
+    )
+    assert found.evaluation.scenarios == ["unseen pair"]
+    assert {"x", "t", "random"} == set(found.hsic["other"])
+    known = found.nmi.dropna(subset="published").groupby("block")["published"].first()
+    assert known.to_dict() == {"z_x": 0.886, "z_tx": 0.718, "z_t": 0.276}
+    assert found.nmi["value"].between(0, 1).all()
+    folder = found.to_folder(tmp_path / "out", title="sciplex")
+    assert {"model", "evaluation", "hsic.csv", "nmi.csv"} <= {p.name for p in folder.iterdir()}
+
+
+def test_the_most_variable_genes_are_kept():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.uniform(1, 20, 300), (200, 300)).astype(np.float32)
+    counts[:, 7] = rng.poisson(np.resize([0.1, 20.0], 200))
+    adata = ad.AnnData(sparse.csr_matrix(counts))
+    kept = paper.variable_genes(adata, 10)
+    assert kept.n_vars == 10
+    assert "7" in kept.var_names
+    assert (kept[:, "7"].X.toarray().ravel() == counts[:, 7]).all()
+
+
+def test_pairs_of_different_treatments_are_held_out_first(sciplex):
+    adata = datasets.sciplex3(sciplex)
+    schema = pyro_fcr.Schema(
+        treatment_key="treatment", control="control", covariate_keys="cell_line"
+    )
+    out = paper.hold_out_pairs(adata, schema, share=1 / 3, seed=0) == "ood"
+    pairs = adata.obs.loc[out, ["treatment", "cell_line"]].drop_duplicates()
+    assert sorted(pairs["treatment"]) == ["(+)-JQ1", "Quisinostat", "Trametinib"]
+
+
+def test_what_the_paper_does_not_say_has_to_be_said(tmp_path):
+    result = run("reproduce", "multiplex-9", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "multiplex-9: the paper does not say which experiments" in result.output
+    result = run("reproduce", "sciplex", "--out", tmp_path / "out", "--time", 24)
+    assert "--time is for the sets of MIX-Seq" in result.output

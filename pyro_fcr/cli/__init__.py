@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cyclopts import App, Parameter
 
 from pyro_fcr import __version__
-from pyro_fcr.cli import discover, draw, predict, simulate, train
+from pyro_fcr.cli import discover, draw, predict, reproduce, simulate, train
 from pyro_fcr.cli.shell import option_name, plain_messages, read_options
 
 commands = App(
@@ -32,6 +32,7 @@ for _command in (
     discover.effects,
     discover.interactions,
     draw.plot,
+    reproduce.reproduce,
     simulate.simulate,
 ):
     commands.command(_command)
