@@ -35,6 +35,7 @@ __all__ = [
     "get_proxy_mode",
     "make_fx",
     "skip_where",
+    "sum_of_processes",
     "tree_leaves",
     "tree_map_only",
     "validates_by_default",
@@ -58,3 +59,12 @@ def validates_by_default() -> bool:
 def skip_where(optimizer: Any, found_inf: Tensor) -> None:
     """Have a fused optimizer skip its step where a tensor is 1, by the hooks of ``GradScaler``."""
     optimizer.grad_scale, optimizer.found_inf = None, found_inf
+
+
+def sum_of_processes(values: Tensor) -> Tensor:
+    """Add up tensors of all processes as an operation that a traced step can hold, and compile."""
+    from torch.distributed import _functional_collectives as collectives  # noqa: PLC0415
+
+    group: Any = torch.distributed.group.WORLD
+    found = collectives.all_reduce(values.detach().contiguous(), "sum", group)
+    return collectives.wait_tensor(found)

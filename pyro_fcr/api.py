@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ from pyro_fcr.programs import (
     report_independences,
 )
 from pyro_fcr.queries import Source
+from pyro_fcr.ranks import from_first, join, rank
 from pyro_fcr.saving import (
     RECORD,
     TRAIN,
@@ -303,7 +305,9 @@ class FCR:
     ) -> pd.DataFrame:
         """Train model and guide; keep the state of the best held-out ELBO.
 
-        A model that was fitted before starts anew from its initial parameters.
+        A model that was fitted before starts anew from its initial parameters. Under ``torchrun``
+        every process calls it with the same cells, and takes its part of each batch, see
+        :func:`pyro_fcr.training.fit`.
 
         Parameters
         ----------
@@ -353,8 +357,9 @@ class FCR:
             ``checkpoint`` cannot be written, or a file that is no checkpoint stands there.
         """
         plan, callbacks = changed_plan(plan, changes), check_callbacks(callbacks)
+        join()
         if checkpoint is not None:
-            checkpoint = check_checkpoint_place(checkpoint)
+            checkpoint = from_first(partial(check_checkpoint_place, checkpoint))
         own = self._own()
         cells = own.cells
         checked = check_programs(self.model, self.guide, self._example())
@@ -530,7 +535,7 @@ class FCR:
 
     @checked()
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the model to a folder.
+        """Write the model to a folder; of several processes the first one does.
 
         Parameters
         ----------
@@ -556,6 +561,8 @@ class FCR:
             Nothing can be written there, or the disk is full. The model is still at hand: save it
             elsewhere.
         """
+        if rank() > 0:
+            return Path(folder)
         record = {
             "versions": {name: version(name) for name in ("pyro-fcr", "pyro-ppl", "torch")},
             "programs": {"model": name_of(self.model), "guide": name_of(self.guide)},

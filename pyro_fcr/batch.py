@@ -9,6 +9,7 @@ depends on how many of them exceed each k.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_fcr._torch import tree_map_only
+from pyro_fcr.parts import Part, WholeNoise
 
 TAIL_BOUND = 16
 """Counts up to this one are tabulated; the excess of larger counts is listed."""
@@ -106,6 +108,8 @@ class Batch:
         Number of cells in one pass over the data. A latent shared by all cells is spread over them.
     counts
         Sums over the counts ``y`` of these cells for count likelihoods, if prepared.
+    part
+        Which cells of a batch that several processes share these are; None if they are all of it.
 
     Examples
     --------
@@ -120,6 +124,7 @@ class Batch:
     n_levels: Mapping[str, int]
     n_total: int
     counts: CountSummary | None = None
+    part: Part | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.values:
@@ -150,7 +155,15 @@ class Batch:
 
     def take(self, rows: Tensor | slice) -> Batch:
         """Pick cells by position."""
-        return replace(self, counts=None).map(lambda each: each[rows])
+        return replace(self, counts=None, part=None).map(lambda each: each[rows])
+
+    def noise(self) -> AbstractContextManager:
+        """Draw what these cells have in a batch of all processes; nothing new for a whole batch."""
+        return nullcontext() if self.part is None else WholeNoise(self.part)
+
+    def shared(self, mean: Tensor) -> Tensor:
+        """Return what a mean over these cells adds to that over the batch of all processes."""
+        return mean if self.part is None else mean * self.part.share
 
     def tensors(self) -> dict[str, Any]:
         """Return all tensors, in nested dictionaries and tuples."""
@@ -173,6 +186,7 @@ class Batch:
             values={k: torch.cat([part.values[k] for part in parts]) for k in first.values},
             codes={k: torch.cat([part.codes[k] for part in parts]) for k in first.codes},
             counts=None,
+            part=None,
         )
 
     def stratum(self, sites: tuple[str, ...]) -> tuple[Tensor, int]:

@@ -34,6 +34,7 @@ FLOORS = [
     {"params"},
     {"batch", "modes", "seals", "values"},
     {"files"},
+    {"parts"},
     {"ranks"},
     {"_torch"},
 ]

@@ -139,6 +139,18 @@ def test_a_fused_step_is_skipped_where_told():
         assert bool((weight != before).any()) is moves
 
 
+def test_sums_over_processes_are_recorded():
+    """In one process; tests of several processes compare what comes out."""
+    here = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=here, rank=0, world_size=1)
+    try:
+        graph = _torch.make_fx(_torch.sum_of_processes)(torch.ones(2))
+        assert "all_reduce" in graph.code
+        assert torch.equal(graph(torch.tensor([1.0, 3.0])), torch.tensor([1.0, 3.0]))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_every_name_is_tried_here():
     tried = Path(__file__).read_text()
     assert [name for name in _torch.__all__ if f"_torch.{name}" not in tried] == []

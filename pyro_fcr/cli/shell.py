@@ -111,6 +111,12 @@ def plain_messages(*, debug: bool = False) -> Iterator[Call]:
             raise SystemExit(code) from error
 
 
+def be_quiet() -> None:
+    """Leave log lines and warnings to the first of several processes."""
+    logging.getLogger("pyro_fcr").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+
+
 def _line(error: BaseException, asked: Call) -> tuple[str, int]:
     """Return what to say of an error, and the exit code."""
     if isinstance(error, KeyboardInterrupt):

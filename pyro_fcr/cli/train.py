@@ -59,7 +59,7 @@ def fit(
     resume: Path | None = None,
     overwrite: shell.Overwrite = False,
 ) -> None:
-    """Train a model on cells and save it.
+    """Train a model on cells and save it, under torchrun in several processes.
 
     Parameters
     ----------
@@ -70,6 +70,28 @@ def fit(
     resume
         Checkpoint to go on from.
     """
+    from pyro_fcr import ranks
+
+    ranks.join()
+    place = ranks.from_first(lambda: _check_places(out, checkpoint, overwrite=overwrite))
+    if ranks.rank() > 0:
+        shell.be_quiet()
+    model = pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed)
+    history = model.fit(
+        plan, heldout_fraction=heldout_fraction, checkpoint=checkpoint, resume=resume
+    )
+    stopped = history.attrs["stopped"]
+    if stopped == "interrupted" and place.exists():
+        print(f"The former model stays in {out}. {_how_to_go_on(checkpoint)}", file=sys.stderr)
+    elif ranks.rank() == 0:
+        shell.put(out, lambda path: model.save(path, overwrite=overwrite))
+        print(f"{len(history)} epochs ({stopped}); model in {out}")
+    if stopped == "interrupted":
+        raise SystemExit(128 + signal.SIGINT)
+
+
+def _check_places(out: Path, checkpoint: Path | None, *, overwrite: bool) -> Path:
+    """Refuse places that cannot be written; return that of the model."""
     from pyro_fcr.saving import check_model_place
     from pyro_fcr.training import check_checkpoint_place
 
@@ -82,18 +104,7 @@ def fit(
                 f"--checkpoint {checkpoint} lies in --out {out}, where the model will stand. Give "
                 "it another place."
             )
-    model = pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed)
-    history = model.fit(
-        plan, heldout_fraction=heldout_fraction, checkpoint=checkpoint, resume=resume
-    )
-    stopped = history.attrs["stopped"]
-    if stopped == "interrupted" and place.exists():
-        print(f"The former model stays in {out}. {_how_to_go_on(checkpoint)}", file=sys.stderr)
-    else:
-        shell.put(out, lambda path: model.save(path, overwrite=overwrite))
-        print(f"{len(history)} epochs ({stopped}); model in {out}")
-    if stopped == "interrupted":
-        raise SystemExit(128 + signal.SIGINT)
+    return place
 
 
 def _how_to_go_on(checkpoint: Path | None) -> str:

@@ -95,9 +95,11 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """The loss of a model and a guide, ``objective(batch).total``.
 
-    It is a module that holds model, guide, discriminators and heads. It knows the cells of the
-    batch that it is given and no others: in several processes its penalties compare cells of one,
-    and wrappers such as ``DistributedDataParallel`` do not see :meth:`adversary_loss`.
+    It is a module that holds model, guide, discriminators and heads. In several
+    processes (``torchrun``) :func:`pyro_fcr.training.fit` gives each a part of every batch, and the
+    penalties compare the cells of all parts. A wrapper such as ``DistributedDataParallel`` gives
+    it batches that know nothing of one another: the ELBO is right then, but penalties compare the
+    cells of one process, and no wrapper sees :meth:`adversary_loss`: discriminators part.
 
     Parameters
     ----------
@@ -195,12 +197,17 @@ class Objective(nn.Module):
         return {term.name: term for term in self._terms.values() if isinstance(term, Term)}
 
     def forward(self, batch: Batch) -> Losses:
-        """Run guide and model on a batch and evaluate every term."""
-        return self.evaluate(Run.trace(self.model, self.guide, batch))
+        """Run guide and model on a batch and evaluate every term.
+
+        Of a part of a batch that several processes share, loss and terms are what its cells add to
+        those of the batch: their sums over processes are those of one process.
+        """
+        with batch.noise():
+            return self.evaluate(Run.trace(self.model, self.guide, batch))
 
     def evaluate(self, run: Run) -> Losses:
         """Evaluate every term on a run that was made elsewhere."""
-        values = {name: term(run) for name, term in self.terms.items()}
+        values = {name: run.batch.shared(term(run)) for name, term in self.terms.items()}
         stacked = torch.stack(list(values.values()))
         total = (stacked * self.current_weights.to(stacked)).sum()
         return Losses(total, values, run)
@@ -210,7 +217,7 @@ class Objective(nn.Module):
         found = [
             loss for term in self.terms.values() if (loss := term.adversary_loss(run)) is not None
         ]
-        return torch.stack(found).sum() if found else None
+        return run.batch.shared(torch.stack(found).sum()) if found else None
 
     def elbo(self, losses: Losses) -> Tensor:
         """Return the ELBO with all weights 1, nats per cell (higher is better)."""

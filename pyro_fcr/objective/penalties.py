@@ -6,8 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_fcr.parts import Part
 
-def group_mean(values: Tensor, group: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
+
+def group_mean(
+    values: Tensor, group: Tensor, n_groups: int, *, part: Part | None = None
+) -> tuple[Tensor, Tensor]:
     """Average rows that share a group.
 
     Parameters
@@ -18,6 +22,8 @@ def group_mean(values: Tensor, group: Tensor, n_groups: int) -> tuple[Tensor, Te
         The group of each row, ``(n_cells,)`` integers below ``n_groups``.
     n_groups
         Number of groups, empty ones included.
+    part
+        Which rows these are of those of all processes, whose means are taken; None if they are all.
 
     Returns
     -------
@@ -30,6 +36,8 @@ def group_mean(values: Tensor, group: Tensor, n_groups: int) -> tuple[Tensor, Te
     """
     size = values.new_zeros(n_groups, 1).index_add(0, group, values.new_ones(len(values), 1))
     total = values.new_zeros(n_groups, values.shape[-1]).index_add(0, group, values)
+    if part is not None:
+        total, size = part.sum(torch.cat([total, size], dim=1)).tensor_split([-1], dim=1)
     return total / size.clamp(min=1.0), size
 
 
@@ -38,6 +46,8 @@ def structure_divergence(
     prior: tuple[Tensor, Tensor],
     condition: Tensor,
     n_conditions: int,
+    *,
+    part: Part | None = None,
 ) -> Tensor:
     """Return the divergence of each condition's posterior from the prior that its causes allow.
 
@@ -56,18 +66,26 @@ def structure_divergence(
         Number of each cell's condition, ``(n_cells,)``.
     n_conditions
         Number of possible conditions.
+    part
+        As in :func:`group_mean`.
 
     Returns
     -------
     Nats per cell, a scalar.
     """
-    mean, size = group_mean(posterior[0], condition, n_conditions)
-    unbiased = size / (size - 1.0).clamp(min=1.0)
-    between = unbiased * _spread(posterior[0], mean, condition)
-    variance = group_mean(posterior[1], condition, n_conditions)[0] + between
-    prior_mean, _ = group_mean(prior[0], condition, n_conditions)
-    prior_variance = group_mean(prior[1], condition, n_conditions)[0]
-    prior_variance = prior_variance + _spread(prior[0], prior_mean, condition)
+    means = torch.cat([posterior[0], prior[0]], dim=-1)
+    within = torch.cat([posterior[1], prior[1]], dim=-1)
+    found, size = group_mean(torch.cat([means, within], dim=-1), condition, n_conditions, part=part)
+    mean, variance = found.chunk(2, dim=-1)
+    squares = (means - mean[condition]).square()
+    spread, _ = group_mean(squares, condition, n_conditions, part=part)
+    (mean, prior_mean), (variance, prior_variance) = (
+        mean.chunk(2, dim=-1),
+        variance.chunk(2, dim=-1),
+    )
+    between, prior_between = spread.chunk(2, dim=-1)
+    between = size / (size - 1.0).clamp(min=1.0) * between
+    variance, prior_variance = variance + between, prior_variance + prior_between
     used = (size > 1.0).to(size.dtype)
     variance, prior_variance = (torch.where(used > 0, v, 1.0) for v in (variance, prior_variance))
     distance = (mean - prior_mean).square() - between / size.clamp(min=1.0)
@@ -75,10 +93,6 @@ def structure_divergence(
     divergence = 0.5 * (ratio - 1.0 - torch.log(ratio) + distance / prior_variance)
     weight = used * size
     return (weight * divergence).sum() / weight.sum().clamp(min=1.0)
-
-
-def _spread(values: Tensor, mean: Tensor, group: Tensor) -> Tensor:
-    return group_mean((values - mean[group]).square(), group, len(mean))[0]
 
 
 _NEAR = 0.02  # share of the range of doses within which cells count as of one dose
@@ -138,7 +152,13 @@ def log_density_ratio(discriminator: Logits, left: Tensor, right: Tensor, given:
 
 
 def discriminator_loss(
-    discriminator: Logits, left: Tensor, right: Tensor, given: Tensor, stratum: Tensor
+    discriminator: Logits,
+    left: Tensor,
+    right: Tensor,
+    given: Tensor,
+    stratum: Tensor,
+    *,
+    part: Part | None = None,
 ) -> Tensor:
     """Return the cross-entropy of telling cells from those whose right block was exchanged.
 
@@ -151,6 +171,8 @@ def discriminator_loss(
         As in :func:`log_density_ratio`.
     stratum
         Number of each cell's stratum, ``(n_cells,)``.
+    part
+        Which cells these are of those of all processes, which exchange blocks with one another.
 
     Returns
     -------
@@ -158,5 +180,15 @@ def discriminator_loss(
     """
     left, right = left.detach(), right.detach()
     joint = discriminator(left, right, given)
-    exchanged = discriminator(left, right[permute_within(stratum, given)], given)
+    exchanged = discriminator(left, _exchanged(right, given, stratum, part), given)
     return 0.5 * (F.softplus(-joint) + F.softplus(exchanged)).mean()
+
+
+def _exchanged(right: Tensor, given: Tensor, stratum: Tensor, part: Part | None) -> Tensor:
+    if part is None:
+        return right[permute_within(stratum, given)]
+    columns = [right.double(), given.double(), stratum[:, None].double()]  # in one message
+    widths = [each.shape[1] for each in columns]
+    all_right, all_given, all_strata = part.gather(torch.cat(columns, dim=1)).split(widths, dim=1)
+    index = permute_within(all_strata.squeeze(1).long(), all_given)
+    return all_right[part.own(index)].to(right.dtype)

@@ -155,7 +155,9 @@ class Structure(Term):
             for family in (run.posterior(self.block), run.prior(self.block))
         )
         stratum, n_strata = run.batch.stratum(self.condition)
-        return penalties.structure_divergence(posterior, prior, stratum, n_strata)
+        return penalties.structure_divergence(
+            posterior, prior, stratum, n_strata, part=run.batch.part
+        )
 
 
 class Discriminator(nn.Module):
@@ -211,7 +213,8 @@ class Permutation(Term):
     def adversary_loss(self, run: Run) -> Tensor:
         """Return the discriminator's cross-entropy."""
         stratum, _ = run.batch.stratum(self.claim.given)
-        return penalties.discriminator_loss(self.adversary, *self._inputs(run), stratum)
+        inputs = *self._inputs(run), stratum
+        return penalties.discriminator_loss(self.adversary, *inputs, part=run.batch.part)
 
     def _inputs(self, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         left, right = run.features(self.claim.left), run.features(self.claim.right)

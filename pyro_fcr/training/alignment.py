@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -25,8 +25,10 @@ from pyro_fcr.modes import looking
 from pyro_fcr.objective import Objective
 from pyro_fcr.objective.terms import Reconstruction
 from pyro_fcr.params import obstacle_to_copies
-from pyro_fcr.training.axes import find_axes
+from pyro_fcr.ranks import from_first, n_processes
+from pyro_fcr.training.axes import Axes, find_axes
 from pyro_fcr.training.batches import Batches
+from pyro_fcr.training.checkpoint import random_state, set_random_state
 from pyro_fcr.training.flows import Flows
 from pyro_fcr.training.optimizer import GuardedOptimizer
 from pyro_fcr.training.samples import Sample, Sizes, draw, draw_latents, split
@@ -64,6 +66,7 @@ def align(
     teach_steps: int,
     learning_rate: float,
     after_step: Callable[[], None] = lambda: None,
+    after_shared_step: Callable[[], None] | None = None,
 ) -> Aligned:
     """Align the latents of a model and its guide with the model's priors, wholly or not at all.
 
@@ -81,6 +84,8 @@ def align(
     after_step
         Function that is called after every step. If it raises, the alignment ends half-way and the
         parameters are put back.
+    after_shared_step
+        The same after steps that several processes take together; None takes ``after_step``.
 
     Returns
     -------
@@ -95,16 +100,34 @@ def align(
     state = copy.deepcopy(objective.state_dict())
     try:
         sample = _encode(objective.guide, batches, sizes)
-        axes = find_axes(objective.model, sample, sizes, after_step=after_step)
+        axes = _decided(objective.model, sample, sizes, after_step)
         if axes.gain > 0:  # and not NaN
             lesson = _lesson(objective.guide, axes.flow, sizes)
-            _teach(objective, batches, lesson, (teach_steps, learning_rate), after_step)
+            pace = teach_steps, learning_rate
+            _teach(objective, batches, lesson, pace, after_shared_step or after_step)
             return Aligned(axes.gain, axes.lead, axes.agreement, axes.n_starts, axes.n_moved)
     except BaseException:
         objective.load_state_dict(state)
         raise
     objective.load_state_dict(state)
     return Aligned(obstacle="no map makes them more probable under their priors")
+
+
+def _decided(
+    model: nn.Module, sample: Sample, sizes: Sizes, after_step: Callable[[], None]
+) -> Axes:
+    """Find the axes once, in the first process; all go on with its map and random state."""
+    device = sample.drawn.device
+
+    def find() -> tuple[Axes, dict[str, Any]]:
+        axes = find_axes(model, sample, sizes, after_step=after_step)
+        return axes._replace(flow=axes.flow.cpu()), random_state(device)
+
+    if n_processes() == 1:
+        return find_axes(model, sample, sizes, after_step=after_step)
+    axes, state = from_first(find)
+    set_random_state(state, device)
+    return axes._replace(flow=axes.flow.to(device))
 
 
 def _lesson(guide: nn.Module, flow: Flows, sizes: Sizes) -> _Lesson:
@@ -151,7 +174,10 @@ def _teach(
     """Train model and guide on given latents by log p(y, z) + log q(z | y), both for fixed z."""
     n_steps, learning_rate = plan
     optimizer = GuardedOptimizer(
-        objective.main_parameters(), learning_rate=learning_rate, gradient_clip=_CLIP
+        objective.main_parameters(),
+        learning_rate=learning_rate,
+        gradient_clip=_CLIP,
+        shared=batches.is_divided,
     )
     schedule = optimizer.scheduler("one-cycle", n_steps=n_steps)
     seed = int(torch.randint(2**31, ()))
@@ -159,8 +185,10 @@ def _teach(
         epoch, number = divmod(step, len(batches))
         if number == 0:
             rows = batches.shuffled_rows(seed, epoch)
-        batch = batches.batch(rows[number])
-        optimizer.step(_lesson_loss(objective, batch, lesson(batch)), number=step)
+        batch = batches.part(rows[number])
+        with batch.noise():
+            loss = batch.shared(_lesson_loss(objective, batch, lesson(batch)))
+        optimizer.step(loss, number=step)
         schedule.step()
         after_step()
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from pyro_fcr.batch import TAIL_BOUND, Batch, CountSummary, tabulate_tails
 from pyro_fcr.data import Cells
 from pyro_fcr.data.io import Matrix
+from pyro_fcr.parts import Part
+from pyro_fcr.ranks import n_processes
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _CELLS_AT_ONCE = 4_096
@@ -52,7 +54,8 @@ class Batches:
 
     Notes
     -----
-    Only :meth:`for_training` prepares what pays over many passes over the data.
+    Only :meth:`for_training` prepares what pays over many passes over the data, and divides every
+    batch among the processes, if there are several.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Batches:
         self.batch_size, self.device, self.dtype = batch_size, device, dtype
         self._summaries: Summaries | None = None
         self._resident: ResidentCells | None = None
+        self.shared = False
 
     @classmethod
     def for_training(
@@ -81,6 +85,7 @@ class Batches:
     ) -> Batches:
         """Return batches whose counts stay on the GPU if they fit there, else are summed up."""
         self = cls(cells, rows, batch_size=batch_size, device=device, dtype=dtype)
+        self.shared = True
         if not np.issubdtype(cells.expression.dtype, np.unsignedinteger):  # no counts
             return self
         if device.type == "cuda" and _fits(cells, device):
@@ -105,7 +110,7 @@ class Batches:
         The few cells that do not fill a batch are left out; they differ from epoch to epoch.
         """
         for rows in self.shuffled_rows(seed, epoch)[start:]:
-            yield self.batch(rows)
+            yield self.part(rows)
 
     def shuffled_rows(self, seed: int, epoch: int) -> list[Tensor]:
         """Return the positions of the cells of every whole batch of an epoch."""
@@ -122,7 +127,19 @@ class Batches:
     def in_order(self) -> Iterator[Batch]:
         """Yield all cells in their own order."""
         for rows in self.rows.split(self.batch_size):
-            yield self.batch(rows)
+            yield self.part(rows)
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether several processes have a part of every batch each."""
+        return self.shared and n_processes() > 1
+
+    def part(self, rows: Tensor) -> Batch:
+        """Return this process's part of a batch; all of it if there are no others, or few cells."""
+        part = Part.of_this_process(len(rows)) if self.shared else None
+        if part is None:
+            return self.batch(rows)
+        return replace(self.batch(part.own(rows)), part=part)
 
     def batch(self, rows: Tensor) -> Batch:
         """Return some cells as a batch; a pass over the data is ``cells.n_total`` cells."""

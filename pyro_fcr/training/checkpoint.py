@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pyro_fcr.files import atomic_write, check_place, locate
+from pyro_fcr.ranks import n_processes
 from pyro_fcr.training.plan import TrainingPlan
 
 _MAGIC = b"pyro-fcr checkpoint 1\n"  # then the sha256 of the rest, and a new line
@@ -23,17 +24,17 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be resumed; the message says why."""
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of torch's generators."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of torch's generators, of the CPU and of a device."""
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put the state of torch's generators back."""
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put the state of torch's generators back, if possible that of a device, too."""
     torch.set_rng_state(state["cpu"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"][0], device)
 
 
 def check_checkpoint_place(path: str | Path) -> Path:
@@ -75,7 +76,7 @@ def write_checkpoint(path: str | Path, state: dict[str, Any], plan: TrainingPlan
 def read_checkpoint(
     path: str | Path, plan: TrainingPlan, *, n_epochs: int, digests: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Read a state that was written in the same run.
+    """Read a state that was written in the same run, by as many processes.
 
     Parameters
     ----------
@@ -90,7 +91,7 @@ def read_checkpoint(
     ------
     CheckpointError
         There is no such file, it is damaged or of an earlier version, or cells, labels, genes,
-        split, programs or a setting differ that change what is trained.
+        split, programs, the number of processes or a setting differ that change what is trained.
     """
     place = locate(path)
     if not place.is_file():
@@ -140,6 +141,9 @@ def _obstacle(
             f"belongs to a run of {theirs_epochs} epochs, this one has {n_epochs}. Schedules "
             "depend on it: resume with the same max_epochs and number of cells"
         )
+    n, was = n_processes(), state.get("n_processes", 1)
+    if was != n:
+        return f"was trained by {_processes(was)}, not {n}. Resume with as many"
     differ = [name for name in digests if state["digests"].get(name) != digests[name]]
     if differ:
         return (
@@ -147,3 +151,7 @@ def _obstacle(
             "the data and settings of that run"
         )
     return ""
+
+
+def _processes(n: int) -> str:
+    return f"{n} processes" if n > 1 else "1 process"

@@ -19,6 +19,7 @@ from pyro_fcr.batch import Batch
 from pyro_fcr.graph.runs import Run
 from pyro_fcr.modes import same_noise_again, seeded
 from pyro_fcr.objective import Objective
+from pyro_fcr.ranks import said_by_all
 from pyro_fcr.training.checkpoint import random_state, set_random_state
 from pyro_fcr.training.optimizer import GuardedOptimizer
 from pyro_fcr.training.plan import TrainingPlan
@@ -170,7 +171,8 @@ class TracedEngine(Engine):
             traced = self.traced(batch)
         with seeded(self.plan.seed, device=device):
             eager = eager_gradients(self.objective, batch)
-        if difference := _difference(traced, eager, self._tolerance):
+        differences = said_by_all(_difference(traced, eager, self._tolerance))
+        if difference := next(filter(None, differences), ""):
             raise NotTraceableError(f"under the same noise {difference}")
 
 
@@ -221,7 +223,7 @@ class GraphEngine(TracedEngine):
         before = [each.clone() for each in written]
         with same_noise_again(self._number.device):
             eager = eager_gradients(self.objective, self._place)
-        noise = random_state()
+        noise = random_state(self._number.device)
         try:
             self._replay = _recorded(self._take)
             self._replay()
@@ -230,10 +232,11 @@ class GraphEngine(TracedEngine):
             reason = reason and f"under the same noise {reason}"
         except RuntimeError as error:  # what cannot be recorded, or no memory for it
             reason = str(error).strip().splitlines()[0]
+        reason = next(filter(None, said_by_all(reason)), "")
         if not reason:
             return
         logger.warning("Compiled steps are not replayed from one CUDA graph: %s.", reason)
-        set_random_state(noise)
+        set_random_state(noise, self._number.device)
         with torch.no_grad():
             for place, value in zip(written, before, strict=True):
                 place.copy_(value)

@@ -7,6 +7,9 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
+from pyro_fcr.ranks import largest, n_processes
+
+_STEPS_BETWEEN_QUESTIONS = 10  # to other processes
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in dir(signal)
 ]
@@ -27,6 +30,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
+        self._n_steps = 0
 
     def __enter__(self) -> Interrupt:
         for each in _SIGNALS:
@@ -52,7 +56,26 @@ class Interrupt:
     def raise_if_requested(self) -> None:
         """Interrupt now if a signal came."""
         if self.requested is not None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(int(self.requested))
+
+    def raise_together(self) -> None:
+        """Interrupt all processes now if a signal came to one, after the same step of each.
+
+        They ask one another every tenth time.
+        """
+        if n_processes() == 1:
+            return self.raise_if_requested()
+        self._n_steps += 1
+        if self._n_steps % _STEPS_BETWEEN_QUESTIONS == 0:
+            came = largest(int(self.requested or 0))
+            self.requested = signal.Signals(came) if came else None
+            self.raise_if_requested()
+        return None
+
+    def take_over(self, error: KeyboardInterrupt) -> None:
+        """Note the signal that came to another process, from its interruption."""
+        if self.requested is None and error.args:
+            self.requested = signal.Signals(error.args[0])
 
     @property
     def word(self) -> str:

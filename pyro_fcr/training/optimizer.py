@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_fcr._torch import skip_where
+from pyro_fcr._torch import skip_where, sum_of_processes
 from pyro_fcr.graph.runs import Run
 from pyro_fcr.objective import Objective
 from pyro_fcr.objective.terms import Density
@@ -32,6 +32,9 @@ class GuardedOptimizer:
     recorded
         Whether steps are recorded in a CUDA graph, which needs the learning rate and the number of
         steps on the device.
+    shared
+        Whether losses are what several processes' cells add to that of a batch: their gradients are
+        added up, and every process takes the same step.
     """
 
     def __init__(
@@ -42,8 +45,9 @@ class GuardedOptimizer:
         weight_decay: float = 0.0,
         gradient_clip: float = float("inf"),
         recorded: bool = False,
+        shared: bool = False,
     ) -> None:
-        self.parameters = list(parameters)
+        self.parameters, self.shared = list(parameters), shared
         self.learning_rate, self.gradient_clip = learning_rate, gradient_clip
         device = self.parameters[0].device
         self.torch = torch.optim.AdamW(
@@ -90,6 +94,8 @@ class GuardedOptimizer:
         self._guarded_step(loss, number)
 
     def _guarded_step(self, loss: Tensor, number: int | Tensor) -> None:
+        if self.shared:
+            loss = self._add_up(loss)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip, foreach=True)
         bad = ~torch.isfinite(loss.detach() + norm)
         is_first = bad & (self._found_inf == 0)
@@ -101,6 +107,15 @@ class GuardedOptimizer:
         """Return every tensor that a step writes: parameters, their moments and the finding."""
         moments = [each for state in self.torch.state.values() for each in state.values()]
         return [*self.parameters, *moments, self._found_inf, self._bad_step]
+
+    def _add_up(self, loss: Tensor) -> Tensor:
+        """Add up gradients and loss of all processes, in one message whatever a process used."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        flat = torch.cat([*(each.flatten() for each in gradients), loss.detach().reshape(1)])
+        *summed, total = sum_of_processes(flat).split([*(p.numel() for p in self.parameters), 1])
+        for parameter, gradient in zip(self.parameters, summed, strict=True):
+            parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
+        return total.squeeze(0)
 
     def bad_step(self) -> int | None:
         """Read the number of the first bad step from the device; None while all are good."""

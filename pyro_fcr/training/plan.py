@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from pyro_fcr.ranks import n_processes, place_on_machine
 from pyro_fcr.values import check_settings, shown, unknown
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class TrainingPlan:
         Passes over the training cells; None takes as many as make about 8,000 steps, between 10
         and 400.
     batch_size
-        Cells per step.
+        Cells per step, those of all processes together.
     learning_rate
         Learning rate of AdamW for model, guide and heads.
     weight_decay
@@ -66,7 +67,7 @@ class TrainingPlan:
         Seed of initial noise, batches and draws. The global random state is left alone.
     device
         ``auto``, ``cpu`` or ``cuda``, or one GPU as ``cuda:1``; ``auto`` takes CUDA if it is
-        available.
+        available. Of several processes each has a GPU of its own.
     checkpoint_every
         Epochs between checkpoints, if a path for them is given.
     progress
@@ -144,12 +145,28 @@ class TrainingPlan:
         return self.patience or max(5, self.epochs(n_cells) // 10)
 
     def torch_device(self) -> torch.device:
-        """Return the device that ``device`` stands for."""
+        """Return the device that ``device`` stands for, in several processes each one's own GPU.
+
+        Raises
+        ------
+        ValueError
+            Several processes would have one GPU.
+        """
         import torch  # noqa: PLC0415 (the command line reads options of the plan without torch)
 
-        if self.device != "auto":
-            return torch.device(self.device)
-        return torch.device("cuda" if _cuda_is_available() else "cpu")
+        name = self.device
+        if name == "auto":
+            name = "cuda" if _cuda_is_available() else "cpu"
+        if n_processes() == 1 or name == "cpu":
+            return torch.device(name)
+        number, n_gpus = place_on_machine(), torch.cuda.device_count()
+        if name != "cuda" or number >= n_gpus:
+            raise ValueError(
+                f"device is {self.device!r}, but each of the {n_processes()} processes needs a GPU "
+                f"of its own, and this machine has {n_gpus}: torchrun --nproc-per-node {n_gpus}, "
+                "with device left out."
+            )
+        return torch.device("cuda", number)
 
 
 def changed_plan(plan: TrainingPlan | None, changes: Mapping[str, Any]) -> TrainingPlan:

@@ -6,8 +6,8 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import asdict, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,22 @@ import pyro
 import torch
 from tqdm.auto import tqdm
 
+from pyro_fcr._torch import sum_of_processes
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Cells, Split
 from pyro_fcr.modes import in_precision, looking, seeded
 from pyro_fcr.objective import Objective
 from pyro_fcr.params import dtype_of
-from pyro_fcr.ranks import check_alone
+from pyro_fcr.ranks import (
+    copy_from_first,
+    from_first,
+    join,
+    largest,
+    n_processes,
+    rank,
+    said_by_all,
+    together,
+)
 from pyro_fcr.training.alignment import Aligned, align
 from pyro_fcr.training.batches import Batches, prefetched
 from pyro_fcr.training.callbacks import Callback, ask_to_stop, check_callbacks
@@ -33,6 +43,7 @@ from pyro_fcr.training.checkpoint import (
     write_checkpoint,
 )
 from pyro_fcr.training.digests import digests_of
+from pyro_fcr.training.divided import check_divisible, check_same
 from pyro_fcr.training.engines import EagerEngine, Engine, compiled_if_possible
 from pyro_fcr.training.interrupt import Interrupt
 from pyro_fcr.training.optimizer import GuardedOptimizer, NonFiniteError, non_finite_error
@@ -55,7 +66,11 @@ def fit(
     checkpoint: str | Path | None = None,
     resume: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Train a model and its guide.
+    """Train a model and its guide, alone or in several processes together.
+
+    Under ``torchrun``, or in a process group of torch, every process calls it with the same cells.
+    Each takes its part of every batch, and all end with the same parameters and history, those of
+    one process but for rounding. The first process writes the checkpoints.
 
     Parameters
     ----------
@@ -94,23 +109,31 @@ def fit(
     OSError
         ``checkpoint`` cannot be written, or is another file; raised before training.
     ValueError
-        Several processes run this program.
+        Several processes do not find one another, or have other cells, programs or settings.
+    pyro_fcr.ranks.ProcessLostError
+        One of several processes has ended.
     SystemExit
         SIGTERM or SIGHUP came and nobody else handles it; the checkpoint is written.
     """
-    check_alone("fit")
     plan, callbacks = plan or TrainingPlan(), check_callbacks(callbacks)
-    if checkpoint is not None:
-        checkpoint = check_checkpoint_place(checkpoint)
-    trainer = Trainer(
-        objective, cells, split=split, plan=plan, callbacks=callbacks, checkpoint=checkpoint
-    )
-    with seeded(plan.seed, device=trainer.device):
-        if resume is not None:
-            n_epochs, digests = trainer.n_epochs, trainer.digests
-            state = read_checkpoint(resume, plan, n_epochs=n_epochs, digests=digests)
-            trainer.load_state_dict(state)
-        return trainer.run()
+    join()
+    with together(_how_to_go_on(checkpoint)):
+        if checkpoint is not None:
+            checkpoint = from_first(partial(check_checkpoint_place, checkpoint))
+        trainer = Trainer(
+            objective, cells, split=split, plan=plan, callbacks=callbacks, checkpoint=checkpoint
+        )
+        trainer.start_together()
+        with seeded(plan.seed, device=trainer.device):
+            if resume is not None:
+                trainer.load_state_dict(from_first(partial(trainer.read, resume)))
+            return trainer.run()
+
+
+def _how_to_go_on(checkpoint: str | Path | None) -> str:
+    if checkpoint is None:
+        return "With a checkpoint this training could have been resumed."
+    return f"Start as many again and resume from {checkpoint}."
 
 
 class Trainer:
@@ -159,16 +182,19 @@ class Trainer:
     def _build_optimizers(self) -> None:
         plan, adversary = self.plan, self.objective.adversary_parameters()
         self.level = plan.engine_for(self.n_steps, self.device)
-        recorded = self.level == "graph"
+        recorded, shared = self.level == "graph", self.train.is_divided
         self.main = GuardedOptimizer(
             self.objective.main_parameters(),
             learning_rate=plan.learning_rate,
             weight_decay=plan.weight_decay,
             gradient_clip=plan.gradient_clip,
             recorded=recorded,
+            shared=shared,
         )
         self.adversary = (
-            GuardedOptimizer(adversary, learning_rate=plan.adversary_lr, recorded=recorded)
+            GuardedOptimizer(
+                adversary, learning_rate=plan.adversary_lr, recorded=recorded, shared=shared
+            )
             if adversary
             else None
         )
@@ -177,6 +203,19 @@ class Trainer:
         )
         self.eager = EagerEngine(self.objective, self.main, self.adversary, plan)
         self.compiled: Engine | None = None
+
+    def start_together(self) -> None:
+        """Have all processes begin with the parameters of the first, if they are of one training.
+
+        Raises
+        ------
+        ValueError
+            They are not, or the programs would not be the same in all.
+        """
+        if self.train.is_divided:
+            check_divisible(self.objective, self.train)
+            check_same({**asdict(replace(self.plan, progress=None)), **self.digests})
+            copy_from_first(self.objective.state_dict().values())
 
     def run(self) -> pd.DataFrame:
         """Train to an end and keep the best state, whatever the end is."""
@@ -205,7 +244,8 @@ class Trainer:
                     bar.update()
                     bar.set_postfix_str(self._postfix())
             stopped = self._why_to_stop() if self.epoch < self.n_epochs else stopped
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            self._interrupt.take_over(error)
             stopped = self._interrupt.word
         if self._between_steps:
             self._write_checkpoint()
@@ -222,6 +262,7 @@ class Trainer:
         shown = self.plan.progress
         if shown is None:  # a notebook shows widgets, whatever its streams are
             shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+        shown = shown and rank() == 0
         return tqdm(total=self.n_epochs, initial=self.epoch, disable=not shown, unit="epoch")
 
     def _run_epoch(self) -> None:
@@ -232,15 +273,16 @@ class Trainer:
             self._between_steps = False
             self._validated_step(batch)
             self._between_steps = True
-            self._interrupt.raise_if_requested()
+            self._interrupt.raise_together()
         self._raise_if_bad()
         self._record(time.perf_counter() - start)
         self.epoch, self.batch_number = self.epoch + 1, 0
         if self.epoch % self.plan.checkpoint_every == 0:
             self._write_checkpoint()
-        self.asked_to_stop = ask_to_stop(
+        asked = ask_to_stop(
             self.callbacks, self.epoch - 1, self.rows[-1], seed=self.plan.seed, device=self.device
         )
+        self.asked_to_stop = bool(largest(int(asked)))  # in any process
 
     def _align(self) -> None:
         calm = pyro.validation_enabled(is_validate=False)
@@ -251,6 +293,7 @@ class Trainer:
                 teach_steps=max(1, self.n_steps // 10),
                 learning_rate=self.plan.learning_rate,
                 after_step=self._interrupt.raise_if_requested,
+                after_shared_step=self._interrupt.raise_together,
             )
         if self.aligned.obstacle:
             logger.info("Latents are not aligned with their priors: %s.", self.aligned.obstacle)
@@ -299,17 +342,31 @@ class Trainer:
 
     def _record(self, seconds: float) -> None:
         names = [*self.objective.terms, "adversary"]
-        means = dict(zip(names, (self.sums / len(self.train)).tolist(), strict=True))
+        means = self._sums_of_all().sum(dim=0) / len(self.train)
+        row = {f"train/{n}": value for n, value in zip(names, means.tolist(), strict=True)}
         self.sums.zero_()
         weights = zip(self.objective.terms, self.objective.current_weights.tolist(), strict=True)
-        row = {f"train/{name}": value for name, value in means.items()}
         row |= {f"weight/{name}": value for name, value in weights}
         row |= {"lr": float(self.main.torch.param_groups[0]["lr"]), "seconds": seconds}
         if self.heldout is not None:
             heldout = mean_terms(self.objective, self.heldout, seed=self.plan.seed)
             row |= {f"heldout/{name}": value for name, value in heldout.items()}
-            self._keep_if_best(heldout["elbo"])
+        row = self._agreed(row)
+        if self.heldout is not None:
+            self._keep_if_best(row["heldout/elbo"])
         self.rows.append(row)
+
+    def _sums_of_all(self) -> torch.Tensor:
+        """Return the sums of the terms in each process, ``(n_processes, n_terms + 1)``."""
+        return torch.tensor(said_by_all(self.sums.tolist()))
+
+    def _agreed(self, row: dict[str, float]) -> dict[str, float]:
+        """Return what the first process found, which decides, and go on with its random state."""
+        if not self.train.is_divided:
+            return row
+        row, state = from_first(lambda: (row, random_state(self.device)))
+        set_random_state(state, self.device)
+        return row
 
     def _keep_if_best(self, elbo: float) -> None:
         if self.plan.lr_schedule == "plateau":
@@ -344,8 +401,11 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         if self.checkpoint is None:
             return
+        state = self.state_dict()
+        if rank() > 0:
+            return
         try:
-            write_checkpoint(self.checkpoint, self.state_dict(), self.plan)
+            write_checkpoint(self.checkpoint, state, self.plan)
         except OSError as error:
             logger.warning("No checkpoint in epoch %d; training goes on. %s", self.epoch, error)
 
@@ -362,13 +422,18 @@ class Trainer:
             "adversary": None if self.adversary is None else self.adversary.torch.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "position": [self.epoch, self.batch_number, self.step, self.n_epochs],
-            "sums": self.sums,
+            "sums": self._sums_of_all(),
             "rows": self.rows,
             "best": self.best,
             "aligned": list(self.aligned),
-            "random": random_state(),
+            "random": random_state(self.device),
             "digests": self.digests,
+            "n_processes": n_processes(),
         }
+
+    def read(self, checkpoint: str | Path) -> dict[str, Any]:
+        """Read the state of this run from a checkpoint; raises if it is of another one."""
+        return read_checkpoint(checkpoint, self.plan, n_epochs=self.n_epochs, digests=self.digests)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put a state back."""
@@ -378,10 +443,11 @@ class Trainer:
             self.adversary.torch.load_state_dict(state["adversary"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.batch_number, self.step, _ = state["position"]
-        self.sums.copy_(state["sums"])
+        self.objective.set_progress(max(0, self.step - 1) / self.n_steps)  # as in the last step
+        self.sums.copy_(state["sums"].reshape(-1, len(self.sums))[rank()])
         self.rows, self.best = state["rows"], state["best"]
         self.aligned = Aligned(*state["aligned"])
-        set_random_state(state["random"])
+        set_random_state(state["random"], self.device)
 
 
 def _report_passed_peak(history: pd.DataFrame, best: int) -> None:
@@ -421,6 +487,16 @@ def mean_terms(objective: Objective, batches: Batches, *, seed: int = 0) -> dict
         for batch in batches.in_order():
             losses = objective(batch)
             row = [*losses.terms.values(), losses.total, objective.elbo(losses)]
-            rows.append(torch.stack(row) * len(batch))
-    mean = (torch.stack(rows).sum(dim=0) / len(batches.rows)).tolist()
+            rows.append(torch.stack(row) * _counted(batch, batches))
+    total = torch.stack(rows).sum(dim=0)
+    if batches.is_divided:
+        total = sum_of_processes(total)
+    mean = (total / len(batches.rows)).tolist()
     return dict(zip([*objective.terms, "loss", "elbo"], mean, strict=True))
+
+
+def _counted(batch: Batch, batches: Batches) -> float:
+    """Return as how many cells a batch counts, of which every process may have all."""
+    if batch.part is not None:
+        return batch.part.n
+    return len(batch) / n_processes() if batches.is_divided else len(batch)
