@@ -27,6 +27,7 @@ from pyro_fcr.data import (
     Registry,
     Schema,
     Split,
+    open_cells,
     read_cells,
     register,
     split_cells,
@@ -105,6 +106,9 @@ class FCR:
         of a batch. What they train (``pyro.param``, networks) is trained and saved with them.
     seed
         Seed of the initial parameters.
+    memory
+        How much memory the expression may take, as ``"2GB"`` or bytes; None stands for half of what
+        is free. Of a file, or a backed AnnData, that takes more, cells are read as they are needed.
 
     Attributes
     ----------
@@ -160,9 +164,10 @@ class FCR:
         model: Callable | None = None,
         guide: Callable | None = None,
         seed: int = 0,
+        memory: str | int | None = None,
     ) -> None:
-        given = read_cells(adata)
-        registry, cells = register(given, schema)
+        given = open_cells(adata)
+        registry, cells = register(given, schema, memory=memory)
         self._set_up(registry, architecture, (model, guide), seed)
         self._own_cells: OwnCells | None = OwnCells(
             given, registry, cells=cells, obsm=self._latents_among(given)
@@ -698,7 +703,7 @@ class FCR:
         self.chances = chances or None
         self._own_cells = None
         if adata is not None:
-            given = read_cells(adata)
+            given = open_cells(adata)
             self._own_cells = OwnCells(given, self.registry, obsm=self._latents_among(given))
         return self
 

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -91,6 +92,25 @@ class Text:
         return str.__str__(value)
 
 
+_UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a size of memory must be: a number of bytes, or text such as ``"2GB"``."""
+
+    words = "a size such as '2GB', '500MB' or a number of bytes of 1 or more"
+
+    def read(self, name: str, value: Any, *, error: type[ValueError] = ValueError) -> int:
+        """Return the number of bytes, or say what was expected instead."""
+        text = value.lower() if isinstance(value, str) else str(value)
+        found = re.fullmatch(r"(\d+\.?\d*) *([kmgt]?b|)", text)
+        size = 0 if found is None else int(float(found[1]) * _UNITS[found[2]])
+        if size < 1 or isinstance(value, bool | float):
+            raise error(f"{name} is {shown(value)}; expected {self.words}.")
+        return size
+
+
 @dataclass(frozen=True)
 class Each:
     """Several values, each of which is checked; a single one counts as several."""
@@ -114,17 +134,18 @@ _COUNT, _NUMBER_OF, _SHARE = (
 _POSITIVE, _NOT_NEGATIVE = Number(above=0), Number(least=0)
 _COLUMN = Text("the name of one column of obs")
 
-VOCABULARY: Final[Mapping[str, Number | Flag | Text | Each]] = {
+VOCABULARY: Final[Mapping[str, Number | Flag | Text | Each | Size]] = {
     # how much of everything
     "seed": Number(whole=True, least=0, most=2**32 - 1),
     **dict.fromkeys(
         ("n_cells", "n_draws", "n_labels", "n_permutations", "n_starts", "max_cells", "max_epochs",
-         "batch_size", "patience", "adversary_steps", "checkpoint_every", "memory", "min_cells",
+         "batch_size", "patience", "adversary_steps", "checkpoint_every", "min_cells",
          "n_x", "n_t", "n_tx", "n_embedding", "n_hidden", "n_neighbors", "n_latent", "n_genes"),
         _COUNT,
     ),
     **dict.fromkeys(("n_pairs", "n_inert", "n_batches"), _NUMBER_OF),
     "n_layers": _NUMBER_OF,
+    "memory": Size(),
     "n_refits": Number(whole=True, least=2),
     "n_contexts": Number(whole=True, least=2),
     "n_treatments": Number(whole=True, least=2),
@@ -239,7 +260,7 @@ def _read(
     given: Mapping[str, Any],
     free: Iterable[str],
     error: type[ValueError],
-    rules: Mapping[str, Number | Flag | Text | Each] = VOCABULARY,
+    rules: Mapping[str, Number | Flag | Text | Each | Size] = VOCABULARY,
 ) -> dict[str, Any]:
     return {
         name: rules[name].read(name, value, error=error)

@@ -15,12 +15,13 @@ from pyro_fcr.evaluation import evaluate
 from pyro_fcr.objective.objective import resolve_weights
 from pyro_fcr.queries import Query
 from pyro_fcr.training.plan import changed_plan
-from pyro_fcr.values import VOCABULARY, Each, Flag, Number, Text, checked
+from pyro_fcr.values import VOCABULARY, Each, Flag, Number, Size, Text, checked
 
 BAD = {
     Number: [True, "3", [3], None, np.nan, np.inf, np.array([3]), 1j],
     Flag: ["no", 1, None, [True]],
     Text: [["drug"], 1, "", None],
+    Size: [True, "much", "2 cows", [3], None, np.nan, 0, "0GB", 2.5, np.array([3])],
 }
 METHODS = [
     "fit", "get_latent_representation", "add_latents_to", "label_blind_latents", "predict",
@@ -97,6 +98,13 @@ def test_ranges_and_their_words(number, good, bad, words):
     for value in bad:
         with pytest.raises(ValueError, match=f"n is .*; expected {words}."):
             number.read("n", value)
+
+
+def test_sizes_of_memory():
+    given = {"1.5GB": 1_500_000_000, "2 mb": 2_000_000, "64": 64, 4096: 4096, np.int64(7): 7}
+    for size, n_bytes in given.items():
+        read = Size().read("memory", size)
+        assert (read, type(read)) == (n_bytes, int)
 
 
 def test_numpy_numbers_become_python_s_own():

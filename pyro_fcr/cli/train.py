@@ -57,6 +57,7 @@ def fit(
     heldout_fraction: float = 0.1,
     checkpoint: Path | None = None,
     resume: Path | None = None,
+    memory: str | None = None,
     overwrite: shell.Overwrite = False,
 ) -> None:
     """Train a model on cells and save it, under torchrun in several processes.
@@ -69,6 +70,9 @@ def fit(
         File to write checkpoints to, outside of --out. SIGTERM writes one, too.
     resume
         Checkpoint to go on from.
+    memory
+        How much memory the expression may take, such as 2GB; of a larger file, cells are read as
+        they are needed. Half of what is free if left out.
     """
     from pyro_fcr import ranks
 
@@ -76,7 +80,7 @@ def fit(
     place = ranks.from_first(lambda: _check_places(out, checkpoint, overwrite=overwrite))
     if ranks.rank() > 0:
         shell.be_quiet()
-    model = pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed)
+    model = pyro_fcr.FCR(cells, schema, architecture=architecture, seed=plan.seed, memory=memory)
     history = model.fit(
         plan, heldout_fraction=heldout_fraction, checkpoint=checkpoint, resume=resume
     )

@@ -4,7 +4,7 @@ from .cells import Cells
 from .depths import expected_depths
 from .design import Condition
 from .errors import SchemaError
-from .io import read_cells
+from .io import open_cells, read_cells
 from .ownership import OwnCells
 from .registration import register
 from .registry import Registry
@@ -21,6 +21,7 @@ __all__ = [
     "Split",
     "datasets",
     "expected_depths",
+    "open_cells",
     "read_cells",
     "register",
     "split_cells",

@@ -7,10 +7,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from pyro_fcr.batch import Batch, CountSummary
 from pyro_fcr.data.io import Matrix
+from pyro_fcr.data.stored import Expression
 
 Summarise = Callable[[npt.NDArray[np.int64], Matrix], CountSummary]
 
@@ -22,7 +24,8 @@ class Cells:
     Parameters
     ----------
     expression
-        Counts or log1p values, shape (n_cells, n_genes), CSR or dense. Any number type:
+        Counts or log1p values, shape (n_cells, n_genes), CSR or dense, in memory or on disk
+        (:class:`pyro_fcr.data.stored.StoredMatrix`). Any number type:
         `batch` widens to float32; counts are held in the narrowest unsigned type that fits.
     library
         Size factor of the likelihood, shape (n_cells, 1), float32: total count over
@@ -60,7 +63,7 @@ class Cells:
             [1., 2.]])
     """
 
-    expression: Matrix
+    expression: Expression
     library: Tensor
     levels: Mapping[str, Tensor]
     codes: Mapping[str, Tensor]
@@ -92,7 +95,7 @@ class Cells:
     def nbytes(self) -> int:
         """Memory held, in bytes."""
         y = self.expression
-        arrays = [y] if isinstance(y, np.ndarray) else [y.data, y.indices, y.indptr]
+        arrays = [y.data, y.indices, y.indptr] if sparse.issparse(y) else [y]
         tensors = [self.library, *self.levels.values(), *self.codes.values()]
         own = (*arrays, *tensors, *self.outcomes.values(), self.obs_names)
         return sum(each.nbytes for each in own)

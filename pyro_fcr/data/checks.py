@@ -15,12 +15,12 @@ from pyro_fcr.data.io import Matrix, layer_names
 from pyro_fcr.data.labels import is_balanced
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.spelling import did_you_mean, look_alikes
+from pyro_fcr.data.stored import Expression, StoredMatrix, blocks_of, survey_of
 from pyro_fcr.data.treatments import canonical_label
 
 _BLOCK = 2**22
 _LARGEST_LOG1P = 20.0  # log1p of 5e8, more than a cell's library size
 _TOO_MANY = 2.0**24  # counts of one gene in one cell, from where on float32 has gaps
-_CENTRED = 0.05  # of a standard deviation: means of z-scores and residuals
 _LIKE_CONTROL = re.compile(
     "(?i)(neg(ative)?[-_ ]?)?(control|ctrl)|dmso|vehicle|untreated|unstimulated|unperturbed|mock|"
     "(non|safe)[-_ ]?targeting|nt|pbs|none"
@@ -183,7 +183,9 @@ def warn_uncontrolled(levels: set[str], controlled: set[str], *, key: str) -> No
         )
 
 
-def check_values(matrix: Matrix, schema: Schema, *, adata: AnnData, genes: npt.NDArray) -> None:
+def check_values(
+    matrix: Matrix, schema: Schema, *, adata: AnnData, genes: npt.NDArray, first: int = 0
+) -> None:
     """Check that the matrix holds the promised scale.
 
     Parameters
@@ -196,6 +198,8 @@ def check_values(matrix: Matrix, schema: Schema, *, adata: AnnData, genes: npt.N
         Names the cells and the layers there are.
     genes
         Names of the columns, shape (n_genes,).
+    first
+        Position of the matrix's first row among the cells.
 
     Raises
     ------
@@ -206,22 +210,25 @@ def check_values(matrix: Matrix, schema: Schema, *, adata: AnnData, genes: npt.N
     bad = _first(flat, _no_count if schema.expression == "counts" else _no_log1p)
     if bad is not None:
         cell, gene = _place(matrix, bad)
-        place = f"{schema.source}, cell {adata.obs_names[cell]!r}, gene {str(genes[gene])!r}"
+        place = (
+            f"{schema.source}, cell {adata.obs_names[first + cell]!r}, gene {str(genes[gene])!r}"
+        )
         found = flat[bad]
         raise SchemaError(f"{place}: found {found:g}, {_mend(found, flat, schema, adata)}")
 
 
-def warn_other_scale(matrix: Matrix, schema: Schema) -> None:
+def warn_other_scale(matrix: Expression, schema: Schema) -> None:
     """Warn if values promised as log1p are whole numbers, z-scores or residuals."""
     if schema.expression != "log1p":
         return
-    if _first(_flat(matrix), _no_count) is None:
+    survey = survey_of(matrix)
+    if survey.is_whole:
         warnings.warn(
             f"{schema.source} has whole numbers only, though expression='log1p'; if they are "
             "counts, pass expression='counts' or call sc.pp.log1p first",
             stacklevel=3,
         )
-    elif _flat(matrix).min(initial=0.0) < 0 and _is_centred(matrix):
+    elif survey.least < 0 and survey.is_centred:
         warnings.warn(
             f"{schema.source} has negative values and genes of mean 0, as z-scores and residuals "
             "have, though expression='log1p'; name the layer with log1p values",
@@ -229,13 +236,7 @@ def warn_other_scale(matrix: Matrix, schema: Schema) -> None:
         )
 
 
-def _is_centred(matrix: Matrix) -> bool:
-    means = np.asarray(matrix.mean(axis=0, dtype=np.float64)).reshape(-1)
-    squares = np.square(_flat(matrix), dtype=np.float64).sum() / np.prod(matrix.shape)
-    return bool(np.median(np.abs(means)) < _CENTRED * np.sqrt(squares))
-
-
-def check_expressed(matrix: Matrix, schema: Schema, *, adata: AnnData) -> None:
+def check_expressed(matrix: Expression, schema: Schema, *, adata: AnnData) -> None:
     """Check that every gene has a value other than zero somewhere."""
     zero = np.flatnonzero(_nonzero(matrix, axis=0) == 0)
     if len(zero):
@@ -248,7 +249,7 @@ def check_expressed(matrix: Matrix, schema: Schema, *, adata: AnnData) -> None:
         )
 
 
-def check_cells_expressed(matrix: Matrix, schema: Schema, *, adata: AnnData) -> None:
+def check_cells_expressed(matrix: Expression, schema: Schema, *, adata: AnnData) -> None:
     """Check that every cell has a value other than zero somewhere."""
     zero = np.flatnonzero(_nonzero(matrix, axis=1) == 0)
     if len(zero):
@@ -336,10 +337,16 @@ def _mend(found: np.float32, flat: npt.NDArray, schema: Schema, adata: AnnData) 
     )
 
 
-def _nonzero(matrix: Matrix, *, axis: int) -> npt.NDArray[np.int64]:
+def _nonzero(matrix: Expression, *, axis: int) -> npt.NDArray[np.int64]:
     """Count stored values per gene (axis 0) or cell (axis 1); `read_matrix` stores no zeros."""
+    if isinstance(matrix, StoredMatrix):
+        return matrix.survey.n_shown if axis == 1 else matrix.survey.n_cells
     if isinstance(matrix, np.ndarray):
         return np.count_nonzero(matrix, axis=axis)
     if axis == 1:
         return np.diff(matrix.indptr)
-    return np.bincount(matrix.indices, minlength=matrix.shape[1])
+    genes = (block.indices for _, block in blocks_of(matrix))
+    found = np.zeros(matrix.shape[1], np.int64)
+    for each in genes:
+        found += np.bincount(each, minlength=len(found))
+    return found

@@ -1,7 +1,9 @@
 """Labels and values of cells -> tensors: the rows of each site, expression and library sizes."""
 
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +17,21 @@ from pyro_fcr.data import checks
 from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import Codes, Design
 from pyro_fcr.data.errors import SchemaError, listed
-from pyro_fcr.data.io import Matrix, as_dense, read_matrix
+from pyro_fcr.data.io import Matrix, as_dense, find_matrix, read_matrix
 from pyro_fcr.data.labels import label_text
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.spelling import did_you_mean
+from pyro_fcr.data.stored import (
+    CELLS_PER_POOL,
+    Expression,
+    StoredMatrix,
+    blocks_of,
+    free_memory,
+    stored_matrix,
+)
 from pyro_fcr.data.treatments import TreatmentEncoding, dose_strata
+
+logger = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.float32]
 
@@ -78,8 +90,13 @@ def site_rows(
     }
 
 
-def read_expression(adata: AnnData, genes: Sequence[str], schema: Schema) -> Matrix:
+def read_expression(
+    adata: AnnData, genes: Sequence[str], schema: Schema, *, memory: int | None = None
+) -> Expression:
     """Return the values of the registered genes, shape (n_cells, n_genes).
+
+    What is on disk and takes more than ``memory`` bytes stays there; None stands for half of what
+    is free.
 
     Raises
     ------
@@ -92,8 +109,13 @@ def read_expression(adata: AnnData, genes: Sequence[str], schema: Schema) -> Mat
         If there are other genes, in the name of the caller's caller's caller.
     """
     order = _gene_order(genes, adata)
-    matrix = _select(read_matrix(adata, schema), order)
-    checks.check_values(matrix, schema, adata=adata, genes=np.asarray(genes))
+    look = partial(checks.check_values, schema=schema, adata=adata, genes=np.asarray(genes))
+    stored = stored_matrix(find_matrix(adata, schema))
+    if stored is None:
+        matrix = _select(read_matrix(adata, schema), order)
+        look(matrix)
+    else:
+        matrix = _read_stored(stored.select(order), schema, look, memory)
     checks.check_cells_expressed(matrix, schema, adata=adata)
     return matrix
 
@@ -148,13 +170,35 @@ def read_outcomes(
     return found, values
 
 
-def library_sizes(matrix: Matrix) -> npt.NDArray[np.float64]:
+def _read_stored(
+    stored: StoredMatrix, schema: Schema, look: Callable[..., None], memory: int | None
+) -> Expression:
+    bound = free_memory() // 2 if memory is None else memory
+
+    def check(block: Matrix, first: int) -> None:
+        look(block, first=first)
+
+    if stored.nbytes_in_memory <= bound:
+        return stored.to_memory(check, counts=schema.expression == "counts")
+    stored.look_through(check)
+    logger.info(
+        "%d x %d values take %.1f GB, more than %.1f GB of memory: they stay on disk, and pools of "
+        "%d cells are read at a time.",
+        *(*stored.shape, stored.nbytes_in_memory / 1e9, bound / 1e9, CELLS_PER_POOL),
+    )
+    return stored
+
+
+def library_sizes(matrix: Expression) -> npt.NDArray[np.float64]:
     """Return the total count of each cell, shape (n_cells,), added up in float64."""
-    return np.asarray(matrix.sum(axis=1, dtype=np.float64)).reshape(-1)
+    if isinstance(matrix, StoredMatrix):
+        return matrix.survey.totals
+    sums = (block.sum(axis=1, dtype=np.float64) for _, block in blocks_of(matrix))
+    return np.concatenate([np.asarray(each).reshape(-1) for each in sums])
 
 
 def make_cells(
-    matrix: Matrix,
+    matrix: Expression,
     sites: Sites,
     *,
     schema: Schema,
@@ -170,8 +214,7 @@ def make_cells(
     sizes = np.ones(matrix.shape[0])
     if schema.expression == "counts":
         sizes = library_sizes(matrix)
-        values = matrix if isinstance(matrix, np.ndarray) else matrix.data
-        matrix = matrix.astype(np.min_scalar_type(int(values.max(initial=0))))
+        matrix = matrix.astype(np.min_scalar_type(_largest(matrix)), copy=False)
     return Cells(
         expression=matrix,
         library=torch.from_numpy(sizes.astype(np.float32)).unsqueeze(1),
@@ -182,6 +225,13 @@ def make_cells(
         genes=genes,
         outcomes=outcomes,
     )
+
+
+def _largest(counts: Expression) -> int:
+    if isinstance(counts, StoredMatrix):
+        return int(counts.survey.largest)
+    values = counts if isinstance(counts, np.ndarray) else counts.data
+    return int(values.max(initial=0))
 
 
 def context_rows(context: Sequence[str], covariates: Levels, sites: Levels) -> dict[str, Rows]:

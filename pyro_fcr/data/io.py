@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import anndata as ad
+import h5py
 import numpy as np
 import numpy.typing as npt
+import zarr
 from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
+from anndata.io import read_elem, sparse_dataset
 from scipy import sparse
 
 from pyro_fcr.data.errors import SchemaError, listed
@@ -48,13 +51,19 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
     """
     if isinstance(source, AnnData):
         return source
+    return _open(source, lambda path: _WHOLE[path.suffix](path))
+
+
+_WHOLE: dict[str, Callable[..., AnnData]] = {".h5ad": ad.read_h5ad, ".zarr": ad.read_zarr}
+
+
+def _open(source: str | Path, read: Callable[[Path], AnnData]) -> AnnData:
     if not isinstance(source, str | Path):
         raise SchemaError(
             f"found {type(source).__name__}; expected an AnnData or the path of an .h5ad or .zarr"
         )
     path = locate(source)
-    readers: dict[str, Callable[..., AnnData]] = {".h5ad": ad.read_h5ad, ".zarr": ad.read_zarr}
-    if path.suffix not in readers:
+    if path.suffix not in _WHOLE:
         raise SchemaError(
             f"{str(path)!r} ends in {path.suffix!r}; expected .h5ad or .zarr; "
             "read it with scanpy and write it with adata.write_h5ad"
@@ -63,7 +72,7 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
         raise FileNotFoundError(f"{str(path)!r} does not exist (looked from {str(Path.cwd())!r})")
     check_seal(path)
     try:
-        found = readers[path.suffix](path)
+        found = read(path)
         for name in (None, *layer_names(found)):
             _check_sparse(found.X if name is None else found.layers[name])
         return found
@@ -72,6 +81,45 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
             f"{str(path)!r} cannot be read as {path.suffix} ({error}); it may be cut short or "
             "written by another program: write it again with anndata"
         ) from error
+
+
+def open_cells(source: AnnData | str | Path) -> AnnData:
+    """Open a data set whose matrices stay on disk, as far as its format allows.
+
+    Parameters
+    ----------
+    source
+        As in :func:`read_cells`; of an AnnData nothing changes.
+
+    Returns
+    -------
+    Cells with ``obs``, ``var`` and ``obsm`` in memory, ``X`` and layers on disk, and without
+    ``raw``, ``uns`` and graphs.
+
+    Raises
+    ------
+    FileNotFoundError, SchemaError
+        As in :func:`read_cells`.
+    """
+    return read_cells(source) if isinstance(source, AnnData) else _open(source, _on_disk)
+
+
+def _on_disk(path: Path) -> AnnData:
+    root: Any = h5py.File(path) if path.suffix == ".h5ad" else zarr.open_group(path, mode="r")
+    if root.attrs.get("encoding-type") != "anndata":  # of an early version
+        return _WHOLE[path.suffix](path)
+    known = {name: read_elem(root[name]) for name in ("obs", "var", "obsm") if name in root}
+    adata = AnnData(_lazily(root["X"]) if "X" in root else None, **known)
+    for name in root.get("layers", ()):
+        adata.layers[name] = _lazily(root["layers"][name])
+    return adata
+
+
+def _lazily(element: Any) -> Any:
+    kind = str(element.attrs.get("encoding-type", "array"))
+    if kind == "array":
+        return element
+    return sparse_dataset(element) if kind in ("csr_matrix", "csc_matrix") else read_elem(element)
 
 
 def as_dense(values: Any) -> Any:
@@ -99,7 +147,7 @@ def read_matrix(adata: AnnData, schema: Schema) -> Matrix:
     SchemaError
         If the layer or `.X` is missing, or its storage is unknown.
     """
-    stored = _find(adata, schema)
+    stored = find_matrix(adata, schema)
     if isinstance(stored, CSRDataset | CSCDataset):
         return _canonical(stored.to_memory(), copy=False)
     if sparse.issparse(stored):
@@ -116,7 +164,14 @@ def read_matrix(adata: AnnData, schema: Schema) -> Matrix:
     return _read_dense(stored, schema)
 
 
-def _find(adata: AnnData, schema: Schema) -> Any:
+def find_matrix(adata: AnnData, schema: Schema) -> Any:
+    """Return `schema.layer` (or `.X`) as it is, in memory or on disk.
+
+    Raises
+    ------
+    SchemaError
+        If it is missing.
+    """
     if schema.layer is not None and schema.layer not in adata.layers:
         raise SchemaError(
             f"layer {schema.layer!r} is not in adata.layers; layers: {listed(layer_names(adata))}."

@@ -16,8 +16,10 @@ from anndata import AnnData
 from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import label_codes
 from pyro_fcr.data.errors import SchemaError
-from pyro_fcr.data.io import read_matrix
+from pyro_fcr.data.io import find_matrix, read_matrix
 from pyro_fcr.data.registry import Registry
+from pyro_fcr.data.schema import Schema
+from pyro_fcr.data.stored import StoredMatrix, free_memory, stored_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,9 @@ class OwnCells:
     ) -> None:
         self.registry, layer = registry, registry.schema.layer
         kept = registry.schema.outcomes.values()
-        matrix = read_matrix(given, registry.schema) if cells is None else cells.expression
+        matrix = _own_matrix(given, registry.schema) if cells is None else cells.expression
+        if isinstance(matrix, StoredMatrix):
+            matrix = matrix.stored
         self.adata = AnnData(
             matrix,
             obs=given.obs.copy(),
@@ -152,6 +156,13 @@ class OwnCells:
     def _digest(self) -> npt.NDArray[np.float64]:
         # Questions about a few cells at a time would otherwise read all of the model's own.
         return _digest(self.cells)
+
+
+def _own_matrix(given: AnnData, schema: Schema) -> Any:
+    """Return a copy in memory of the expression; what is on disk and large stays there."""
+    stored = stored_matrix(find_matrix(given, schema))
+    large = stored is not None and stored.nbytes_in_memory > free_memory() // 2
+    return stored if large else read_matrix(given, schema)
 
 
 def _texts(column: pd.Series) -> npt.NDArray[np.str_]:

@@ -18,14 +18,17 @@ from pyro_fcr.data.encoding import (
 )
 from pyro_fcr.data.errors import SchemaError
 from pyro_fcr.data.facts import condition_facts
-from pyro_fcr.data.io import read_cells
+from pyro_fcr.data.io import open_cells
 from pyro_fcr.data.registry import Registry
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.splits import training_cells
 from pyro_fcr.data.treatments import canonical_label
+from pyro_fcr.values import Size
 
 
-def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cells]:
+def register(
+    adata: AnnData | str | Path, schema: Schema, *, memory: str | int | None = None
+) -> tuple[Registry, Cells]:
     """Check a data set, learn its levels, dose ranges and conditions, and encode its cells.
 
     The matrix is read once and checked once.
@@ -36,6 +39,9 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
         Cells x genes, in memory or backed, or the path of an `.h5ad` or `.zarr`. Not changed.
     schema
         Meaning of its columns and its matrix.
+    memory
+        How much memory a matrix on disk may take, as ``"2GB"`` or bytes; if it takes more it stays
+        there. None stands for half of what is free.
 
     Returns
     -------
@@ -65,7 +71,7 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
     """
     if not isinstance(schema, Schema):
         raise SchemaError(f"schema is {type(schema).__name__}; expected a pyro_fcr.Schema")
-    adata = read_cells(adata)
+    adata = open_cells(adata)
     checks.check_shape(adata)
     design = read_design(adata.obs, schema)
     train = training_cells(adata.obs, schema)
@@ -73,7 +79,8 @@ def register(adata: AnnData | str | Path, schema: Schema) -> tuple[Registry, Cel
     _check_covariates(design, train, schema)
     genes = tuple(map(str, adata.var_names))
     columns, outcomes = read_outcomes(adata, schema)
-    matrix = read_expression(adata, genes, schema)
+    bound = None if memory is None else Size().read("memory", memory, error=SchemaError)
+    matrix = read_expression(adata, genes, schema, memory=bound)
     checks.warn_other_scale(matrix, schema)
     checks.check_expressed(matrix, schema, adata=adata)
     sizes = library_sizes(matrix)[train]

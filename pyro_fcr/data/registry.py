@@ -17,7 +17,7 @@ from pyro_fcr.data import checks, encoding
 from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import Condition, Design, read_design
 from pyro_fcr.data.errors import SchemaError
-from pyro_fcr.data.io import read_cells
+from pyro_fcr.data.io import open_cells
 from pyro_fcr.data.labels import label_text
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.treatments import Dose, TreatmentEncoding, canonical_label, dose_text
@@ -161,7 +161,7 @@ class Registry:
         UserWarning
             If there are other genes; they are dropped.
         """
-        adata = read_cells(adata)
+        adata = open_cells(adata)
         checks.check_shape(adata)
         # Names before the matrix, which may take long to read.
         return self._cells(adata, self._sites(adata.obs))
@@ -203,7 +203,7 @@ class Registry:
         >>> sorted(cells.batch([0, 3]).values)
         ['library', 'y']
         """
-        adata = read_cells(adata)
+        adata = open_cells(adata)
         checks.check_shape(adata)
         return self._cells(adata, {})
 

@@ -21,11 +21,13 @@ from torch import Tensor
 from pyro_fcr.batch import TAIL_BOUND, Batch, CountSummary, tabulate_tails
 from pyro_fcr.data import Cells
 from pyro_fcr.data.io import Matrix
+from pyro_fcr.data.stored import CELLS_PER_POOL, Expression, StoredMatrix, blocks_of
 from pyro_fcr.parts import Part
 from pyro_fcr.ranks import n_processes
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _CELLS_AT_ONCE = 4_096
+_RUN = 256  # cells side by side on disk that come into one pool
 _KINDS = (torch.uint8, torch.int16, torch.int32)  # of which torch can gather rows
 
 
@@ -88,7 +90,7 @@ class Batches:
         self.shared = True
         if not np.issubdtype(cells.expression.dtype, np.unsignedinteger):  # no counts
             return self
-        if device.type == "cuda" and _fits(cells, device):
+        if device.type == "cuda" and not self._is_stored and _fits(cells, device):
             self._resident = ResidentCells(cells, device)
         else:
             tails = device.type == "cpu"
@@ -109,14 +111,40 @@ class Batches:
 
         The few cells that do not fill a batch are left out; they differ from epoch to epoch.
         """
-        for rows in self.shuffled_rows(seed, epoch)[start:]:
-            yield self.part(rows)
+        batches = self.shuffled_rows(seed, epoch)
+        for first in range(0, len(batches), self._batches_per_pool):
+            rows = batches[max(first, start) : first + self._batches_per_pool]
+            here = self._with_pool(rows)
+            yield from (here.part(some) for some in rows)
 
     def shuffled_rows(self, seed: int, epoch: int) -> list[Tensor]:
         """Return the positions of the cells of every whole batch of an epoch."""
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.rows), generator=generator)
+        if self._is_stored:
+            order = _shuffled_by_pools(order, generator, self._batches_per_pool * self.batch_size)
         return list(self.rows[order].split(self.batch_size)[: len(self)])
+
+    @property
+    def _is_stored(self) -> bool:
+        return isinstance(self.cells.expression, StoredMatrix)
+
+    @property
+    def _batches_per_pool(self) -> int:
+        """Batches whose cells are read together from a matrix on disk; all, from memory."""
+        return max(1, CELLS_PER_POOL // self.batch_size) if self._is_stored else len(self)
+
+    def _with_pool(self, batches: list[Tensor]) -> Batches:
+        """Return the same with this process's cells of some batches in memory."""
+        if not self._is_stored or not batches:
+            return self
+        mine = [
+            rows if (part := self._part_of(rows)) is None else part.own(rows) for rows in batches
+        ]
+        here = copy.copy(self)
+        pool = self.cells.expression.pool(torch.cat(mine).numpy())
+        here.cells = replace(self.cells, expression=pool)
+        return here
 
     @property
     def nbytes(self) -> int:
@@ -136,10 +164,13 @@ class Batches:
 
     def part(self, rows: Tensor) -> Batch:
         """Return this process's part of a batch; all of it if there are no others, or few cells."""
-        part = Part.of_this_process(len(rows)) if self.shared else None
+        part = self._part_of(rows)
         if part is None:
             return self.batch(rows)
         return replace(self.batch(part.own(rows)), part=part)
+
+    def _part_of(self, rows: Tensor) -> Part | None:
+        return Part.of_this_process(len(rows)) if self.shared else None
 
     def batch(self, rows: Tensor) -> Batch:
         """Return some cells as a batch; a pass over the data is ``cells.n_total`` cells."""
@@ -149,6 +180,23 @@ class Batches:
             summarise = None if self._summaries is None else self._summaries.summary
             batch = self.cells.batch(rows, device=self.device, summarise=summarise)
         return batch if self.dtype == torch.float32 else batch.to(dtype=self.dtype)
+
+
+def _shuffled_by_pools(order: Tensor, generator: torch.Generator, n: int) -> Tensor:
+    """Return an order in which runs of cells that lie together are read together.
+
+    Parameters
+    ----------
+    order
+        Any order of the cells, ``(n_cells,)``: it shuffles the runs.
+    generator
+        Shuffles the cells of each pool of ``n``.
+    """
+    n_runs = -(-len(order) // _RUN)
+    runs = order[order < n_runs]
+    cells = (runs[:, None] * _RUN + torch.arange(_RUN)).flatten()
+    pools = cells[cells < len(order)].split(n)
+    return torch.cat([each[torch.randperm(len(each), generator=generator)] for each in pools])
 
 
 class ResidentCells:
@@ -208,7 +256,7 @@ class Summaries:
     """
 
     def __init__(
-        self, expression: Matrix, rows: npt.NDArray[np.int64], *, batch_size: int, tails: bool
+        self, expression: Expression, rows: npt.NDArray[np.int64], *, batch_size: int, tails: bool
     ) -> None:
         self.tails = tails
         self._log_factorial = log_factorials(expression)
@@ -228,17 +276,23 @@ class Summaries:
         return CountSummary(log_factorial, tails)
 
 
-def log_factorials(expression: Matrix) -> npt.NDArray[np.float64]:
+def log_factorials(expression: Expression) -> npt.NDArray[np.float64]:
     """Return the sum of ``lgamma(y + 1)`` over the genes of each cell, shape (n_cells,)."""
     return _sum_per_cell(expression, lambda y: gammaln(y + np.float64(1.0)))
 
 
 def _sum_per_cell(
-    matrix: Matrix, function: Callable[[npt.NDArray], npt.NDArray]
+    matrix: Expression, function: Callable[[npt.NDArray], npt.NDArray]
 ) -> npt.NDArray[np.float64]:
     """Add up a function of the entries that is 0 at 0, over the genes of each cell."""
-    if isinstance(matrix, np.ndarray):
-        return np.array([function(row).sum(dtype=np.float64) for row in matrix])
-    values = function(matrix.data).astype(np.float64)
-    mapped = sparse.csr_array((values, matrix.indices, matrix.indptr), matrix.shape)
+    return np.concatenate([_sums_of_block(block, function) for _, block in blocks_of(matrix)])
+
+
+def _sums_of_block(
+    block: Matrix, function: Callable[[npt.NDArray], npt.NDArray]
+) -> npt.NDArray[np.float64]:
+    if isinstance(block, np.ndarray):
+        return np.array([function(row).sum(dtype=np.float64) for row in block])
+    values = function(block.data).astype(np.float64)
+    mapped = sparse.csr_array((values, block.indices, block.indptr), block.shape)
     return np.asarray(mapped.sum(axis=1)).reshape(-1)

@@ -1,0 +1,149 @@
+"""Cells that stay on disk: the same answers as from memory, a pool of them at a time."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import SCHEMA, simulate
+from data_helpers import write
+from scipy import sparse
+
+import pyro_fcr
+from pyro_fcr import Architecture, SchemaError
+from pyro_fcr.data import open_cells, register, stored
+from pyro_fcr.data.stored import StoredMatrix, free_memory, stored_matrix
+from pyro_fcr.training import batches
+
+N_CELLS = 900
+
+
+@pytest.fixture(scope="module")
+def adata():
+    adata = simulate(N_CELLS, 20)
+    adata.X = sparse.csr_matrix(adata.X)
+    return adata
+
+
+@pytest.fixture(scope="module", params=["sparse.h5ad", "dense.h5ad", "sparse.zarr", "layer.h5ad"])
+def place(request, adata, tmp_path_factory):
+    path, cells = tmp_path_factory.mktemp("stored") / request.param, adata.copy()
+    if "dense" in path.name:
+        cells.X = cells.X.toarray()
+    if "layer" in path.name:
+        cells.layers["counts"], cells.X = cells.X, sparse.csr_matrix(cells.shape, dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of formats of zarr to come
+        return write(cells, path)
+
+
+@pytest.fixture(autouse=True)
+def _small_reads(monkeypatch):
+    monkeypatch.setattr(stored, "_VALUES_PER_READ", 900)
+    monkeypatch.setattr(batches, "CELLS_PER_POOL", 256)
+    monkeypatch.setattr(batches, "_RUN", 64)
+
+
+def schema_of(place):
+    return pyro_fcr.Schema(
+        treatment_key="drug",
+        control="control",
+        covariate_keys="line",
+        layer="counts" if "layer" in place.name else None,
+    )
+
+
+def dense(matrix):
+    return matrix.toarray() if sparse.issparse(matrix) else matrix
+
+
+def test_registered_from_disk_is_registered_from_memory(adata, place):
+    expected, in_memory = register(adata, SCHEMA)
+    for memory in (1, None):
+        registry, cells = register(place, schema_of(place), memory=memory)
+        assert isinstance(cells.expression, StoredMatrix) == (memory == 1)
+        assert registry.conditions == expected.conditions
+        assert registry.target_sum == expected.target_sum
+        assert cells.expression.dtype == in_memory.expression.dtype == np.uint16
+        assert torch.equal(cells.library, in_memory.library)
+        for rows in (np.array([5, 3, 800, 3]), slice(890, None), np.arange(100, 120)):
+            found, wanted = cells.expression[rows], in_memory.expression[rows]
+            np.testing.assert_array_equal(dense(found), dense(wanted))
+
+
+def test_a_fit_from_disk_gives_what_one_from_memory_gives(adata, place):
+    fitted, found = [], []
+    for source, schema, memory in ((adata, SCHEMA, None), (place, schema_of(place), "1kB")):
+        fcr = pyro_fcr.FCR(
+            source, schema, architecture=Architecture(decoder="additive"), memory=memory
+        )
+        assert isinstance(fcr._own().cells.expression, StoredMatrix) == (memory == "1kB")
+        fcr.fit(max_epochs=4, align_at=None, progress=False)
+        fitted.append(fcr)
+    mine, theirs = fitted
+    assert abs(mine.elbo() - theirs.elbo()) < 1.0
+    for program in ("model", "guide"):
+        getattr(theirs, program).load_state_dict(getattr(mine, program).state_dict())
+    controls = np.flatnonzero(adata.obs["drug"] == "control")[:20]
+    for fcr in fitted:
+        answer = fcr.counterfactual(fcr.source(None)[controls], treatment="drug1")
+        found.append((fcr.elbo(), fcr.get_latent_representation("z_x"), dense(answer.X)))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_epoch_has_every_cell_once_and_reads_runs(adata, place):
+    _, cells = register(place, schema_of(place), memory=1)
+    made = batches.Batches(cells, np.arange(N_CELLS), batch_size=64, device=torch.device("cpu"))
+    epochs = [torch.cat(made.shuffled_rows(0, epoch)) for epoch in (0, 0, 1)]
+    assert torch.equal(epochs[0], epochs[1])
+    assert not torch.equal(epochs[0], epochs[2])
+    assert len(epochs[0].unique()) == len(epochs[0]) == 64 * (N_CELLS // 64)
+    pool = epochs[0][:256].sort().values
+    assert (pool.diff() > 1).sum() <= 256 // 64  # runs of cells side by side
+    for rows, batch in zip(made.shuffled_rows(0, 1), made.shuffled(0, 1), strict=True):
+        np.testing.assert_array_equal(batch["y"].numpy(), dense(adata.X[rows.numpy()]))
+
+
+def test_a_wrong_value_on_disk_is_named_by_its_cell(adata, tmp_path):
+    cells = adata.copy()
+    cells.X = cells.X.astype(np.float32)
+    cells.X[700, 0] = 0.5
+    cells.write_h5ad(tmp_path / "wrong.h5ad")
+    for memory in (1, None):
+        with pytest.raises(SchemaError, match="cell 'cell700', gene 'gene0'"):
+            register(tmp_path / "wrong.h5ad", SCHEMA, memory=memory)
+
+
+def test_log_values_on_disk_are_looked_at_as_in_memory(adata, tmp_path):
+    cells = adata.copy()
+    schema = pyro_fcr.Schema(
+        treatment_key="drug", control="control", covariate_keys="line", expression="log1p"
+    )
+    cells.X.data = np.minimum(cells.X.data, 9.0)
+    cells.write_h5ad(tmp_path / "whole.h5ad")
+    for source in (cells, tmp_path / "whole.h5ad"):
+        with pytest.warns(UserWarning, match="whole numbers only"):
+            _, found = register(source, schema, memory=1)
+        assert found.expression.dtype == np.float32
+
+
+def test_columns_are_taken_in_the_registered_order(adata, place):
+    order = np.random.default_rng(0).permutation(adata.n_vars)
+    opened = open_cells(place)
+    matrix = stored_matrix(opened.X if "layer" not in place.name else opened.layers["counts"])
+    np.testing.assert_array_equal(
+        dense(matrix.select(order)[np.array([4, 2])]), dense(adata.X[[4, 2]])[:, order]
+    )
+
+
+@pytest.mark.parametrize(("size", "wrong"), [("much", "'much'"), ("2 cows", "'2 cows'")])
+def test_a_size_that_is_none_is_refused(adata, size, wrong):
+    with pytest.raises(ValueError, match=f"memory is {wrong}; expected a size such as '2GB'"):
+        pyro_fcr.FCR(adata, SCHEMA, memory=size)
+
+
+def test_free_memory_respects_a_limit(monkeypatch):
+    assert free_memory() > 0
+    monkeypatch.setattr(stored.resource, "getrlimit", lambda _: (2**20, 2**20))
+    assert free_memory() == 0
