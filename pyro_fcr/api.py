@@ -56,7 +56,7 @@ from pyro_fcr.programs import (
     report_independences,
 )
 from pyro_fcr.queries import Source
-from pyro_fcr.ranks import from_first, join, rank
+from pyro_fcr.ranks import from_first, rank
 from pyro_fcr.saving import (
     RECORD,
     TRAIN,
@@ -335,7 +335,7 @@ class FCR:
             Whether to go on from the parameters of the last fit, on the same split.
         callbacks
             Functions that are called after each epoch with its number, from 0, and its row of the
-            history. One that returns True ends the training.
+            history, in each of several processes. One that returns True ends the training.
         checkpoint, resume
             File to write checkpoints to, and one to go on from. SIGTERM writes one, and then ends
             the process with 143.
@@ -362,7 +362,6 @@ class FCR:
             ``checkpoint`` cannot be written, or a file that is no checkpoint stands there.
         """
         plan, callbacks = changed_plan(plan, changes), check_callbacks(callbacks)
-        join()
         if checkpoint is not None:
             checkpoint = from_first(partial(check_checkpoint_place, checkpoint))
         own = self._own()

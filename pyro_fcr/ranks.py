@@ -139,6 +139,7 @@ def from_first(make: Callable[[], T]) -> T:
     """
     if n_processes() == 1:
         return make()
+    join()
     import torch  # noqa: PLC0415
 
     made: list[Any] = [None, None]

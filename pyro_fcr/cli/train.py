@@ -76,7 +76,6 @@ def fit(
     """
     from pyro_fcr import ranks
 
-    ranks.join()
     place = ranks.from_first(lambda: _check_places(out, checkpoint, overwrite=overwrite))
     if ranks.rank() > 0:
         shell.be_quiet()
