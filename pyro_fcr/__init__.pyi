@@ -6,7 +6,7 @@ from .data import Schema, SchemaError, datasets
 from .discovery import bootstrap, cross_fit, effects, rank_interactions
 from .draws import QueryError
 from .evaluation import Evaluation
-from .graph import ProgramError
+from .graph import ProgramError, SumOut
 from .guide import Guide
 from .model import Model
 from .nn.architecture import Architecture
@@ -32,6 +32,7 @@ __all__ = [
     "Ramp",
     "Schema",
     "SchemaError",
+    "SumOut",
     "TrainingPlan",
     "bootstrap",
     "cross_fit",

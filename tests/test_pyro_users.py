@@ -434,5 +434,5 @@ def test_a_discrete_latent_is_refused_with_the_ways_to_sum_it_out(programs, batc
         guide(b)
 
     for other in (guide, guided):
-        with pytest.raises(ProgramError, match=r"^r: .*discrete latents are not enum.*Mixture"):
+        with pytest.raises(ProgramError, match=r"^r: .*discrete latents have no gradient.*SumOut"):
             check_programs(responders, other, batch)

@@ -9,6 +9,7 @@ from .contract import (
     describe_programs,
 )
 from .dag import CELLS, Graph, read_graph
+from .enumeration import SumOut
 from .runs import Run, drawn_sites, plates
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Graph",
     "ProgramError",
     "Run",
+    "SumOut",
     "adopt_programs",
     "check_by_acting",
     "check_programs",

@@ -262,7 +262,7 @@ def _check_sites(graph: Graph, guide_graph: Graph, run: Run) -> None:
     latents, drawn = set(graph.latents), set(drawn_sites(run.guide_trace))
     if missing := sorted(latents - drawn):
         if _is_discrete(run.prior(missing[0])):
-            raise ProgramError(f"{missing[0]}: {_SUM_OUT}")
+            raise ProgramError(f"{missing[0]}: {_SUM_OUT.format(site=missing[0])}")
         raise ProgramError(
             f"The model draws {_names(set(missing))}, but the guide does not. Add "
             f"`pyro.sample({missing[0]!r}, ...)` to the guide. It draws {_names(drawn)}."
@@ -320,7 +320,7 @@ def _check_gradient(site: str, run: Run) -> None:
             f"{site}: the guide's {_family(posterior)} has no reparametrised draws, so no "
             "gradient would reach its encoder. "
             + (
-                _SUM_OUT
+                _SUM_OUT.format(site=site)
                 if _is_discrete(posterior)
                 else "Use a family with rsample (Normal, a flow)."
             )
@@ -372,8 +372,8 @@ def _base(distribution: Any) -> Any:
 
 
 _SUM_OUT = (
-    "discrete latents are not enumerated. Sum it out in the site that reads it, as a mixture "
-    "(dist.MixtureSameFamily), or relax it (dist.RelaxedOneHotCategorical)."
+    "discrete latents have no gradient. Sum it out (model=pyro_fcr.SumOut(model, {site!r}), and no "
+    "such site in the guide), or relax it (dist.RelaxedOneHotCategorical)."
 )
 
 
