@@ -31,6 +31,7 @@ for _command in (
     predict.dose_response,
     discover.effects,
     discover.interactions,
+    discover.design,
     draw.plot,
     reproduce.reproduce,
     simulate.simulate,

@@ -115,3 +115,62 @@ def _show(found: Interactions, out: Path) -> None:
     shown = ["treatment", "dose", "context", "z", "qvalue", "strength", "n_cells"]
     top = found.pairs[[key for key in shown if key in found.pairs]].head(_N_TOP)
     print(top.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+
+
+def design(
+    pilot: shell.CellsPath,
+    /,
+    *,
+    out: shell.Out,
+    schema: shell.SchemaOptions,
+    n_cells: list[int],
+    n_contexts: list[int],
+    n_replicates: list[int] | None = None,
+    size: list[float] | None = None,
+    share: float = 0.01,
+    level: float = 0.1,
+    replicate_key: str | None = None,
+    overwrite: shell.Overwrite = False,
+) -> None:
+    """Predict from a pilot what screens of other sizes would find of interactions.
+
+    Parameters
+    ----------
+    out
+        csv with a row per screen and size: the power to find it, and cells in all.
+    n_cells
+        Cells of a condition; repeatable.
+    n_contexts
+        Contexts; repeatable.
+    n_replicates
+        Replicates of a condition; repeatable, 1 if left out.
+    size
+        An interaction, as a difference of log fold changes (natural logarithm); repeatable, 0.25,
+        0.5 and 1 if left out.
+    share
+        Share of all genes and pairs that interact.
+    level
+        False discovery rate.
+    replicate_key
+        Column of obs with the pilot's replicates.
+    """
+    from itertools import product
+
+    from pyro_fcr.discovery import PlannedScreen, interaction_power
+
+    shell.check_file(out, ".csv", overwrite=overwrite)
+    screens = [
+        PlannedScreen(n_cells=cells, n_contexts=contexts, n_replicates=replicates)
+        for cells, contexts, replicates in product(n_cells, n_contexts, n_replicates or [1])
+    ]
+    found = interaction_power(
+        pyro_fcr.data.read_cells(pilot),
+        schema,
+        screens,
+        sizes=size or (0.25, 0.5, 1.0),
+        share=share,
+        level=level,
+        replicate_key=replicate_key,
+    )
+    print(found.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    shell.write_table(found, out, overwrite=overwrite)

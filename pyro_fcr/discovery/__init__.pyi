@@ -4,18 +4,21 @@ from .doubles import genetic_interactions
 from .effects import Effects, effects
 from .hill import compare_ec50, hill_curves, measured_doses
 from .interactions import Interactions, rank_interactions
+from .power import PlannedScreen, interaction_power
 from .refits import CrossFit, bootstrap, cross_fit
 
 __all__ = [
     "CrossFit",
     "Effects",
     "Interactions",
+    "PlannedScreen",
     "bootstrap",
     "compare_ec50",
     "cross_fit",
     "effects",
     "genetic_interactions",
     "hill_curves",
+    "interaction_power",
     "measured_doses",
     "rank_interactions",
     "synergy",
