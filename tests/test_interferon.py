@@ -18,7 +18,7 @@ def program():
 
 @pytest.fixture(scope="module")
 def analysed(program):
-    return program.analyse(real_file("kang_ifnb_small.h5ad"))
+    return program.analyse(real_file("kang_ifnb_small.h5ad"), max_epochs=40)
 
 
 def test_monocytes_and_dendritic_cells_come_first(analysed):
