@@ -1,6 +1,10 @@
 """Named families of simulated cells."""
 
+import importlib
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 
 import pyro_fcr
@@ -150,3 +154,22 @@ def test_simulated_treatments_on_real_cells_keep_contexts_genes_and_depths():
             )
         ]
         assert np.corrcoef(*profiles)[0, 1] > 0.75
+
+
+def test_the_program_fits_judges_and_goes_on(tmp_path, monkeypatch, capsys):
+    program = importlib.import_module("families")
+    asked = "--families tanh --fits default,cvae --seeds 1 --cells 600 --max-epochs 1"
+    for _ in range(2):
+        monkeypatch.setattr("sys.argv", ["families.py", "--out", str(tmp_path), *asked.split()])
+        program.main()
+    rows = [json.loads(line) for line in (tmp_path / "families.jsonl").read_text().splitlines()]
+    assert [(row["family"], row["seed"], row["fit"]) for row in rows] == [
+        ("tanh", 100, "default"),
+        ("tanh", 100, "cvae"),
+    ]
+    for row in rows:
+        assert 0 <= row["floor_r2_z_x"] <= row["ceiling_r2_z_x"] <= 1
+        assert row["found_r2_z_x"] < 0.9  # of one epoch
+    assert len(pd.read_csv(tmp_path / "families.csv")) == 2
+    assert (tmp_path / "families.png").read_bytes().startswith(b"\x89PNG")
+    assert "0 of 1" in capsys.readouterr().out
