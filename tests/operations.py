@@ -11,6 +11,7 @@ VIEWS = (
 )  # fmt: skip
 READS = ("_local_scalar_dense", "equal", "is_nonzero")
 SHAPED_BY_DATA = ("nonzero", "masked_select", "_unique2", "unique_dim", "repeat_interleave")
+ADDING_IN_ANY_ORDER = ("index_add", "index_add_", "scatter_add", "scatter_add_", "bincount", "put_")
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 MADE_ON_THE_HOST = ("lift_fresh", "lift_fresh_copy")
 
@@ -19,12 +20,13 @@ class Operations(TorchDispatchMode):
     """Counts operations on tensors that do work; names those that make the host wait.
 
     ``unrecordable`` are those that a CUDA graph cannot hold: also values that are read on the host
-    or come from there, and shapes that depend on data.
+    or come from there, and shapes that depend on data. ``unordered`` are those that add up in
+    another order at each call on CUDA.
     """
 
     def __init__(self):
         super().__init__()
-        self.count, self.reads, self.unrecordable = 0, [], []
+        self.count, self.reads, self.unrecordable, self.unordered = 0, [], [], []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name().removeprefix("aten::").split(".")[0]
@@ -35,6 +37,8 @@ class Operations(TorchDispatchMode):
         is_made = name in MADE_ON_THE_HOST and args[0].numel() > 0  # Pyro's plates: of no entries
         if name in (*READS, *SHAPED_BY_DATA) or by_mask or value_is_read or is_made:
             self.unrecordable.append(name)
+        adds = name in INDEXING[1:] and len(args) > 3 and args[3]
+        self.unordered += [name] if name in ADDING_IN_ANY_ORDER or adds else []
         return function(*args, **(kwargs or {}))
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from operations import Operations
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
@@ -13,6 +14,26 @@ def test_group_mean_counts_empty_groups(device):
     mean, size = penalties.group_mean(values, torch.tensor([2, 2, 0], device=device), 4)
     assert mean.squeeze().tolist() == [5.0, 0.0, 2.0, 0.0]
     assert size.squeeze().tolist() == [1.0, 0.0, 2.0, 0.0]
+
+
+def test_sums_in_one_order_are_the_same_sums(monkeypatch):
+    """On CUDA torch adds up groups in another order, and so to other bits, at each call."""
+    group = torch.randint(0, 7, (60,))
+    values, weight = torch.randn(60, 3), torch.randn(60, 3)
+    found, unordered = [], []
+    for in_order in (False, True):
+        monkeypatch.setattr(penalties, "_adds_in_any_order", lambda *_, mend=in_order: mend)
+        leaf = values.clone().requires_grad_()
+        with Operations() as operations:
+            mean, size = penalties.group_mean(leaf, group, 9)
+            spread = (leaf - penalties._of_group(mean, group)).square()
+            (spread * weight).sum().backward()
+        found.append((mean, size, spread, leaf.grad))
+        unordered.append(operations.unordered)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert "index_add" in unordered[0]
+    assert unordered[1] == []
 
 
 def _loop(posterior, prior, condition):

@@ -34,11 +34,37 @@ def group_mean(
     >>> group_mean(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]), 2)[0].squeeze()
     tensor([2., 5.])
     """
-    size = values.new_zeros(n_groups, 1).index_add(0, group, values.new_ones(len(values), 1))
-    total = values.new_zeros(n_groups, values.shape[-1]).index_add(0, group, values)
+    size = _group_sum(values.new_ones(len(values), 1), group, n_groups)
+    total = _group_sum(values, group, n_groups)
     if part is not None:
         total, size = part.sum(torch.cat([total, size], dim=1)).tensor_split([-1], dim=1)
     return total / size.clamp(min=1.0), size
+
+
+_MOST_ENTRIES = 2**25  # 128 MB
+
+
+def _adds_in_any_order(values: Tensor, group: Tensor, n_groups: int) -> bool:
+    """Return whether torch adds up in another order at each call, and there is room to mend it."""
+    return values.is_cuda and len(group) * n_groups * values.shape[-1] <= _MOST_ENTRIES
+
+
+def _is_in(group: Tensor, n_groups: int) -> Tensor:
+    return (group[:, None] == torch.arange(n_groups, device=group.device))[:, :, None]
+
+
+def _group_sum(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """Add up rows that share a group, ``(n_groups, n_features)``; the same bits at each call."""
+    if _adds_in_any_order(values, group, n_groups):
+        return torch.where(_is_in(group, n_groups), values[:, None], 0.0).sum(dim=0)
+    return values.new_zeros(n_groups, values.shape[-1]).index_add(0, group, values)
+
+
+def _of_group(mean: Tensor, group: Tensor) -> Tensor:
+    """Return the row of each one's group, ``(n_cells, n_features)``; its gradient adds up, too."""
+    if _adds_in_any_order(mean, group, len(mean)):
+        return torch.where(_is_in(group, len(mean)), mean[None], 0.0).sum(dim=1)
+    return mean[group]
 
 
 def structure_divergence(
@@ -77,7 +103,7 @@ def structure_divergence(
     within = torch.cat([posterior[1], prior[1]], dim=-1)
     found, size = group_mean(torch.cat([means, within], dim=-1), condition, n_conditions, part=part)
     mean, variance = found.chunk(2, dim=-1)
-    squares = (means - mean[condition]).square()
+    squares = (means - _of_group(mean, condition)).square()
     spread, _ = group_mean(squares, condition, n_conditions, part=part)
     (mean, prior_mean), (variance, prior_variance) = (
         mean.chunk(2, dim=-1),
