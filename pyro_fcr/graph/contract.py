@@ -373,7 +373,8 @@ def _base(distribution: Any) -> Any:
 
 _SUM_OUT = (
     "discrete latents have no gradient. Sum it out (model=pyro_fcr.SumOut(model, {site!r}), and no "
-    "such site in the guide), or relax it (dist.RelaxedOneHotCategorical)."
+    "such site in the guide), or relax it (dist.RelaxedOneHotCategorical). An outcome has values "
+    "in the batch: Schema(outcome_keys={{{site!r}: ...}})."
 )
 
 
