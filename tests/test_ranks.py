@@ -126,6 +126,7 @@ def everything(folder):
     }
     schema = ["--treatment-key", "drug", "--control", "control", "--covariate-key", "line"]
     fast = ["--max-epochs", "2", "--align-at", "none", "--decoder", "additive"]
+    fast += ["--memory", "1kB"]  # the cells stay on disk
     app(["fit", f"{folder}/cells.h5ad", "--out", f"{folder}/model", *schema, *fast])
     return found
 

@@ -11,7 +11,8 @@ from scipy import sparse
 
 import pyro_fcr
 from pyro_fcr import Architecture, SchemaError
-from pyro_fcr.data import open_cells, register, stored
+from pyro_fcr.data import io, open_cells, register, stored
+from pyro_fcr.data.io import whole_matrix
 from pyro_fcr.data.stored import StoredMatrix, free_memory, stored_matrix
 from pyro_fcr.training import batches
 
@@ -147,3 +148,11 @@ def test_free_memory_respects_a_limit(monkeypatch):
     assert free_memory() > 0
     monkeypatch.setattr(stored.resource, "getrlimit", lambda _: (2**20, 2**20))
     assert free_memory() == 0
+
+
+def test_what_needs_everything_in_memory_says_how_much(adata, place, monkeypatch):
+    opened, schema = open_cells(place), schema_of(place)
+    np.testing.assert_array_equal(dense(whole_matrix(opened, schema)), dense(adata.X))
+    monkeypatch.setattr(io, "free_memory", lambda: 10)
+    with pytest.raises(SchemaError, match="needs all of adata.* in memory, 0.0 GB"):
+        whole_matrix(opened, schema)

@@ -17,12 +17,14 @@ from scipy import sparse
 from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.spelling import did_you_mean
+from pyro_fcr.data.stored import free_memory, stored_matrix
 from pyro_fcr.files import locate
 from pyro_fcr.seals import check_seal
 
 Matrix: TypeAlias = "sparse.csr_array | npt.NDArray[np.float32]"
 
 _VALUES_PER_READ = 2**24
+_AS_FLOATS = 4  # times the memory of counts of one byte, with the copies that are made of them
 
 
 def read_cells(source: AnnData | str | Path) -> AnnData:
@@ -187,6 +189,27 @@ def _check_sparse(matrix: Any) -> None:
     """Raise ValueError if indices lead out of a matrix, as those of a damaged file may."""
     if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):
         matrix.check_format(full_check=True)
+
+
+def whole_matrix(adata: AnnData, schema: Schema) -> Any:
+    """Return `schema.layer` (or `.X`) as it is, what is on disk in memory.
+
+    Raises
+    ------
+    SchemaError
+        It is missing, or takes more memory than is free.
+    """
+    matrix = find_matrix(adata, schema)
+    stored = stored_matrix(matrix)
+    if stored is None:
+        return matrix
+    needed, free = _AS_FLOATS * stored.nbytes_in_memory, free_memory()
+    if needed > free:
+        raise SchemaError(
+            f"this needs all of {schema.source} in memory, {needed / 1e9:.1f} GB, of which "
+            f"{free / 1e9:.1f} GB are free: pass some of the cells, adata[rows].to_memory()"
+        )
+    return matrix.to_memory() if stored.is_sparse else matrix[:]
 
 
 def _canonical(matrix: sparse.spmatrix | sparse.sparray, *, copy: bool) -> sparse.csr_array:

@@ -18,6 +18,7 @@ from scipy import sparse
 
 from pyro_fcr.data.design import Codes, random_rank
 from pyro_fcr.data.errors import listed
+from pyro_fcr.data.io import whole_matrix
 from pyro_fcr.data.pairs import FEWEST_CONTROLS, Layout, Mask, Pair, read_layout
 from pyro_fcr.data.schema import Schema
 
@@ -165,7 +166,7 @@ class Scenario:
                 f"{len(shared)} cell names are in training and in test, such as {shared[0]!r}; if "
                 "they are the same cells, drop one of each, else call adata.obs_names_make_unique()"
             )
-        matrix = adata.X if schema.layer is None else adata.layers[schema.layer]
+        matrix = whole_matrix(adata, schema)
         train, test = np.flatnonzero(self.train), np.flatnonzero(self.test)
         seen = {row: names[i] for i, row in cell_prints(matrix, train)}
         twice = [(names[i], seen[row]) for i, row in cell_prints(matrix, test) if row in seen]

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler, normalize
 
+from pyro_fcr.data.io import whole_matrix
 from pyro_fcr.data.schema import Expression, Schema
 from pyro_fcr.metrics.arrays import FloatArray
 
@@ -66,8 +67,7 @@ def log_values(matrix: Any, *, expression: Expression = "counts") -> Values:
 
 def values_of(adata: AnnData, schema: Schema) -> Values:
     """Return :func:`log_values` of the matrix that a schema names."""
-    matrix = adata.X if schema.layer is None else adata.layers[schema.layer]
-    return log_values(matrix, expression=schema.expression)
+    return log_values(whole_matrix(adata, schema), expression=schema.expression)
 
 
 def profile(values: Values, scale: Scale, *, weights: ArrayLike | None = None) -> FloatArray:

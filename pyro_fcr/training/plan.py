@@ -135,7 +135,9 @@ class TrainingPlan:
 
     def engine_for(self, n_steps: int, device: torch.device) -> Literal["eager", "trace", "graph"]:
         """Return the engine for so many steps on a device."""
-        compiled: Literal["trace", "graph"] = "graph" if device.type == "cuda" else "trace"
+        # That graphs of several processes replay was not tried on GPUs: they are asked for by name.
+        replays = device.type == "cuda" and (self.engine == "graph" or n_processes() == 1)
+        compiled: Literal["trace", "graph"] = "graph" if replays else "trace"
         if self.engine == "auto":
             return compiled if n_steps >= _STEPS_WORTH[compiled] else "eager"
         return compiled if self.engine == "graph" else self.engine
