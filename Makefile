@@ -5,13 +5,14 @@
 #   make bench      ratios of steps, loader, sizes and imports, about 15 minutes
 #   make notebooks  execute the notebooks in place and keep their outputs, about 5 minutes
 #   make docs       build the site into build/site, warnings are errors, half a minute
+#   make dist       build and check the release, install it in a clean environment, run a short demo from it
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test lint bench notebooks docs clean
+.PHONY: demo test lint bench notebooks docs dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pyro-fcr demo --out $(OUT)
@@ -35,6 +36,18 @@ notebooks: $(VENV)/.installed
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html -c docs . build/site
 	@echo build/site/docs/index.html
+
+# The demo runs in a folder outside the source, from which only the installed package can be imported.
+dist: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[release]'
+	rm -rf dist build/clean
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	build/clean/bin/python -m pip check
+	cd build/clean && bin/pyro-fcr demo --max-epochs 10 --out demo
+	@ls dist
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
