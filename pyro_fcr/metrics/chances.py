@@ -12,10 +12,6 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from pyro_fcr.metrics.arrays import Codes, FloatArray
 
@@ -61,6 +57,8 @@ class Chances:
     @property
     def auroc(self) -> float:
         """Area under the curve of ``chance`` for a positive gain; nan where all gains agree."""
+        from sklearn.metrics import roc_auc_score  # noqa: PLC0415 (every model reads this file)
+
         won = self.table["gain"] > 0
         return float(roc_auc_score(won, self._left_out)) if won.nunique() > 1 else np.nan
 
@@ -165,6 +163,10 @@ def _loss(features: FloatArray, share: FloatArray, fold: Codes, strength: float)
 
 def _logistic(features: FloatArray, share: FloatArray, strength: float) -> Any:
     """Fit a penalised regression; a pair counts as won and as lost, by its share."""
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 (see above)
+    from sklearn.pipeline import make_pipeline  # noqa: PLC0415
+    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
+
     rule = make_pipeline(StandardScaler(), LogisticRegression(C=strength))
     twice, won = np.vstack([features, features]), np.repeat([1, 0], len(share))
     weight = np.concatenate([share, 1 - share]) + 1e-6
