@@ -24,7 +24,6 @@ from pyro_fcr.queries.columns import put_beside, writable
 from pyro_fcr.queries.fitted import Fitted, Source, drawn_blocks, make_responder
 from pyro_fcr.queries.libraries import Depth, Library, depth_of, depths, library_column
 from pyro_fcr.queries.marks import condition_marks
-from pyro_fcr.queries.simple import SimpleAnswers, chance_marks
 from pyro_fcr.queries.targets import (
     Asked,
     Form,
@@ -278,6 +277,8 @@ def answer(
     **about: str,
 ) -> AnnData:
     """Draw what is asked of cells, and put it together in the form that the query asks for."""
+    from pyro_fcr.queries.simple import chance_marks  # noqa: PLC0415 (reads scikit-learn)
+
     marks = condition_marks(asked.obs, fcr.registry, open_keys=asked.open_keys)
     if not asked.open_keys:
         marks |= chance_marks(fcr, asked.obs, marks["extrapolated"])
@@ -331,6 +332,8 @@ def _check_fallback(fcr: Fitted, fallback: str | None, output: Form | Output) ->
 
 def _by_the_likelier(fcr: Fitted, found: AnnData, library: Tensor, query: Query) -> AnnData:
     """Put a simple method's cells in the place of the model's where these are less likely right."""
+    from pyro_fcr.queries.simple import SimpleAnswers  # noqa: PLC0415 (reads scikit-learn)
+
     assert fcr.chances is not None
     method, by_simple = "fcr", bool((found.obs["chance"] < 0.5).all())
     if by_simple:
