@@ -231,7 +231,7 @@ class Evaluation:
         self,
         path: str | Path,
         *,
-        title: str = "Evaluation of a fitted model",
+        title: str = "Evaluation",
         summary: Sequence[str] = (),
         notes: Sequence[str] = (),
         history: pd.DataFrame | None = None,
