@@ -133,6 +133,8 @@ def test_predictions_bear_the_chance_that_the_model_is_right(lacking, tmp_path):
     model, found = lacking
     asked = {"covariates": {"context": "line1"}, "n_cells": 40}
     assert model.chances is found.chances
+    table = found.table.frame  # what the split keeps from training is not looked at
+    assert not ((table["treatment"] == "drug1") & (table["context"] == "line1")).any()
     unseen = model.predict("drug1", **asked).obs["chance"]
     assert unseen.nunique() == 1
     assert 0 < unseen.iloc[0] < 1

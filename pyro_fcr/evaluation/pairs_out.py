@@ -14,15 +14,16 @@ import pandas as pd
 from anndata import AnnData
 
 from pyro_fcr.data import Registry, Schema, Split, split_cells
-from pyro_fcr.data.pairs import FEWEST_CONTROLS, Layout, Pair, read_layout
-from pyro_fcr.data.scenarios import Scenario, predicted
+from pyro_fcr.data.pairs import FEWEST_CONTROLS, Layout, Mask, Pair, read_layout
+from pyro_fcr.data.scenarios import Scenario
+from pyro_fcr.data.splits import training_cells
 from pyro_fcr.draws import QueryError
 from pyro_fcr.evaluation.arms import Arms
 from pyro_fcr.evaluation.judging import N_DRAWS, N_SOURCE, dose_of
 from pyro_fcr.metrics.chances import Chances
 from pyro_fcr.metrics.conformal import ConformalIntervals, noise_variance
 from pyro_fcr.metrics.judge import Fits
-from pyro_fcr.metrics.profiles import SCALES, Prediction, Scale, values_of
+from pyro_fcr.metrics.profiles import SCALES, Mixture, Prediction, Scale, values_of
 from pyro_fcr.metrics.response_table import (
     MODEL,
     REAL,
@@ -205,7 +206,7 @@ def leave_pairs_out(
     if schema.control is None:
         raise QueryError("A response needs untreated cells, but the schema names no control.")
     layout = read_layout(adata.obs, schema)
-    scenarios, reasons = _deal(layout, n_folds, seed)
+    scenarios, reasons = _deal(layout, training_cells(adata.obs, schema), n_folds, seed)
     if not scenarios:
         raise QueryError(
             f"No pair can be left out: {next(iter(reasons.values()), 'there is none')}."
@@ -219,7 +220,7 @@ def leave_pairs_out(
         first[scenario], known[scenario] = fits[0], _predictions(fits, adata, scenario, seed)
     changes = predicted_changes(adata, schema, _given(known), seed=seed)
     found = stack(changes, model=MODEL, simple=SIMPLE)
-    both = _given(known, found, changes)
+    both = _given(known, found)
     table = response_table(adata, schema, both, n_draws=n_draws, seed=seed)
     chances = _chances(first, table, metric)
     return PairsOut(table, found, chances, _intervals(adata, schema, table), reasons)
@@ -270,10 +271,15 @@ def _intervals(
     return found
 
 
-def _deal(layout: Layout, n_folds: int, seed: int) -> tuple[list[Scenario], dict[str, str]]:
-    """Deal pairs to folds so that the contexts, and treatments, of a fold differ where they can."""
-    size = layout.n_cells()
-    treated, reasons = layout.treated(), {}
+def _deal(
+    layout: Layout, cells: Mask, n_folds: int, seed: int
+) -> tuple[list[Scenario], dict[str, str]]:
+    """Deal pairs to folds so that the contexts, and treatments, of a fold differ where they can.
+
+    Cells that the split keeps from training have no part in it.
+    """
+    size, reasons = layout.n_cells(cells), {}
+    treated = {i: pair for i, pair in layout.treated().items() if size[i]}
     for i, pair in treated.items():
         others = [p for j, p in treated.items() if j != i and p.treatment == pair.treatment]
         if reason := layout.lacks(i, size, controls=FEWEST_CONTROLS):
@@ -294,8 +300,8 @@ def _deal(layout: Layout, n_folds: int, seed: int) -> tuple[list[Scenario], dict
             for i in set(fold) - set(stay)
         }
         if stay:
-            train = ~np.isin(layout.codes, stay)
-            scenarios.append(predicted("unseen pair", layout, stay, train=train))
+            out, pairs = np.isin(layout.codes, stay), tuple(layout.pairs[i] for i in stay)
+            scenarios.append(Scenario("unseen pair", pairs, cells & ~out, cells & out))
     return scenarios, reasons
 
 
@@ -339,35 +345,18 @@ def _predictions(
 
 
 def _given(
-    known: Mapping[Scenario, Mapping[Pair, list[Prediction]]],
-    found: Stack | None = None,
-    changes: Mapping[Scale, pd.DataFrame] | None = None,
+    known: Mapping[Scenario, Mapping[Pair, list[Prediction]]], found: Stack | None = None
 ) -> Iterator[tuple[Scenario, dict[str, Mapping[Pair, Fits]]]]:
-    """Yield scenarios with the model's predictions, and with the stacked ones if known."""
+    """Yield scenarios with the model's predictions, and with the stacked ones if known.
+
+    A pair is stacked by the weight that the other pairs give.
+    """
     for scenario, predictions in known.items():
         methods: dict[str, Mapping[Pair, Fits]] = {MODEL: predictions}
-        if found is not None and changes is not None:
+        if found is not None:
+            weights = found.left_out.loc[scenario.kind].to_dict("index")
             methods[STACKED] = {
-                pair: [_stacked(fit, pair, scenario, found, changes) for fit in fits]
+                pair: [Mixture(fit, SIMPLE, weights[pair.treatment, pair.place]) for fit in fits]
                 for pair, fits in predictions.items()
             }
         yield scenario, methods
-
-
-def _stacked(
-    fit: Prediction,
-    pair: Pair,
-    scenario: Scenario,
-    found: Stack,
-    changes: Mapping[Scale, pd.DataFrame],
-) -> Prediction:
-    """Mix a fit's prediction with the simple one by the weight that the other pairs give."""
-    place = (scenario.kind, pair.treatment, pair.place)
-    simple = {s: own.loc[(*place, SIMPLE)].to_numpy() for s, own in changes.items()}
-    weight = {scale: float(found.left_out.loc[place, scale]) for scale in SCALES}
-    change = found.mix(fit.change, simple, weight=weight)
-    cells = fit.cells
-    if cells is not None:
-        dense = cells if isinstance(cells, np.ndarray) else cells.toarray()
-        cells = dense + (change["mean_log1p"] - fit.change["mean_log1p"])
-    return Prediction(change, cells)

@@ -13,6 +13,7 @@ from pyro_fcr.data.errors import listed
 from pyro_fcr.evaluation.calibration import Calibration
 from pyro_fcr.metrics.arrays import nan_to_null
 from pyro_fcr.metrics.response_table import MODEL, model_title
+from pyro_fcr.metrics.scores import SCORES
 from pyro_fcr.report import Page
 from pyro_fcr.seals import sealed
 
@@ -203,8 +204,9 @@ class Evaluation:
             raise ValueError(f"The headline has no {metric!r} of {scenario!r} for {method!r}.")
         row = rows.sort_values("scale", ascending=False).iloc[0]
         verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "undecided"
+        words = f"{SCORES[metric].title}, {SCORES[metric].scope}"
         return (
-            f"{model_title(method)} minus best baseline ({row['baseline']}), {metric}, {scenario} "
+            f"{model_title(method)} minus best baseline ({row['baseline']}), {words}, {scenario} "
             f"({row['n_pairs']}): {row['gain']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], "
             f"{verdict}"
         )

@@ -22,11 +22,11 @@ from pyro_fcr.metrics import profiles
 from pyro_fcr.metrics.arrays import FloatArray, draw_rows
 from pyro_fcr.metrics.baselines import BASELINES, baseline_predictions, training_means
 from pyro_fcr.metrics.cases import N_SPLITS, Case, Key, Measured, Scores, View
-from pyro_fcr.metrics.profiles import SCALES, Prediction, Scale, TreatedOnly, Values
+from pyro_fcr.metrics.profiles import SCALES, Mixture, Prediction, Scale, TreatedOnly, Values
 from pyro_fcr.metrics.scores import e_distance
 
 CEILING: Final = "noise_ceiling"
-Fit: TypeAlias = Prediction | TreatedOnly
+Fit: TypeAlias = Prediction | TreatedOnly | Mixture
 Fits: TypeAlias = Fit | Sequence[Fit]
 Predictions: TypeAlias = Mapping[str, Mapping[Pair, Fits]]
 """By method and pair; several predictions of a pair are of fits that were repeated."""
@@ -113,11 +113,15 @@ class Judge:
         views = self._views(scenario)
         for pair in scenario.pairs:
             cases = [Case(view, pair, self.rng) for view in views]
+            simple = self._baselines(scenario, pair, views)
+            found = {name: [each] for name, each in simple.items()}
             given = {
-                name: [[_change(fit, pair, view) for view in views] for fit in _fits(each[pair])]
+                name: [
+                    [_change(fit, pair, view, simple, i) for i, view in enumerate(views)]
+                    for fit in _fits(each[pair])
+                ]
                 for name, each in predictions.items()
             }
-            found = {n: [each] for n, each in self._baselines(scenario, pair, views).items()}
             real = {s: np.mean([case.real(s)[0] for case in cases], axis=0) for s in SCALES}
             predicted = {scale: _mean_changes({**given, **found}, scale) for scale in SCALES}
             yield Changes(pair, real, predicted), cases, given, found
@@ -219,10 +223,14 @@ def _fits(given: Fits) -> Sequence[Fit]:
     return [given] if isinstance(given, Fit) else given
 
 
-def _change(fit: Fit, pair: Pair, view: View) -> Prediction:
+def _change(
+    fit: Fit, pair: Pair, view: View, simple: Mapping[str, Sequence[Prediction]], number: int
+) -> Prediction:
     """Return a predicted change; without a predicted control, that against cells that train."""
     if isinstance(fit, Prediction):
         return fit
+    if isinstance(fit, Mixture):
+        return fit.with_simple(simple[fit.simple][number])
     rows = ((s, means, means.find((), pair.context)) for s, means in view.training.items())
     return fit.against({s: means.means[row] for s, means, row in rows if row is not None})
 

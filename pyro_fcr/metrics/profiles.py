@@ -235,6 +235,42 @@ class TreatedOnly:
         return len(next(iter(self.mean.values())))
 
 
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A model's prediction averaged with a baseline's, which differs with the cells that it sees.
+
+    Parameters
+    ----------
+    fit
+        The model's.
+    simple
+        Name of the baseline.
+    weight
+        Weight of the model's, by scale.
+    """
+
+    fit: Prediction
+    simple: str
+    weight: Mapping[Scale, float]
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return self.fit.n_genes
+
+    def with_simple(self, simple: Prediction) -> Prediction:
+        """Average with what the baseline predicts; cells of the model are shifted."""
+        change = {
+            scale: share * self.fit.change[scale] + (1 - share) * simple.change[scale]
+            for scale, share in self.weight.items()
+        }
+        cells = self.fit.cells
+        if cells is not None:
+            dense = cells if isinstance(cells, np.ndarray) else cells.toarray()
+            cells = dense + (change["mean_log1p"] - self.fit.change["mean_log1p"])
+        return Prediction(change, cells)
+
+
 def predicted_cells(
     treated: Any, untreated: Any, *, expression: Expression = "counts", n_draws: int = 1
 ) -> Prediction:

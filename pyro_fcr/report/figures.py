@@ -27,6 +27,7 @@ _TRUTH: Final[Mapping[str, str]] = {
     "r2": "block R²",
     "leak_one_map": "leak, within, one map",
 }
+SCALE_WORDS: Final = {"mean_log1p": "mean of log1p", "log1p_mean": "log1p of mean"}
 _BLOCK_ORDER = {"z_x": 0, "z_t": 1, "z_tx": 2}
 
 
@@ -117,7 +118,7 @@ def gains(headline: pd.DataFrame) -> str:
         `pyro_fcr.metrics.headline`.
     """
     metrics = [name for name in SCORES if name in set(headline["metric"])]
-    figure, axes = _axes.grid(len(metrics), 4, width=2.45, height=1.35)
+    figure, axes = _axes.grid(len(metrics), 4, width=2.45, height=1.5)
     for ax, metric in zip(axes, metrics, strict=True):
         _gain(ax, headline[headline["metric"] == metric], metric)
     return svg(figure)
@@ -132,8 +133,8 @@ def _gain(ax: Axes, rows: pd.DataFrame, metric: str) -> None:
         ax.text(row.gain, place - 0.22, str(row.baseline), ha="center", fontsize=6.5, color=color)
     ax.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
     score = SCORES[metric]
-    ax.set_title(f"{score.title}, {score.scope}", fontsize=8.5, loc="left", color=INK)
-    ax.set_yticks(range(len(rows)), rows["scale"])
+    ax.set_title(f"{score.title}\n{score.scope}", fontsize=8.5, loc="left", color=INK)
+    ax.set_yticks(range(len(rows)), rows["scale"].map(SCALE_WORDS))
     ax.set_ylim(len(rows) - 0.4, -0.75)
     ax.margins(x=0.25)
     plain(ax)

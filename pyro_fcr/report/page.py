@@ -252,7 +252,8 @@ def coverage(table: pd.DataFrame) -> Markup:
 def calibration(table: pd.DataFrame) -> Markup:
     """Return a row per condition and scale: slope and errors."""
     place = table["treatment"].astype(str) + " in " + table["context"].astype(str)
-    frame = table.assign(condition=place).set_index(["condition", "scale"])
+    scale = table["scale"].map(figures.SCALE_WORDS)
+    frame = table.assign(condition=place, scale=scale).set_index(["condition", "scale"])
     frame = frame.drop(columns=["treatment", "context"]).rename(
         columns=lambda c: c.replace("_", " ")
     )

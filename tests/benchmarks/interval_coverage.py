@@ -3,13 +3,16 @@
     python tests/benchmarks/interval_coverage.py --seeds 3
 
 Each seed is a data set of its own. Printed is a JSON line per seed, then one of the means over
-seeds: the share of 90 % intervals that hold the truth, and how many there were.
+seeds: the share of 50 and 90 % intervals that hold the truth, and how many there were.
 
 ``observation``: counts of held-out cells against new cells of their condition.
-``effects``: ``effects(bootstrap(...))``, total effects, parameter intervals over refits.
-``interactions``: ``rank_interactions(cross_fit(...))``, estimates of all pairs and genes.
+``effects``: ``fcr.effects()``, by the estimate and cells that the fit has not used.
+``spread over refits``: ``effects(bootstrap(...))``; that of the part through z_tx is held against
+the planted interaction, which it is not bound to be.
+``rank_interactions``: ``rank_interactions(cross_fit(...))``, estimates of all pairs and genes.
+``q <= 0.1``: what the q-values of total effects find, and how much of it is false.
 
-The last two are split into ``planted`` (pairs and genes that truly interact) and ``rest``. Effects
+Intervals are split into ``planted`` (pairs and genes that truly interact) and ``rest``. Effects
 are of shares of a cell's counts, so the planted ones are renormalised by the mean expression of the
 context, which the pooled untreated cells give far more exactly than any interval here is wide.
 """
@@ -28,7 +31,6 @@ from pyro_fcr import FCR, Schema, bootstrap, cross_fit, effects, rank_interactio
 from pyro_fcr.simulation import InteractionDesign, simulate_interactions
 
 SCHEMA = Schema(treatment_key="treatment", control="control", covariate_keys="context")
-LEVEL = 0.9
 KEYS = ["treatment", "context", "gene"]
 
 
@@ -49,7 +51,7 @@ def true_effects(adata):
             total = change - np.log(np.average(np.exp(change), weights=share))
             tables.append(
                 pd.DataFrame({"treatment": name, "context": context, "gene": main.index,
-                              "total": total.to_numpy()})
+                              "total": total.to_numpy(), "own": change.to_numpy()})
             )  # fmt: skip
     table = pd.concat(tables, ignore_index=True)
     middle = table.groupby(["treatment", "gene"])["total"].transform("median")
@@ -58,20 +60,32 @@ def true_effects(adata):
     return table
 
 
-def held(intervals, truth, column):
+def held(table, truth, column, ends=("lower", "upper")):
     """Share of intervals with the truth inside, and their mean width, by what is planted."""
-    table = intervals.merge(truth, on=KEYS)
-    inside = (table["lower"] <= table[column]) & (table[column] <= table["upper"])
+    table = table.drop(columns=[column], errors="ignore").merge(truth, on=KEYS)
+    lower, upper = (table[end] for end in ends)
+    inside = (lower <= table[column]) & (table[column] <= upper)
     error = (table["estimate"] - table[column]).abs()
-    width = table["upper"] - table["lower"]
     return {
         name: {
             "coverage": round(float(inside[rows].mean()), 4),
             "n": int(rows.sum()),
-            "mean_width": round(float(width[rows].mean()), 4),
+            "mean_width": round(float((upper - lower)[rows].mean()), 4),
             "mean_error": round(float(error[rows].mean()), 4),
         }
         for name, rows in (("planted", table["planted"]), ("rest", ~table["planted"]))
+    }
+
+
+def found(totals, truth, level):
+    """What q-values below a level find, and how much of it has no effect or the other direction."""
+    table = totals[totals["qvalue"] <= level].merge(truth, on=KEYS)
+    wrong = (table["own"] == 0) | (np.sign(table["own"]) != np.sign(table["estimate"]))
+    n_true = int((truth["own"] != 0).sum())
+    return {
+        "found": len(table),
+        "false": round(float(wrong.mean()), 4) if len(table) else 0.0,
+        "power": round(float((~wrong).sum() / max(n_true, 1)), 4),
     }
 
 
@@ -83,21 +97,34 @@ def one(seed, options):
     )  # fmt: skip
     adata = simulate_interactions(design, seed=seed)
     truth, fcr = true_effects(adata), FCR(adata, SCHEMA, seed=seed)
+    plan = {"max_epochs": options.epochs, "heldout_fraction": options.heldout}
+    fcr.fit(progress=False, seed=seed, **plan)
     refits = bootstrap(fcr, options.refits, max_epochs=options.epochs, seed=seed)
-    totals = effects(refits, level=LEVEL, seed=seed).to_frame()
-    totals = totals.rename(columns={"spread_lower": "lower", "spread_upper": "upper"})
-    ranked = rank_interactions(
-        cross_fit(fcr, max_epochs=options.epochs, seed=seed), level=1 - LEVEL, seed=seed
-    )
-    cells = refits[0].interval_coverage(levels=(0.5, LEVEL), seed=seed)
-    return {
-        "seed": seed,
-        "observation": {
-            f"{row.nominal:g}": round(row.observed, 4) for row in cells.itertuples(index=False)
-        },
-        "effects": held(totals[totals["effect"] == "total"], truth, "total"),
-        "interactions": held(ranked.genes, truth, "interaction"),
+    cross = cross_fit(fcr, max_epochs=options.epochs, seed=seed)
+    result = {"seed": seed}
+    for level in (0.5, 0.9):
+        own = fcr.effects(level=level, seed=seed).to_frame()
+        over = effects(refits, level=level, seed=seed).to_frame()
+        of = {kind: own[own["effect"] == kind] for kind in ("total", "interaction")}
+        spread = {kind: over[over["effect"] == kind] for kind in ("total", "interaction", "z_tx")}
+        ranked = rank_interactions(cross, level=1 - level, seed=seed).genes
+        bounds = ("spread_lower", "spread_upper")
+        result[f"{level:g}"] = {
+            **{f"effects, {kind}": held(table, truth, kind) for kind, table in of.items()},
+            **{
+                f"spread over refits, {kind}": held(
+                    table, truth, "total" if kind == "total" else "interaction", bounds
+                )
+                for kind, table in spread.items()
+            },
+            "rank_interactions": held(ranked, truth, "interaction"),
+        }
+    result["q <= 0.1"] = found(of["total"], truth, 0.1)
+    cells = fcr.interval_coverage(levels=(0.5, 0.9), seed=seed)
+    result["observation"] = {
+        f"{row.nominal:g}": round(row.observed, 4) for row in cells.itertuples(index=False)
     }
+    return result
 
 
 def mean_of(rows):
@@ -113,6 +140,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--refits", type=int, default=5)
     parser.add_argument("--cells", type=int, default=3_000)
+    parser.add_argument("--heldout", type=float, default=0.1, help="share of cells held out")
     options = parser.parse_args()
     found = []
     for seed in range(options.seeds):
