@@ -9,10 +9,12 @@ from scipy.sparse import csr_matrix
 
 from pyro_fcr import FCR, Architecture, QueryError, Schema, TrainingPlan
 from pyro_fcr.data.pairs import Pair
+from pyro_fcr.data.scenarios import unseen_pairs
 from pyro_fcr.evaluation import leave_pairs_out
 from pyro_fcr.metrics.chances import FEATURES, Chances
 from pyro_fcr.metrics.conformal import ConformalIntervals, noise_variance
-from pyro_fcr.metrics.profiles import log_values
+from pyro_fcr.metrics.profiles import SCALES, Mixture, Prediction, log_values
+from pyro_fcr.metrics.response_table import response_table
 from pyro_fcr.metrics.stacking import stack
 from pyro_fcr.queries.simple import SimpleAnswers
 from pyro_fcr.simulation import FCRDesign, simulate
@@ -68,6 +70,19 @@ def fcr():
     adata = simulate(design, seed=0)
     architecture = Architecture(n_tx=2, decoder="additive", dropout=0.0, n_hidden=16)
     return FCR(adata, SCHEMA, architecture=architecture)
+
+
+def test_a_mixture_sees_the_control_cells_that_its_baseline_sees(fcr):
+    """All weight on the baseline: the same scores, also where halves of the controls take turns."""
+    adata, schema = fcr.source(None), fcr.registry.schema
+    scenario = unseen_pairs(adata.obs, schema).made[0]
+    nothing = Prediction(dict.fromkeys(SCALES, np.zeros(adata.n_vars)))
+    mixed = {p: Mixture(nothing, "ridge", dict.fromkeys(SCALES, 0.0)) for p in scenario.pairs}
+    table = response_table(adata, schema, [(scenario, {"mixed": mixed})], n_draws=10).frame
+    own = table[table["metric"] != "e_distance"].pivot(
+        index=["scale", "metric"], columns="method", values="value"
+    )
+    np.testing.assert_allclose(own["mixed"], own["ridge"])
 
 
 def test_each_pair_is_predicted_by_a_fit_that_knows_nothing_of_it(fcr, monkeypatch):
