@@ -1,8 +1,6 @@
 import os
 import sys
 
-from pyro_fcr.data import register
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread per worker, before torch and numba are imported: numba raises torch's number of
     # threads as well, and two workers with two threads each wait for one another.
@@ -18,7 +16,7 @@ import pytest
 import torch
 
 from pyro_fcr.batch import Batch
-from pyro_fcr.data import Schema, split_cells
+from pyro_fcr.data import Schema, register, split_cells
 from pyro_fcr.nn.architecture import Architecture
 
 

@@ -1,11 +1,13 @@
 """The shape of the house: which room may look into which."""
 
 import ast
+import os
 from collections import Counter
 from pathlib import Path
 
 import networkx as nx
 import pytest
+import torch
 
 import pyro_fcr
 
@@ -126,3 +128,11 @@ def test_files_do_not_import_one_another_in_a_circle():
         (name, other) for name, path in names.items() for other in imports(path) if other in names
     )
     assert list(nx.simple_cycles(arrows)) == []
+
+
+@pytest.mark.skipif(
+    "PYTEST_XDIST_WORKER" not in os.environ, reason="one process may have all cores"
+)
+def test_workers_have_one_thread_each():
+    """Two workers with two threads each wait for one another: tests take several times as long."""
+    assert torch.get_num_threads() == 1
