@@ -54,8 +54,8 @@ def test_contradictory_schema(changes, parts):
         ({"d": []}, ["site 'd' has no obs column", "leave the site out"]),
         ({"x": "line", "d": ["donor", ""]}, ["site 'd' has an empty obs column", "name them"]),
         ({"t": "line"}, ["'t'", "'t', 'y', 'library'", "call the site otherwise"]),
-        ({"x": "line", "y": "donor"}, ["'y' cannot be the site"]),
-        ({"library": "line"}, ["'library' cannot be the site"]),
+        ({"x": "line", "y": "donor"}, ["'y' cannot be a site of its own"]),
+        ({"library": "line"}, ["'library' cannot be a site of its own"]),
         ({"cell line": "line"}, ["'cell line' cannot name a site", "Python identifier"]),
         ({"1": "line"}, ["'1' cannot name a site"]),
         ({1: "line"}, ["1 cannot name a site"]),
@@ -704,7 +704,7 @@ def test_bad_context_query(levels, parts):
 
 def test_registry_of_another_format():
     saved = {**_query().to_json_dict(), "format": 99}
-    with pytest.raises(SchemaError, match="format 99; expected 1 to 3; load it with the version"):
+    with pytest.raises(SchemaError, match="format 99; expected 1 to 4; load it with the version"):
         Registry.from_json_dict(saved)
 
 

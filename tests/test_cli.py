@@ -382,7 +382,7 @@ def test_plot_draws_latents_and_makes_the_umap(folder, tmp_path):
         (["effects", "effects.csv", "--gene", "gen1"], "--gene 'gen1' is not among"),
         (["effects", "effects.csv", "--dose", "1"], "the table has no column dose"),
         (["effects", "model/history.csv"], "has no column 'treatment', 'context'"),
-        (["interactions", "effects.csv"], "no column 'qvalue'"),
+        (["interactions", "effects.csv"], "no column 'z'"),
         (["dose-response", "effects.csv"], "no column 'dose'"),
         (["paths", "cells.h5ad"], ""),
     ],

@@ -62,9 +62,13 @@ def test_simulate_overwrites_only_when_told(tmp_path):
     out = tmp_path / "cells.h5ad"
     out.write_text("mine")
     assert "is there already" in fail("simulate", "--out", out, *SMALL)
+    assert "no seal" in fail("simulate", "--out", out, *SMALL, "--overwrite")
     assert out.read_text() == "mine"
-    succeed("simulate", "--out", out, *SMALL, "--overwrite")
-    assert ad.read_h5ad(out).n_obs == 300
+    out.unlink()
+    for again in ((), ("--overwrite",)):
+        succeed("simulate", "--out", out, *SMALL, *again)
+        assert ad.read_h5ad(out).n_obs == 300
+    assert "is there already" in fail("simulate", "--out", out, *SMALL)
 
 
 def test_simulate_from_controls(controls, tmp_path):

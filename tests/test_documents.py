@@ -41,11 +41,16 @@ def python_blocks(path):
     return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
+def shorter(code):
+    """The same on a quarter of the bundled cells, with trainings of few steps."""
+    code = re.sub(r"max_epochs=\d+", "max_epochs=2", code)
+    return code.replace("gbm_panobinostat()", "gbm_panobinostat()[::4].copy()")
+
+
 def run_blocks(path, folder, scope):
     with contextlib.chdir(folder):
         for block in python_blocks(path):
-            code = block.replace("max_epochs=150", "max_epochs=2")
-            exec(compile(code, path.name, "exec"), scope)
+            exec(compile(shorter(block), path.name, "exec"), scope)
 
 
 @pytest.fixture(scope="module")
@@ -133,14 +138,14 @@ def masked(text):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_notebooks_show_what_is_stored(path, tmp_path, monkeypatch):
-    """Trainings are of few steps here, so what follows one only has to be of the same kind."""
+    """Trainings are of few steps here, so what follows one has to be of the same kind only."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress")  # asks for ipywidgets
     stored = nbformat.read(path, as_version=4)
     executed = copy.deepcopy(stored)
     for cell in executed.cells:
-        cell.source = re.sub(r"max_epochs=\d+", "max_epochs=3", cell.source)
+        cell.source = shorter(cell.source)
     client = nbclient.NotebookClient(
         executed, timeout=300, resources={"metadata": {"path": tmp_path}}
     )
@@ -148,7 +153,7 @@ def test_notebooks_show_what_is_stored(path, tmp_path, monkeypatch):
     assert any(cell.get("outputs") for cell in stored.cells), "execute it: make notebooks"
     is_trained = False
     for old, new in zip(stored.cells, executed.cells, strict=True):
-        is_trained |= new.source != old.source
+        is_trained |= "max_epochs" in old.source
         before, after = (kinds(each) if is_trained else shown(each) for each in (old, new))
         assert after == before, f"make notebooks: {old.source[:60]!r}"
 
@@ -165,7 +170,7 @@ def test_stored_notebooks_are_small_and_clean(path):
 
 
 def test_the_top_level_has_few_names_each_with_an_example():
-    assert len(pyro_fcr.__all__) <= 26
+    assert len(pyro_fcr.__all__) <= 27
     offered = {name: getattr(pyro_fcr, name) for name in pyro_fcr.__all__}
     for name, thing in offered.items():
         if callable(thing):  # neither a module nor a constant; the examples run above

@@ -242,7 +242,9 @@ def test_headline_is_the_model_minus_the_best_baseline(found):
     assert row["baseline"] == baselines.idxmin()
     assert row["gain"] == pytest.approx(baselines.min() - means["fcr"])
     line = found.sentence("seen pairs", "mse_delta")
-    assert f"({row['baseline']}), mse_delta, seen pairs (6): {row['gain']:+.3f}" in line
+    assert (
+        f"({row['baseline']}), squared error, all genes, seen pairs (6): {row['gain']:+.3f}" in line
+    )
     with pytest.raises(ValueError, match="no 'mse_delta' of 'unseen pair'"):
         found.sentence("unseen pair", "mse_delta")
 

@@ -24,6 +24,7 @@ Look = Callable[[Any, int], None]
 
 _VALUES_PER_READ = 2**19
 _CENTRED = 0.05  # of a standard deviation: means of z-scores and residuals
+_UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, LookupError)
 _NEAR = 32  # rows between two that are asked for, up to which both are read at once
 
 
@@ -120,11 +121,30 @@ class StoredMatrix:
         n_genes = stored.shape[1] if columns is None else len(columns)
         self.shape = (int(stored.shape[0]), int(n_genes))
         self._survey: Survey | None = None
+        if self.is_sparse and (missing := {"data", "indices", "indptr"} - set(stored.group)):
+            raise self._damaged(f"its {min(missing)} are missing")
+
+    def _damaged(self, reason: object) -> SchemaError:
+        place = self.stored.group if self.is_sparse else self.stored
+        file = getattr(place, "file", None)
+        name = getattr(place, "store_path", place) if file is None else file.filename
+        return SchemaError(
+            f"the matrix in {str(name)!r} cannot be read ({reason}); the file may be damaged, or "
+            "not of numbers: write it again with anndata"
+        )
 
     @cached_property
     def _starts(self) -> Rows:
         """Place of the first value of each row, and of the end."""
-        return np.asarray(self.stored.group["indptr"][:], dtype=np.int64)
+        try:
+            starts = np.asarray(self.stored.group["indptr"][:], dtype=np.int64)
+            n_values = {int(self.stored.group[n].shape[0]) for n in ("data", "indices")}
+        except _UNREADABLE as error:
+            raise self._damaged(error) from error
+        fits = len(starts) == self.shape[0] + 1 and n_values == {starts[-1]}
+        if not fits or starts[0] != 0 or (np.diff(starts) < 0).any():
+            raise self._damaged("its indptr does not fit")
+        return starts
 
     @property
     def nbytes(self) -> int:
@@ -202,11 +222,8 @@ class StoredMatrix:
         """Return the rows of some runs, each from a first row to before a last one."""
         try:
             rows = self._read_sparse(runs) if self.is_sparse else self._read_dense(runs)
-        except (OSError, ValueError, RuntimeError, TypeError) as error:
-            raise SchemaError(
-                f"the matrix on disk cannot be read ({error}); the file may be damaged, or not of "
-                "numbers: write it again with anndata"
-            ) from error
+        except _UNREADABLE as error:
+            raise self._damaged(error) from error
         return rows.astype(self.dtype, copy=False)
 
     def _read_dense(self, runs: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
