@@ -136,20 +136,22 @@ class TracedStep:
 
     def _trace(self) -> GraphModule:
         listed = ListedDraws()
-        graph = self._traced(lambda _: listed, [])
+        self._traced(self._losses, lambda _: listed, [])
         self._draws_inside = None in listed.draws
-        if self._draws_inside:  # the others would not be drawn in eager mode's order
-            return graph
-        self._draws = [draw for draw in listed.draws if draw is not None]
-        return self._traced(GivenNoise, self._draws)
+        if not self._draws_inside:  # or those before would not be drawn in eager mode's order
+            self._draws = [draw for draw in listed.draws if draw is not None]
+        return self._traced(self._evaluate, GivenNoise, self._draws)
 
     def _traced(
-        self, mode: Callable[[Sequence[Tensor]], OperationMode], draws: Sequence[Draw]
+        self,
+        function: Callable[..., Any],
+        mode: Callable[[Sequence[Tensor]], OperationMode],
+        draws: Sequence[Draw],
     ) -> GraphModule:
-        def evaluate(*inputs: Any) -> Gradients:
+        def evaluate(*inputs: Any) -> Any:
             *of_step, noise = inputs
             with mode(noise):
-                return self._evaluate(*of_step)
+                return function(*of_step)
 
         # Tensors without values: what asks for a value raises, and nothing is computed.
         without_values = FakeTensorMode(allow_non_fake_inputs=True)
@@ -162,11 +164,16 @@ class TracedStep:
         except DynamicOutputShapeException as error:
             raise NotTraceableError(f"it has a shape that depends on data ({error})") from error
 
+    def _losses(
+        self, parameters: State, buffers: State, tensors: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        batch = self._batch.with_tensors(tensors)
+        placed = {place: parameters[name] for place, name in self._places.items()}
+        return functional_call(self._both, {**placed, **buffers}, (batch,), tie_weights=False)
+
     def _evaluate(self, parameters: State, buffers: State, tensors: dict[str, Any]) -> Gradients:
         leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-        batch = self._batch.with_tensors(tensors)
-        placed = {place: leaves[name] for place, name in self._places.items()}
-        losses = functional_call(self._both, {**placed, **buffers}, (batch,), tie_weights=False)
+        losses = self._losses(leaves, buffers, tensors)
         main, adversary = (
             [leaves[name] for name in names] for names in (self._main, self._adversary)
         )
