@@ -22,13 +22,11 @@ from torch import nn
 from pyro_fcr import discovery, evaluation, queries
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import (
-    Cells,
     OwnCells,
     Registry,
     Schema,
     Split,
     open_cells,
-    read_cells,
     register,
     split_cells,
 )
@@ -406,7 +404,7 @@ class FCR:
         assert self.history is not None
         assert self.split is not None
         sizes = {site: checked.run.value(site).shape[-1] for site in checked.graph.latents}
-        batches = self._batches(self._own().cells)
+        batches = self._batches()
         evaluation.report_separation(self, batches, sizes=sizes, seed=plan.seed)
         size = len(self.history), len(self.split.train)
         if plan.is_worth_judging(*size):
@@ -532,7 +530,7 @@ class FCR:
 
     def _judged(self, adata: Source) -> Batches:
         """Return given cells, or the held-out ones of the last fit, or all."""
-        batches = self._batches(self._cells(adata))
+        batches = self._batches(adata)
         if adata is None and self.split is not None and len(self.split.heldout):
             batches.rows = torch.as_tensor(self.split.heldout)
         return batches
@@ -754,7 +752,7 @@ class FCR:
         ValueError
             The model was loaded without data.
         """
-        return self._own().adata if adata is None else read_cells(adata)
+        return self._own().adata if adata is None else open_cells(adata)
 
     def _own(self) -> OwnCells:
         if self._own_cells is None:
@@ -764,28 +762,23 @@ class FCR:
     def _is_own(self, adata: Source) -> bool:
         return adata is None or (self._own_cells is not None and adata is self._own_cells.adata)
 
-    def _cells(self, adata: Source) -> Cells:
-        if self._is_own(adata):
-            return self._own().cells
-        encode = self.registry.encode if self._own_cells is None else self._own_cells.encode_others
-        return encode(self.source(adata))
-
     def chunks(
-        self, adata: Source = None, *, labelled: bool = True
+        self, adata: Source = None, *, labelled: bool = True, rows: slice = slice(None)
     ) -> Iterator[tuple[Batch, slice]]:
-        """Yield all cells in order, a few thousand at a time, with their positions.
+        """Yield cells in order, a few thousand at a time, with their positions.
 
         Parameters
         ----------
         adata
-            The cells; None takes the model's own.
+            The cells; None takes the model's own. What is on disk is read a chunk at a time.
         labelled
             Whether treatment and covariates of the cells are known.
+        rows
+            The cells to take, which stand side by side; all, if left out.
         """
-        start = 0
-        unlabelled = self.registry.encode_expression
-        cells = self._cells(adata) if labelled else unlabelled(self.source(adata))
-        for batch in self._batches(cells).in_order():
+        source = self.source(adata)
+        start, _, _ = rows.indices(source.n_obs)
+        for batch in self._batches(source, labelled=labelled, rows=rows).in_order():
             yield batch, slice(start, start + len(batch))
             start += len(batch)
 
@@ -796,12 +789,21 @@ class FCR:
             return len(self.split.train)
         return 0 if self._named_split is None else int((self._named_split == TRAIN).sum())
 
-    def _batches(self, cells: Cells) -> Batches:
+    def _batches(
+        self, adata: Source = None, *, labelled: bool = True, rows: slice = slice(None)
+    ) -> Batches:
+        """Return cells, a few thousand at a time; given ones on disk stay there."""
+        source, own, some = self.source(adata), self._own_cells, slice(None)
+        if not labelled:
+            cells = self.registry.encode_expression(source, rows=rows, memory=0)
+        elif own is not None and self._is_own(source):
+            cells, some = own.cells, rows
+        else:
+            encode = self.registry.encode if own is None else own.encode_others
+            cells = encode(source, rows=rows, memory=0)
         cells = replace(cells, n_total=self._n_train)
-        place = self.device, self.dtype
-        return Batches(
-            cells, np.arange(len(cells)), batch_size=_CHUNK, device=place[0], dtype=place[1]
-        )
+        at = np.arange(len(cells))[some]
+        return Batches(cells, at, batch_size=_CHUNK, device=self.device, dtype=self.dtype)
 
     def _example(self) -> Batch:
         own = self._own_cells

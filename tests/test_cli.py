@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from cli_helpers import run, succeed
 from conftest import simulate
+from scipy import sparse
 
 from pyro_fcr import __version__
 from pyro_fcr.data import datasets
@@ -49,6 +50,21 @@ def test_fit_replaces_nothing_but_a_model(folder, tmp_path):
     assert "holds no model, so it is not replaced" in result.output
     assert "epoch" not in result.output  # it says so before training
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_latents_leave_all_else_of_a_file_as_it_is(folder, tmp_path):
+    cells = ad.read_h5ad(folder / "cells.h5ad")
+    cells.raw, cells.uns["note"] = cells.copy(), "mine"
+    cells.obsm["X_fcr_z_tx"], cells.obsp["near"] = np.ones((600, 7)), sparse.eye(600, format="csr")
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    for source, name in (("cells.h5ad", "one.h5ad"), ("one.h5ad", "again.h5ad")):
+        succeed("latents", folder / "model", tmp_path / source, "--out", tmp_path / name)
+        found = ad.read_h5ad(tmp_path / name)
+        assert found.uns["note"] == "mine"
+        assert found.obsm["X_fcr_z_tx"].shape == (600, 1)
+        assert (found.raw.X == cells.X).all()
+        assert (found.obsp["near"] != cells.obsp["near"]).nnz == 0
+        assert "is what pyro-fcr wrote" in succeed("inspect", tmp_path / name)
 
 
 def test_latents_are_written_beside_the_cells(folder):

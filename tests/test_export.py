@@ -229,7 +229,7 @@ def test_every_edit_of_the_graph_is_exported(edited):
 @pytest.mark.parametrize("edited", ["g_bayesian"], indirect=True)
 def test_shared_latents_are_one_draw_for_all_cells(edited, monkeypatch):
     _, cells, fcr = edited
-    monkeypatch.setattr("pyro_fcr.api._CHUNK", 12)
+    monkeypatch.setattr("pyro_fcr.queries.fitted.block_size", lambda _: 12)
     seen = []
     assert fcr.graph.shared == {"log_dispersion"}  # read before the decoder is listened to
     hook = fcr.model.y.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[-1]))

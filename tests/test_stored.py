@@ -1,5 +1,6 @@
 """Cells that stay on disk: the same answers as from memory, a pool of them at a time."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -156,3 +157,66 @@ def test_what_needs_everything_in_memory_says_how_much(adata, place, monkeypatch
     monkeypatch.setattr(io, "free_memory", lambda: 10)
     with pytest.raises(SchemaError, match="needs all of adata.* in memory, 0.0 GB"):
         whole_matrix(opened, schema)
+
+
+def test_a_matrix_by_columns_is_read_if_it_fits_and_refused_if_not(adata, tmp_path, monkeypatch):
+    cells = adata.copy()
+    cells.X = sparse.csc_matrix(cells.X)
+    cells.write_h5ad(tmp_path / "columns.h5ad")
+    expected = pyro_fcr.FCR(adata, SCHEMA)
+    found = pyro_fcr.FCR(tmp_path / "columns.h5ad", SCHEMA)
+    assert (found._own().cells.expression != expected._own().cells.expression).nnz == 0
+    message = r"stored by columns \(CSC\).*more than 1e-06 GB of memory: write it by rows"
+    with pytest.raises(SchemaError, match=message):
+        pyro_fcr.FCR(tmp_path / "columns.h5ad", SCHEMA, memory="1kB")
+    monkeypatch.setattr(io, "free_memory", lambda: 4000)
+    for question in (
+        lambda: pyro_fcr.FCR(tmp_path / "columns.h5ad", SCHEMA),
+        lambda: expected.counterfactual(tmp_path / "columns.h5ad", treatment="drug1"),
+    ):
+        with pytest.raises(SchemaError, match=message):
+            question()
+    with pytest.raises(SchemaError, match="needs all of adata.X in memory"):
+        whole_matrix(open_cells(tmp_path / "columns.h5ad"), SCHEMA)
+
+
+def test_rows_side_by_side_are_encoded_alone(adata, place):
+    registry, whole = register(adata, SCHEMA)
+    registry = dataclasses.replace(registry, schema=schema_of(place))
+    for rows in (slice(0, 5), slice(300, 820), slice(899, None)):
+        found = registry.encode(place, rows=rows, memory=0)
+        assert isinstance(found.expression, StoredMatrix)
+        assert len(found) == len(range(*rows.indices(N_CELLS)))
+        expected = whole.batch(np.arange(N_CELLS)[rows])
+        one = found.batch(np.arange(len(found)))
+        for name, values in expected.values.items():
+            assert torch.equal(one[name], values), name
+        np.testing.assert_array_equal(found.obs_names, whole.obs_names[rows])
+
+
+def test_a_wrong_value_of_a_window_is_named_by_its_cell(adata, tmp_path):
+    cells = adata.copy()
+    cells.X = cells.X.astype(np.float32)
+    cells.X[700, 0] = 0.5
+    cells.write_h5ad(tmp_path / "wrong.h5ad")
+    registry, _ = register(adata, SCHEMA)
+    assert len(registry.encode(tmp_path / "wrong.h5ad", rows=slice(0, 700), memory=0)) == 700
+    with pytest.raises(SchemaError, match="cell 'cell700', gene 'gene0'"):
+        registry.encode(tmp_path / "wrong.h5ad", rows=slice(690, 800), memory=0)
+
+
+def test_cells_given_by_their_path_are_not_read_whole(adata, place, monkeypatch):
+    fcr = pyro_fcr.FCR(place, schema_of(place), architecture=Architecture(n_hidden=16))
+    expected = fcr.get_latent_representation("z_x"), fcr.elbo()
+    longest, read = [], StoredMatrix._read
+
+    def watched(self, runs):
+        rows = read(self, runs)
+        longest.append(rows.shape[0])
+        return rows
+
+    monkeypatch.setattr(StoredMatrix, "_read", watched)
+    monkeypatch.setattr(pyro_fcr.api, "_CHUNK", 64)
+    np.testing.assert_allclose(fcr.get_latent_representation("z_x", place), expected[0], atol=1e-5)
+    assert fcr.elbo(place) == pytest.approx(expected[1], abs=2.0)
+    assert max(longest) < 400  # of a pass that checks; a chunk has 64

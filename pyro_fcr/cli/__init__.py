@@ -28,6 +28,7 @@ for _command in (
     train.evaluate,
     predict.latents,
     predict.predict,
+    predict.join,
     predict.dose_response,
     discover.effects,
     discover.interactions,

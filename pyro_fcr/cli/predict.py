@@ -29,11 +29,22 @@ def latents(
     only_in_use
         Leave out dimensions that the model does not use.
     """
+    from pyro_fcr.data.hdf5 import copy_h5ad, is_h5ad
+
     shell.check_file(out, ".h5ad", overwrite=overwrite)
-    adata = pyro_fcr.data.read_cells(cells)
+    adata = pyro_fcr.data.open_cells(cells)
+    is_copied = is_h5ad(cells)  # with all that it holds, part by part
+    if not is_copied:
+        adata = pyro_fcr.data.read_cells(cells)
     fitted = pyro_fcr.FCR.load(model)
     fitted.add_latents_to(adata, encoding=encoding, only_in_use=only_in_use)
-    shell.write_adata(adata, out, overwrite=overwrite)
+    if not is_copied:
+        shell.write_adata(adata, out, overwrite=overwrite)
+        return
+    found = {name: adata.obsm[name] for name in adata.obsm if name.startswith("X_fcr_")}
+    more = {"obsm": found, "uns": {"fcr": adata.uns["fcr"]}}
+    shell.write(out, lambda draft: copy_h5ad(cells, draft, more), overwrite=overwrite)
+    print(f"{adata.n_obs} cells x {adata.n_vars} genes in {out}")
 
 
 def predict(
@@ -52,6 +63,7 @@ def predict(
     output: Literal["draws", "mean", "summary"] = "draws",
     uncertainty: Literal["latent", "observation"] | None = None,
     quantiles: str | None = None,
+    shard: str | None = None,
     seed: shell.Seed = 0,
     overwrite: shell.Overwrite = False,
 ) -> None:
@@ -88,6 +100,8 @@ def predict(
         with draws and latent otherwise if left out.
     quantiles
         Quantiles of a summary; 0.05,0.5,0.95 if left out.
+    shard
+        Answer for a part of the cells, such as 2/8, the second of eight; `join` puts them together.
     """
     shell.check_file(out, ".h5ad", ".zarr", overwrite=overwrite)
     if cells is None and hold:
@@ -104,7 +118,7 @@ def predict(
         "covariates": shell.levels(covariate),
         "n_draws": n_draws,
         **({} if library is None else {"library": _depth(library)}),
-        "output": pyro_fcr.Output(output, uncertainty, chosen, store),
+        "output": pyro_fcr.Output(output, uncertainty, chosen, store, shard=shard),
         "seed": seed,
     }
     fitted = pyro_fcr.FCR.load(model)
@@ -112,6 +126,23 @@ def predict(
         adata = fitted.predict(**asked, n_cells=n_cells)
     else:
         adata = fitted.counterfactual(cells, **asked, hold=hold)
+    shell.write_adata(adata, out, overwrite=overwrite)
+
+
+def join(shards: list[Path], /, *, out: shell.Out, overwrite: shell.Overwrite = False) -> None:
+    """Put all shards that `predict --shard` wrote together, as one h5ad or zarr.
+
+    Parameters
+    ----------
+    shards
+        The shards of one answer, in any order.
+    out
+        .h5ad, or .zarr, which is written part by part for answers beyond memory.
+    """
+    shell.check_file(out, ".h5ad", ".zarr", overwrite=overwrite)
+    from pyro_fcr.queries import join_shards
+
+    adata = join_shards(shards, store=out if out.suffix == ".zarr" else None)
     shell.write_adata(adata, out, overwrite=overwrite)
 
 

@@ -334,6 +334,16 @@ def _put_into(folder: Path, name: str, write: Callable[[Path], object]) -> Path 
     return None
 
 
+def write(out: Path, make: Callable[[Path], object], *, overwrite: bool = False) -> None:
+    """Write a result with its seal; if its place fails, to another one, see :func:`put`."""
+
+    def sealed_at(path: Path) -> None:
+        with sealed(path, overwrite=overwrite) as draft:
+            make(draft)
+
+    put(out, sealed_at)
+
+
 def write_adata(adata: AnnData, out: Path, *, overwrite: bool = False, rows: str = "cells") -> None:
     """Write an h5ad, and say so; a zarr store is there already, written part by part."""
     from pyro_fcr.data.hdf5 import write_h5ad
@@ -341,35 +351,25 @@ def write_adata(adata: AnnData, out: Path, *, overwrite: bool = False, rows: str
 
     adata.obs = writable(adata.obs)
 
-    def write(path: Path) -> None:
-        with sealed(path, overwrite=overwrite) as draft:
-            write_h5ad(adata, draft)
-
     if out.suffix != ".zarr":
-        put(out, write)
+        write(out, partial(write_h5ad, adata), overwrite=overwrite)
     print(f"{adata.n_obs} {rows} x {adata.n_vars} genes in {out}")
 
 
 def write_tables(tables: Mapping[str, pd.DataFrame], out: Path, *, overwrite: bool = False) -> None:
     """Write a folder of csv files, which takes its place whole."""
 
-    def write(path: Path) -> None:
-        with sealed(path, overwrite=overwrite) as draft:
-            draft.mkdir()
-            for name, table in tables.items():
-                table.to_csv(draft / name, index=False)
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        for name, table in tables.items():
+            table.to_csv(folder / name, index=False)
 
-    put(out, write)
+    write(out, fill, overwrite=overwrite)
 
 
 def write_table(table: pd.DataFrame, out: Path, *, overwrite: bool = False) -> None:
     """Write a csv, and say so."""
-
-    def write(path: Path) -> None:
-        with sealed(path, overwrite=overwrite) as draft:
-            table.to_csv(draft, index=False)
-
-    put(out, write)
+    write(out, lambda draft: table.to_csv(draft, index=False), overwrite=overwrite)
     print(f"{len(table)} rows in {out}")
 
 

@@ -17,7 +17,7 @@ from pyro_fcr.data import checks
 from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import Codes, Design
 from pyro_fcr.data.errors import SchemaError, listed
-from pyro_fcr.data.io import Matrix, as_dense, find_matrix, read_matrix
+from pyro_fcr.data.io import Matrix, as_dense, check_by_rows, find_matrix, read_matrix
 from pyro_fcr.data.labels import label_text
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.spelling import did_you_mean
@@ -52,6 +52,10 @@ class Site(NamedTuple):
     levels: Tensor
     codes: Tensor
     strata: Tensor
+
+    def of(self, rows: slice) -> Tensor:
+        """Return the rows of some cells, shape (n, width)."""
+        return self.levels.index_select(0, self.codes[rows])
 
 
 Sites = Mapping[str, Site]
@@ -91,12 +95,17 @@ def site_rows(
 
 
 def read_expression(
-    adata: AnnData, genes: Sequence[str], schema: Schema, *, memory: int | None = None
+    adata: AnnData,
+    genes: Sequence[str],
+    schema: Schema,
+    *,
+    memory: int | None = None,
+    rows: slice = slice(None),
 ) -> Expression:
     """Return the values of the registered genes, shape (n_cells, n_genes).
 
     What is on disk and takes more than ``memory`` bytes stays there; None stands for half of what
-    is free.
+    is free. Only ``rows`` are read, which lie side by side.
 
     Raises
     ------
@@ -108,14 +117,17 @@ def read_expression(
     UserWarning
         If there are other genes, in the name of the caller's caller's caller.
     """
-    order = _gene_order(genes, adata)
+    order, given = _gene_order(genes, adata), find_matrix(adata, schema)
+    stored, half = stored_matrix(given), free_memory() // 2
+    check_by_rows(given, schema, memory=memory or half)
+    adata = adata if rows == slice(None) else adata[rows]
     look = partial(checks.check_values, schema=schema, adata=adata, genes=np.asarray(genes))
-    stored = stored_matrix(find_matrix(adata, schema))
     if stored is None:
         matrix = _select(read_matrix(adata, schema), order)
         look(matrix)
     else:
-        matrix = _read_stored(stored.select(order), schema, look, memory)
+        bound = half if memory is None else memory
+        matrix = _read_stored(stored.window(rows).select(order), schema, look, bound)
     checks.check_cells_expressed(matrix, schema, adata=adata)
     return matrix
 
@@ -171,17 +183,16 @@ def read_outcomes(
 
 
 def _read_stored(
-    stored: StoredMatrix, schema: Schema, look: Callable[..., None], memory: int | None
+    stored: StoredMatrix, schema: Schema, look: Callable[..., None], bound: int
 ) -> Expression:
-    bound = free_memory() // 2 if memory is None else memory
-
     def check(block: Matrix, first: int) -> None:
         look(block, first=first)
 
     if stored.nbytes_in_memory <= bound:
         return stored.to_memory(check, counts=schema.expression == "counts")
     stored.look_through(check)
-    logger.info(
+    logger.log(
+        logging.INFO if bound else logging.DEBUG,
         "%d x %d values take %.1f GB, more than %.1f GB of memory: they stay on disk, and pools of "
         "%d cells are read at a time.",
         *(*stored.shape, stored.nbytes_in_memory / 1e9, bound / 1e9, CELLS_PER_POOL),

@@ -5,7 +5,7 @@ and may crash it then. So it writes to a file object that takes everything, and 
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,41 @@ def new_h5ad(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
         check()
     finally:
         target.file.close()
+
+
+def is_h5ad(path: Path) -> bool:
+    """Tell whether a file is an h5ad of the present format, whose parts are written one by one."""
+    if path.suffix != ".h5ad":
+        return False
+    with h5py.File(path) as root:
+        return root.attrs.get("encoding-type") == "anndata"
+
+
+def copy_h5ad(source: Path, path: Path, more: Mapping[str, Mapping[str, Any]]) -> None:
+    """Copy a file part by part, and put more into it.
+
+    Parameters
+    ----------
+    source
+        The file, see :func:`is_h5ad`.
+    path
+        The new file.
+    more
+        Elements by name for each of some groups, such as ``obsm`` and ``uns``; an element of this
+        name in the file is replaced.
+    """
+    with h5py.File(source) as given, new_h5ad(path) as (root, check):
+        root.attrs.update(given.attrs)
+        for name in given:
+            given.copy(name, root)
+            check()
+        for group, elements in more.items():
+            if group not in root:
+                write_elem(root, group, {})
+            for name, value in elements.items():
+                if name in root[group]:
+                    del root[group][name]
+                write_elem(root[group], name, value)
 
 
 def write_h5ad(adata: AnnData, path: Path) -> None:

@@ -17,7 +17,7 @@ from scipy import sparse
 from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.spelling import did_you_mean
-from pyro_fcr.data.stored import free_memory, stored_matrix
+from pyro_fcr.data.stored import free_memory, is_on_disk, narrow_size
 from pyro_fcr.files import locate
 from pyro_fcr.seals import check_seal
 
@@ -53,13 +53,20 @@ def read_cells(source: AnnData | str | Path) -> AnnData:
     """
     if isinstance(source, AnnData):
         return source
-    return _open(source, lambda path: _WHOLE[path.suffix](path))
+    return open_with(source, lambda path: _WHOLE[path.suffix](path))
 
 
 _WHOLE: dict[str, Callable[..., AnnData]] = {".h5ad": ad.read_h5ad, ".zarr": ad.read_zarr}
 
 
-def _open(source: str | Path, read: Callable[[Path], AnnData]) -> AnnData:
+def open_with(source: str | Path, read: Callable[[Path], AnnData]) -> AnnData:
+    """Read an `.h5ad` file or a `.zarr` folder in some way, if it is one and whole.
+
+    Raises
+    ------
+    FileNotFoundError, SchemaError, pyro_fcr.seals.DamagedError
+        As in :func:`read_cells`.
+    """
     if not isinstance(source, str | Path):
         raise SchemaError(
             f"found {type(source).__name__}; expected an AnnData or the path of an .h5ad or .zarr"
@@ -103,7 +110,7 @@ def open_cells(source: AnnData | str | Path) -> AnnData:
     FileNotFoundError, SchemaError
         As in :func:`read_cells`.
     """
-    return read_cells(source) if isinstance(source, AnnData) else _open(source, _on_disk)
+    return read_cells(source) if isinstance(source, AnnData) else open_with(source, _on_disk)
 
 
 def _on_disk(path: Path) -> AnnData:
@@ -147,10 +154,12 @@ def read_matrix(adata: AnnData, schema: Schema) -> Matrix:
     Raises
     ------
     SchemaError
-        If the layer or `.X` is missing, or its storage is unknown.
+        If the layer or `.X` is missing, its storage is unknown, or it is on disk and takes more
+        memory than is free.
     """
     stored = find_matrix(adata, schema)
     if isinstance(stored, CSRDataset | CSCDataset):
+        _check_fits(stored, schema)
         return _canonical(stored.to_memory(), copy=False)
     if sparse.issparse(stored):
         try:
@@ -200,16 +209,38 @@ def whole_matrix(adata: AnnData, schema: Schema) -> Any:
         It is missing, or takes more memory than is free.
     """
     matrix = find_matrix(adata, schema)
-    stored = stored_matrix(matrix)
-    if stored is None:
+    if not is_on_disk(matrix):
         return matrix
-    needed, free = _AS_FLOATS * stored.nbytes_in_memory, free_memory()
+    _check_fits(matrix, schema)
+    return matrix.to_memory() if isinstance(matrix, CSRDataset | CSCDataset) else matrix[:]
+
+
+def _check_fits(stored: Any, schema: Schema) -> None:
+    needed, free = _AS_FLOATS * narrow_size(stored), free_memory()
     if needed > free:
         raise SchemaError(
             f"this needs all of {schema.source} in memory, {needed / 1e9:.1f} GB, of which "
             f"{free / 1e9:.1f} GB are free: pass some of the cells, adata[rows].to_memory()"
         )
-    return matrix.to_memory() if stored.is_sparse else matrix[:]
+
+
+def check_by_rows(stored: Any, schema: Schema, *, memory: int) -> None:
+    """Refuse a matrix on disk that cannot be read by cells and takes more than some bytes.
+
+    Raises
+    ------
+    SchemaError
+        It is stored by columns.
+    """
+    if not isinstance(stored, CSCDataset):
+        return
+    needed, bound = narrow_size(stored), min(memory, free_memory() // _AS_FLOATS)
+    if needed > bound:
+        raise SchemaError(
+            f"{schema.source} is stored by columns (CSC), which cannot be read by cells, and takes "
+            f"{needed / 1e9:.2g} GB, more than {bound / 1e9:.2g} GB of memory: write it by rows, "
+            "adata.X = adata.X.tocsr(), where there is enough memory"
+        )
 
 
 def _canonical(matrix: sparse.spmatrix | sparse.sparray, *, copy: bool) -> sparse.csr_array:

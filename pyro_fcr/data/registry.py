@@ -137,13 +137,24 @@ class Registry:
         """
         return canonical_label(self.t.read_agents(label).agents, self.schema)
 
-    def encode(self, adata: AnnData | str | Path) -> Cells:
+    def encode(
+        self,
+        adata: AnnData | str | Path,
+        *,
+        rows: slice = slice(None),
+        memory: int | None = None,
+    ) -> Cells:
         """Turn data with the registered columns into tensors; `adata` is not changed.
 
         Parameters
         ----------
         adata
             The registered data or new data. Genes are matched by name, whatever their order.
+        rows
+            The cells to take, which stand side by side; all, if left out.
+        memory
+            Bytes up to which a matrix on disk is read into memory; None stands for half of what is
+            free, and 0 leaves it on disk.
 
         Returns
         -------
@@ -164,15 +175,24 @@ class Registry:
         adata = open_cells(adata)
         checks.check_shape(adata)
         # Names before the matrix, which may take long to read.
-        return self._cells(adata, self._sites(adata.obs))
+        sites = self.encode_sites(adata.obs.iloc[rows])
+        return self._cells(adata, sites, rows=rows, memory=memory)
 
-    def encode_expression(self, adata: AnnData | str | Path) -> Cells:
+    def encode_expression(
+        self,
+        adata: AnnData | str | Path,
+        *,
+        rows: slice = slice(None),
+        memory: int | None = None,
+    ) -> Cells:
         """Turn cells of unknown treatment and context into tensors; `.obs` is not looked at.
 
         Parameters
         ----------
         adata
             New data with the registered genes, matched by name, whatever their order.
+        rows, memory
+            As in :meth:`encode`.
 
         Returns
         -------
@@ -205,7 +225,7 @@ class Registry:
         """
         adata = open_cells(adata)
         checks.check_shape(adata)
-        return self._cells(adata, {})
+        return self._cells(adata, {}, rows=rows, memory=memory)
 
     def encode_obs(self, obs: pd.DataFrame) -> dict[str, Tensor]:
         """Turn labels alone, without expression, into the matrices of the sites.
@@ -222,7 +242,7 @@ class Registry:
             If a column is missing, or a label is empty or was never seen (nor, for an agent, has
             features).
         """
-        return {name: s.levels.index_select(0, s.codes) for name, s in self._sites(obs).items()}
+        return {name: site.of(slice(None)) for name, site in self.encode_sites(obs).items()}
 
     def columns_of(self, label: str, dose: Dose = None) -> dict[str, Any]:
         """Return the columns of `.obs` for a treatment, in its one spelling.
@@ -371,19 +391,35 @@ class Registry:
     def _pairs(self) -> set[tuple[str, tuple[str, ...]]]:
         return {(each.treatment, self._context(each.covariates)) for each in self.conditions}
 
-    def _cells(self, adata: AnnData, sites: encoding.Sites) -> Cells:
-        _, outcomes = encoding.read_outcomes(adata, self.schema, columns=self.outcomes)
-        matrix = encoding.read_expression(adata, self.genes, self.schema)
+    def _cells(
+        self,
+        adata: AnnData,
+        sites: encoding.Sites,
+        *,
+        rows: slice = slice(None),
+        memory: int | None = None,
+    ) -> Cells:
+        some = adata if rows == slice(None) else adata[rows]
+        _, outcomes = encoding.read_outcomes(some, self.schema, columns=self.outcomes)
+        matrix = encoding.read_expression(adata, self.genes, self.schema, rows=rows, memory=memory)
         return encoding.make_cells(
             matrix,
             sites,
             schema=self.schema,
             genes=self.genes,
-            obs_names=adata.obs_names,
+            obs_names=some.obs_names,
             outcomes=outcomes,
         )
 
-    def _sites(self, obs: pd.DataFrame) -> encoding.Sites:
+    def encode_sites(self, obs: pd.DataFrame) -> encoding.Sites:
+        """Turn labels alone, without expression, into the sites: each covariate site, and `"t"`.
+
+        Raises
+        ------
+        SchemaError
+            If a column is missing, or a label is empty or was never seen (nor, for an agent, has
+            features).
+        """
         return encoding.encode_sites(
             self.read_design(obs),
             self.schema,

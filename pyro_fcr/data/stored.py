@@ -47,6 +47,8 @@ class Survey:
         Sum of each gene and number of cells that have it, ``(n_genes,)`` each.
     squares
         Sum of all squares.
+    along
+        Each cell along one direction, see :func:`along`, ``(n_cells,)``.
     least, largest
         The extremes.
     is_whole
@@ -57,6 +59,7 @@ class Survey:
     n_shown: npt.NDArray[np.int64]
     sums: npt.NDArray[np.float64]
     n_cells: npt.NDArray[np.int64]
+    along: npt.NDArray[np.float64]
     squares: float = 0.0
     least: float = 0.0
     largest: float = 0.0
@@ -66,7 +69,8 @@ class Survey:
     def of_nothing(cls, shape: tuple[int, int]) -> Survey:
         """Return the survey of a matrix that was not looked through yet."""
         n, m = shape
-        return cls(np.zeros(n), np.zeros(n, np.int64), np.zeros(m), np.zeros(m, np.int64))
+        shown = np.zeros(n, np.int64), np.zeros(m), np.zeros(m, np.int64)
+        return cls(np.zeros(n), *shown, along=np.zeros(n))
 
     @property
     def is_centred(self) -> bool:
@@ -81,6 +85,7 @@ class Survey:
         values = block if isinstance(block, np.ndarray) else block.data
         self.totals[rows] = np.asarray(block.sum(axis=1, dtype=np.float64)).reshape(-1)
         self.sums += np.asarray(block.sum(axis=0, dtype=np.float64)).reshape(-1)
+        self.along[rows] = block @ _direction(block.shape[1])
         if isinstance(block, np.ndarray):
             self.n_shown[rows] = np.count_nonzero(block, axis=1)
             self.n_cells += np.count_nonzero(block, axis=0)
@@ -102,6 +107,8 @@ class StoredMatrix:
         A sparse dataset of anndata with rows together (CSR), or an array of HDF5 or zarr.
     columns
         The columns to take, in their order; None takes all.
+    rows
+        The rows to take, which lie side by side.
     dtype
         Type of what is read.
 
@@ -114,12 +121,18 @@ class StoredMatrix:
     ndim = 2
 
     def __init__(
-        self, stored: Any, *, columns: Rows | None = None, dtype: npt.DTypeLike = np.float32
+        self,
+        stored: Any,
+        *,
+        columns: Rows | None = None,
+        rows: slice = slice(None),
+        dtype: npt.DTypeLike = np.float32,
     ) -> None:
-        self.stored, self.columns, self.dtype = stored, columns, np.dtype(dtype)
-        self.is_sparse = isinstance(stored, CSRDataset)
+        self.stored, self.columns, self.rows = stored, columns, rows
+        self.dtype, self.is_sparse = np.dtype(dtype), isinstance(stored, CSRDataset)
         n_genes = stored.shape[1] if columns is None else len(columns)
-        self.shape = (int(stored.shape[0]), int(n_genes))
+        self._first, last, _ = rows.indices(int(stored.shape[0]))
+        self.shape = (last - self._first, int(n_genes))
         self._survey: Survey | None = None
         if self.is_sparse and (missing := {"data", "indices", "indptr"} - set(stored.group)):
             raise self._damaged(f"its {min(missing)} are missing")
@@ -136,29 +149,39 @@ class StoredMatrix:
     @cached_property
     def _starts(self) -> Rows:
         """Place of the first value of each row, and of the end."""
+        group, n_rows = self.stored.group, int(self.stored.shape[0])
+        first, last = self._first, self._first + self.shape[0]
         try:
-            starts = np.asarray(self.stored.group["indptr"][:], dtype=np.int64)
-            n_values = {int(self.stored.group[n].shape[0]) for n in ("data", "indices")}
+            starts = np.asarray(group["indptr"][first : last + 1], dtype=np.int64)
+            lengths = {name: int(group[name].shape[0]) for name in ("indptr", "data", "indices")}
         except _UNREADABLE as error:
             raise self._damaged(error) from error
-        fits = len(starts) == self.shape[0] + 1 and n_values == {starts[-1]}
-        if not fits or starts[0] != 0 or (np.diff(starts) < 0).any():
+        n = lengths["data"]
+        fits = lengths == {"indptr": n_rows + 1, "data": n, "indices": n}
+        if not fits or (np.diff(starts, prepend=0, append=n) < 0).any():
+            raise self._damaged("its indptr does not fit")
+        if (first == 0 and starts[0] > 0) or (last == n_rows and starts[-1] < n):
             raise self._damaged("its indptr does not fit")
         return starts
+
+    @property
+    def n_values(self) -> int:
+        """Values that are stored of the rows."""
+        if self.is_sparse:
+            return int(self._starts[-1] - self._starts[0])
+        return self.shape[0] * int(self.stored.shape[1])
 
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
         held = self._survey
         starts = self._starts.nbytes if self.is_sparse else 0
-        return starts + (0 if held is None else held.totals.nbytes + held.n_shown.nbytes)
+        return starts + (0 if held is None else 3 * held.totals.nbytes)
 
     @property
     def nbytes_in_memory(self) -> int:
         """Memory that the matrix would take with counts of one byte, in bytes."""
-        if self.is_sparse:
-            return int(self.stored.group["data"].shape[0]) * 5 + 8 * self.shape[0]
-        return self.shape[0] * self.shape[1]
+        return self.n_values * 5 + 8 * self.shape[0] if self.is_sparse else self.n_values
 
     @property
     def survey(self) -> Survey:
@@ -172,11 +195,15 @@ class StoredMatrix:
         """Return the matrix with some columns, in their order."""
         if self.columns is None and np.array_equal(columns, np.arange(self.shape[1])):
             return self
-        return StoredMatrix(self.stored, columns=columns, dtype=self.dtype)
+        return StoredMatrix(self.stored, columns=columns, rows=self.rows, dtype=self.dtype)
+
+    def window(self, rows: slice) -> StoredMatrix:
+        """Return rows that lie side by side, of all that are stored."""
+        return StoredMatrix(self.stored, columns=self.columns, rows=rows, dtype=self.dtype)
 
     def astype(self, dtype: npt.DTypeLike, *, copy: bool = False) -> StoredMatrix:
         """Return the matrix with values of another type."""
-        other = StoredMatrix(self.stored, columns=self.columns, dtype=dtype)
+        other = StoredMatrix(self.stored, columns=self.columns, rows=self.rows, dtype=dtype)
         other._survey = self._survey
         return other
 
@@ -227,7 +254,8 @@ class StoredMatrix:
         return rows.astype(self.dtype, copy=False)
 
     def _read_dense(self, runs: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
-        read = [np.asarray(self.stored[first:last], np.float32) for first, last in runs]
+        at = self._first
+        read = [np.asarray(self.stored[at + a : at + b], np.float32) for a, b in runs]
         rows = np.concatenate(read)
         return rows if self.columns is None else np.ascontiguousarray(rows[:, self.columns])
 
@@ -262,10 +290,6 @@ class StoredMatrix:
         offsets = np.concatenate([[0], (lasts - firsts).cumsum()[:-1]]) - firsts
         at = rows + offsets[np.searchsorted(firsts, rows, side="right") - 1]
         return read if np.array_equal(at, np.arange(read.shape[0])) else read[at]
-
-    def __matmul__(self, vector: npt.NDArray) -> npt.NDArray:
-        """Multiply with a vector over genes."""
-        return np.concatenate([block @ vector for _, block in self.blocks()])
 
     def pool(self, rows: Rows) -> Pool:
         """Read rows into memory, to pick batches of them."""
@@ -305,7 +329,7 @@ class _Kept:
 
     def __init__(self, matrix: StoredMatrix, *, counts: bool) -> None:
         self.shape, self.is_sparse, self.counts = matrix.shape, matrix.is_sparse, counts
-        n = int(matrix.stored.group["data"].shape[0]) if self.is_sparse else 0
+        n = matrix.n_values if self.is_sparse else 0
         place = np.int32 if n <= np.iinfo(np.int32).max else np.int64
         kind = np.uint8 if counts else np.float32
         self.values: Any = np.empty(n if self.is_sparse else self.shape, kind)
@@ -356,12 +380,35 @@ def survey_of(matrix: Any) -> Survey:
     return found
 
 
-def stored_matrix(stored: Any) -> StoredMatrix | None:
-    """Return a matrix of an AnnData that is on disk; None if it is in memory."""
-    if isinstance(stored, CSCDataset) or getattr(stored, "ndim", 2) != 2:
+def along(matrix: Expression) -> npt.NDArray[np.float64]:
+    """Read every cell along one direction: equal expression gives equal numbers, ``(n_cells,)``."""
+    if isinstance(matrix, StoredMatrix):
+        return matrix.survey.along
+    return matrix @ _direction(matrix.shape[1])
+
+
+def _direction(n_genes: int) -> npt.NDArray[np.float64]:
+    return np.random.default_rng(0).random(n_genes)
+
+
+def is_on_disk(matrix: Any) -> bool:
+    """Tell whether a matrix of an AnnData is on disk."""
+    is_sparse = isinstance(matrix, CSRDataset | CSCDataset)
+    return is_sparse or type(matrix).__module__.startswith(("h5py", "zarr"))
+
+
+def stored_matrix(matrix: Any) -> StoredMatrix | None:
+    """Return a matrix of an AnnData that is on disk; None of others, and of one by columns."""
+    if isinstance(matrix, CSCDataset) or getattr(matrix, "ndim", 2) != 2:
         return None
-    on_disk = isinstance(stored, CSRDataset) or type(stored).__module__.startswith(("h5py", "zarr"))
-    return StoredMatrix(stored) if on_disk else None
+    return StoredMatrix(matrix) if is_on_disk(matrix) else None
+
+
+def narrow_size(stored: Any) -> int:
+    """Return the memory that a matrix on disk would take with counts of one byte, in bytes."""
+    if isinstance(stored, CSCDataset):
+        return int(stored.group["data"].shape[0]) * 5 + 8 * int(stored.shape[0])
+    return StoredMatrix(stored).nbytes_in_memory
 
 
 def free_memory() -> int:

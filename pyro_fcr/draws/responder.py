@@ -6,6 +6,7 @@ outlives its draw.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -239,11 +240,36 @@ def block_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed % 2**64, number)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def blocks_of(batch: Batch, size: int) -> Iterator[tuple[Batch, slice]]:
-    """Cut a batch into blocks of ``size`` cells, with their positions in it."""
-    for start in range(0, len(batch), size):
-        rows = slice(start, start + size)
-        yield batch.take(rows), rows
+def blocks_of(chunks: Iterable[tuple[Batch, slice]], size: int) -> Iterator[tuple[Batch, slice]]:
+    """Cut and join chunks of cells into blocks that end at multiples of ``size``.
+
+    Parameters
+    ----------
+    chunks
+        Cells in their order, and their positions.
+    size
+        Cells per block.
+
+    Yields
+    ------
+    The cells of each block and their positions.
+    """
+    parts: list[Batch] = []
+    at = slice(0, 0)
+    for chunk, at in chunks:
+        cuts = [at.start, *range((at.start // size + 1) * size, at.stop, size), at.stop]
+        for start, stop in pairwise(cuts):
+            parts.append(chunk.take(slice(start - at.start, stop - at.start)))
+            if stop % size == 0:
+                yield _joined(parts, stop)
+                parts = []
+    if parts:
+        yield _joined(parts, at.stop)
+
+
+def _joined(parts: list[Batch], stop: int) -> tuple[Batch, slice]:
+    block = parts[0] if len(parts) == 1 else Batch.concatenate(parts)
+    return block, slice(stop - len(block), stop)
 
 
 def drawn_by(guide: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from .representations import (
     get_latent_representation,
     label_blind_latents,
 )
+from .shards import join_shards
 from .targets import AVERAGE, Form, Query
 from .units import unit_counterfactual
 
@@ -29,6 +30,7 @@ __all__ = [
     "dose_response",
     "get_latent_representation",
     "interval_coverage",
+    "join_shards",
     "label_blind_latents",
     "posterior_predictive",
     "predict",

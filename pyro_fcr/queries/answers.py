@@ -1,5 +1,6 @@
 """What an answer looks like, and how it is put together part by part, in memory or in a file."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pyro_fcr.draws import QueryError
 from pyro_fcr.draws.sinks import EveryDraw, Moments, Quantiles, Sink
 from pyro_fcr.files import check_place, locate
 from pyro_fcr.seals import sealed
-from pyro_fcr.values import check_settings
+from pyro_fcr.values import check_settings, shown
 
 Part: TypeAlias = Mapping[str, np.ndarray | sparse.csr_matrix]
 """``"X"`` and layers by name, for the next rows of an answer."""
@@ -52,6 +53,10 @@ class Output:
     memory
         Bytes that the draws at work may take beside the answer. Where they do not suffice for a
         block of cells, its draws are made again for each part of it: slower, the same answer.
+    shard
+        Which part of the cells to answer for, as ``"2/8"``: the second of eight that lie side by
+        side, with the draws that they have in the whole answer.
+        :func:`pyro_fcr.queries.join_shards` reads all of them as one.
 
     Raises
     ------
@@ -71,9 +76,12 @@ class Output:
     quantiles: tuple[float, ...] = (0.05, 0.5, 0.95)
     store: str | Path | None = None
     memory: int = 2**30
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         check_settings(self, error=QueryError)
+        if self.shard is not None:
+            read_shard(self.shard)
         if self.store is not None and Path(self.store).suffix not in (".h5ad", ".zarr"):
             raise QueryError(f"store {str(self.store)!r} must end in .h5ad or .zarr.")
 
@@ -99,13 +107,49 @@ class Output:
         size = min(_SKETCH, n_draws + n_draws % 2)
         return [Moments(), Quantiles(self.quantiles, size=size)]
 
-    def rows(self, n_cells: int, n_genes: int, *, n_draws: int) -> list[slice]:
-        """Cut a block of cells so that the draws of each part fit into the memory."""
+    def rows_of(self, n_cells: int, block: int) -> slice:
+        """Return which cells to answer for, of blocks of cells that are drawn together.
+
+        Raises
+        ------
+        QueryError
+            There are fewer cells than shards.
+        """
+        if self.shard is None:
+            return slice(0, n_cells)
+        number, n_shards = read_shard(self.shard)
+        if n_shards > n_cells:
+            raise QueryError(
+                f"shard is {self.shard!r}, but there are {n_cells} cells: ask for fewer shards."
+            )
+        step = block if n_cells >= block * n_shards else 1  # no block is drawn twice if it can be
+        edges = [n_cells * k // n_shards // step * step for k in (number - 1, number)]
+        return slice(edges[0], n_cells if number == n_shards else edges[1])
+
+    def cuts(self, n_cells: int, n_genes: int, *, n_draws: int) -> list[slice]:
+        """Cut cells so that the draws of each part fit into the memory."""
         per_cell = n_genes * sum(s.bytes_per_value(n_draws) for s in self.sinks(n_draws))
         size = n_cells
         while size > 1 and size * per_cell > self.memory:
             size = (size + 1) // 2
-        return [slice(start, start + size) for start in range(0, n_cells, size)]
+        return [slice(start, min(start + size, n_cells)) for start in range(0, n_cells, size)]
+
+
+def read_shard(text: Any) -> tuple[int, int]:
+    """Return the number of a shard, from 1, and how many there are.
+
+    Raises
+    ------
+    QueryError
+        It is not of the form ``"2/8"``.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text) if isinstance(text, str) else None
+    number, n_shards = (0, 0) if found is None else (int(found[1]), int(found[2]))
+    if not 1 <= number <= n_shards:
+        raise QueryError(
+            f"shard is {shown(text)}; expected '1/8' to '8/8' for eight shards, and so on."
+        )
+    return number, n_shards
 
 
 def read_part(sinks: Iterable[Sink], *, as_counts: bool) -> Part:
@@ -157,7 +201,7 @@ def assemble(frame: AnnData, parts: Iterable[Part], *, store: str | Path | None 
         return _in_memory(frame, parts)
     with sealed(store, overwrite=False) as draft:
         _write(draft, frame, parts)
-    return _backed(locate(store))
+    return read_answer(locate(store))
 
 
 def _in_memory(frame: AnnData, parts: Iterable[Part]) -> AnnData:
@@ -222,7 +266,8 @@ def _new_root(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
     zarr.consolidate_metadata(group.store)
 
 
-def _backed(path: Path) -> AnnData:
+def read_answer(path: Path) -> AnnData:
+    """Return an answer in a file, whose ``X`` and layers are read where they are looked at."""
     root: Any = h5py.File(path, "r") if path.suffix == ".h5ad" else zarr.open_group(path, mode="r")
     layers = {name: _lazy(root["layers"][name]) for name in root["layers"]}
     annotation: dict[str, Any] = {name: read_elem(root[name]) for name in ("obs", "var", "uns")}

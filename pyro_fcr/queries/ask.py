@@ -5,8 +5,9 @@ which cells stand in which order, not on the memory that it may take.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from pyro_fcr.batch import Batch
+from pyro_fcr.data.encoding import Site
 from pyro_fcr.data.pairs import read_layout
 from pyro_fcr.draws import QueryError, Responder, block_size, new_cells
 from pyro_fcr.draws.sinks import Rows
@@ -24,6 +26,7 @@ from pyro_fcr.queries.columns import put_beside, writable
 from pyro_fcr.queries.fitted import Fitted, Source, drawn_blocks, make_responder
 from pyro_fcr.queries.libraries import Depth, Library, depth_of, depths, library_column
 from pyro_fcr.queries.marks import condition_marks
+from pyro_fcr.queries.shards import query_digest
 from pyro_fcr.queries.targets import (
     Asked,
     Form,
@@ -33,9 +36,9 @@ from pyro_fcr.queries.targets import (
 )
 from pyro_fcr.values import checked
 
-"""Counts per cell: the cells' own, as the target has them, a number, or one for each cell."""
+_Chunks: TypeAlias = Callable[..., Iterable[tuple[Batch, slice]]]
+"""Is given ``rows=`` that lie side by side, and yields these cells in chunks."""
 
-_Chunks: TypeAlias = Iterable[tuple[Batch, slice]]
 _FED: Final = {"latent": "expected", "observation": "drawn"}
 
 
@@ -107,7 +110,7 @@ def predict(  # noqa: PLR0913 (the words of one question)
         raise QueryError(f"library is {library!r}; expected 'target', a number, or one a cell.")
     size = depths(fcr, asked) if isinstance(library, str) else library
     column = library_column(size, n_cells)
-    chunks = _chunks_of_new_cells(fcr, asked.do, column)
+    chunks = partial(_chunks_of_new_cells, fcr, asked.do, column)
     depth = Depth("target" if isinstance(library, str) else "given", column)
     found = answer(fcr, query, replace(asked, do={}), chunks, depth)
     return found if fallback is None else _by_the_likelier(fcr, found, column, query)
@@ -193,7 +196,8 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
     source = fcr.source(adata)
     asked = intervene(fcr, query, source.obs, hold=hold)
     depth = depth_of(fcr, asked, source, library)
-    return answer(fcr, query, asked, fcr.chunks(source), depth, world="interventional")
+    chunks = partial(fcr.chunks, source)
+    return answer(fcr, query, asked, chunks, depth, world="interventional")
 
 
 @checked(error=QueryError)
@@ -251,19 +255,20 @@ def posterior_predictive(
     source = fcr.source(adata)
     query = Query(output=output, n_draws=n_draws, seed=seed)
     asked = Asked(obs=source.obs.copy(), held=fcr.graph.blocks)
-    return answer(fcr, query, asked, fcr.chunks(source), Depth.of(library, source.n_obs))
+    depth = Depth.of(library, source.n_obs)
+    return answer(fcr, query, asked, partial(fcr.chunks, source), depth)
 
 
 def _chunks_of_new_cells(
-    fcr: Fitted, sites: Mapping[str, Tensor], library: Tensor
+    fcr: Fitted, sites: Mapping[str, Site], library: Tensor, *, rows: slice
 ) -> Iterator[tuple[Batch, slice]]:
     """Yield cells without expression whose sites have the given values, block by block."""
     n_genes = len(fcr.registry.genes)
     size = block_size(n_genes)
-    for start in range(0, len(library), size):
-        rows = slice(start, start + size)
-        cut = {name: values[rows] for name, values in sites.items()}
-        yield new_cells(cut, library[rows], n_genes=n_genes).to(fcr.device, fcr.dtype), rows
+    for start in range(rows.start, rows.stop, size):
+        at = slice(start, min(start + size, rows.stop))
+        cut = {name: site.of(at) for name, site in sites.items()}
+        yield new_cells(cut, library[at], n_genes=n_genes).to(fcr.device, fcr.dtype), at
 
 
 def answer(
@@ -277,22 +282,16 @@ def answer(
     **about: str,
 ) -> AnnData:
     """Draw what is asked of cells, and put it together in the form that the query asks for."""
-    from pyro_fcr.queries.simple import chance_marks  # noqa: PLC0415 (reads scikit-learn)
-
-    marks = condition_marks(asked.obs, fcr.registry, open_keys=asked.open_keys)
-    if not asked.open_keys:
-        marks |= chance_marks(fcr, asked.obs, marks["extrapolated"])
-    obs = put_beside(asked.obs, marks)
-    if query.answer.form == "draws":
-        obs = _row_per_draw(obs, query.n_draws)
-    if query.answer.store is not None:
-        obs = writable(obs, labels=fcr.registry.schema.columns)
-    genes = pd.DataFrame(index=pd.Index(fcr.registry.genes, dtype=str))
+    rows = query.answer.rows_of(len(asked.obs), block_size(len(fcr.registry.genes)))
     record = {**_record(query, asked, depth), **about}
+    if (shard := query.answer.shard) is not None:
+        record["shard"] = {"shard": shard, "query": query_digest(fcr, record, asked, depth)}
+    genes = pd.DataFrame(index=pd.Index(fcr.registry.genes, dtype=str))
+    obs = _annotation(fcr, query, asked, rows)
     frame = AnnData(obs=obs, var=genes, uns={"pyro_fcr": record})
     if responder is None:
         responder = make_responder(fcr, asked.held, released=asked.released)
-    parts = _parts(fcr, query, (asked, chunks, depth), responder)
+    parts = _parts(fcr, query, (asked, chunks, depth), responder, rows)
     answer = assemble(frame, parts, store=query.answer.store)
     layer = fcr.registry.schema.layer
     if layer is not None and layer not in answer.layers and query.answer.store is None:
@@ -300,18 +299,43 @@ def answer(
     return answer
 
 
+def _annotation(fcr: Fitted, query: Query, asked: Asked, rows: slice) -> pd.DataFrame:
+    """Return the annotation of some rows; what it says does not depend on which."""
+    from pyro_fcr.queries.simple import chance_marks  # noqa: PLC0415 (reads scikit-learn)
+
+    marks = condition_marks(asked.obs, fcr.registry, open_keys=asked.open_keys)
+    if not asked.open_keys:
+        marks |= chance_marks(fcr, asked.obs, marks["extrapolated"])
+    obs = put_beside(asked.obs, marks)
+    if query.answer.store is not None:
+        obs = writable(obs, labels=fcr.registry.schema.columns)
+    return _row_per_draw(obs.iloc[rows], query.n_draws if query.answer.form == "draws" else 1)
+
+
 def _parts(
-    fcr: Fitted, query: Query, of: tuple[Asked, _Chunks, Depth], responder: Responder
+    fcr: Fitted,
+    query: Query,
+    of: tuple[Asked, _Chunks, Depth],
+    responder: Responder,
+    rows: slice,
 ) -> Iterator[Part]:
-    """Draw block by block; a block whose draws do not fit into memory is drawn anew per part."""
+    """Draw block by block; a block whose draws do not fit into memory is drawn anew per part.
+
+    Blocks that reach beyond the rows are drawn whole, so that their draws are those of all rows.
+    """
     output, n_draws, (asked, chunks, depth) = query.answer, query.n_draws, of
     as_counts = fcr.registry.schema.expression == "counts" and output.kind == "observation"
-    for batch, cells, seed in drawn_blocks(fcr, chunks, seed=query.seed):
-        do = {name: values[cells].to(fcr.device, fcr.dtype) for name, values in asked.do.items()}
+    n_genes, n_cells = len(fcr.registry.genes), len(asked.obs)
+    block = block_size(n_genes)
+    whole = slice(rows.start // block * block, min(n_cells, -(-rows.stop // block) * block))
+    for batch, cells, seed in drawn_blocks(fcr, chunks(rows=whole), seed=query.seed):
+        do = {name: site.of(cells).to(fcr.device, fcr.dtype) for name, site in asked.do.items()}
         size = depth(batch, cells)
-        for rows in output.rows(len(batch), len(fcr.registry.genes), n_draws=n_draws):
+        wanted = range(max(cells.start, rows.start), min(cells.stop, rows.stop))
+        for some in output.cuts(len(wanted), n_genes, n_draws=n_draws):
+            at = slice(*(wanted.start - cells.start + each for each in (some.start, some.stop)))
             sinks = output.sinks(n_draws)
-            taken = {_FED[output.kind]: [Rows(sink, rows) for sink in sinks]}
+            taken = {_FED[output.kind]: [Rows(sink, at) for sink in sinks]}
             responder.feed(batch, do=do, library=size, n_draws=n_draws, seed=seed, **taken)
             yield read_part(sinks, as_counts=as_counts)
 

@@ -175,7 +175,7 @@ def _contexts(
 ) -> Iterator[tuple[_Levels, Iterable[tuple[Batch, slice]], int]]:
     """Yield each context, its cells in chunks, and how often each cell is to be drawn."""
     if isinstance(cells, AnnData):
-        fcr.registry.encode_obs(cells.obs)  # all levels are known before long work
+        fcr.registry.encode_sites(cells.obs)  # all levels are known before long work
         keys = fcr.registry.schema.covariate_keys
         design, changed = fcr.registry.read_design(cells.obs), open_keys(fcr, ("t",))
         named = [

@@ -14,9 +14,9 @@ from anndata import AnnData
 
 from pyro_fcr.data import Registry
 from pyro_fcr.data.labels import label_text
-from pyro_fcr.draws import QueryError, block_seed
+from pyro_fcr.draws import QueryError
 from pyro_fcr.draws.sites import Draws, Sampler
-from pyro_fcr.queries.fitted import Fitted, Source
+from pyro_fcr.queries.fitted import Fitted, Source, drawn_blocks
 from pyro_fcr.queries.marks import condition_marks
 from pyro_fcr.queries.targets import (
     Asked,
@@ -169,10 +169,10 @@ def _sample(
     chunks: list[dict[str, Draws]] = []
     fixed: list[dict[str, np.ndarray]] = []
     asked = target or Asked(obs=source.obs)
-    for number, (batch, rows) in enumerate(fcr.chunks(source)):
-        do = {site: value[rows].to(fcr.device, fcr.dtype) for site, value in asked.do.items()}
+    for batch, rows, own in drawn_blocks(fcr, fcr.chunks(source), seed=seed):
+        do = {site: each.of(rows).to(fcr.device, fcr.dtype) for site, each in asked.do.items()}
         kept = {"hold": asked.held, "released": asked.released}
-        first, own = chunks[0] if chunks else None, block_seed(seed, number)
+        first = chunks[0] if chunks else None
         chunks.append(sampler.groups(batch, do=do, first=first, seed=own, **kept))
         values = {**batch.values, "y": batch["y"][:, sampler.genes.to(fcr.device)]}
         fixed.append({name: value.cpu().numpy() for name, value in values.items()})
@@ -215,7 +215,7 @@ def _groups(
         "constant_data": _constants(fixed, obs, registry),
     }
     if target is not None:
-        sites = {site: value.numpy() for site, value in target.do.items()}
+        sites = {site: each.of(slice(None)).numpy() for site, each in target.do.items()}
         known = target.obs.assign(**{key: obs[key] for key in target.open_keys})
         constants = _constants({**fixed, **sites}, known, registry)
         drawn_anew = {*target.released, *(w for k in target.open_keys for w in (k, f"obs_{k}"))}

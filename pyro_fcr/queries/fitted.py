@@ -1,7 +1,6 @@
 """What a question needs of a fitted model, and the cells that it is asked about."""
 
 from collections.abc import Iterable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -49,7 +48,7 @@ class Fitted(Protocol):
         """Return the cells that a question is about."""
 
     def chunks(
-        self, adata: Source = None, *, labelled: bool = True
+        self, adata: Source = None, *, labelled: bool = True, rows: slice = slice(None)
     ) -> Iterator[tuple[Batch, slice]]:
         """Yield cells in order, with their positions."""
 
@@ -73,11 +72,10 @@ def drawn_blocks(
 ) -> Iterator[tuple[Batch, slice, int]]:
     """Yield the blocks of cells that are drawn together, with their positions and own seeds.
 
-    An answer depends on the seed and on which cells stand in which order, not on how they come in
-    chunks.
+    A block's noise is that of its position among all cells of the question: an answer depends on
+    the seed and on which cells stand in which order, not on how they come in chunks, nor on which
+    blocks are drawn here.
     """
-    size, numbers = block_size(len(fcr.registry.genes)), count()
-    for chunk, at in chunks:
-        for batch, rows in blocks_of(chunk, size):
-            start = at.start + rows.start
-            yield batch, slice(start, start + len(batch)), block_seed(seed, next(numbers))
+    size = block_size(len(fcr.registry.genes))
+    for batch, cells in blocks_of(chunks, size):
+        yield batch, cells, block_seed(seed, cells.start // size)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Registry, Schema
+from pyro_fcr.data.encoding import Site
 from pyro_fcr.data.facts import follow
 from pyro_fcr.data.spelling import did_you_mean
 from pyro_fcr.data.treatments import dose_text
@@ -180,14 +181,14 @@ class Asked:
     released, open_keys
         Observed sites that are drawn, and their columns, which are empty in ``obs``.
     do
-        Values that sites are set to.
+        What sites are set to in each cell.
     """
 
     obs: pd.DataFrame
     held: tuple[str, ...] = ()
     released: tuple[str, ...] = ()
     open_keys: tuple[str, ...] = ()
-    do: Mapping[str, Tensor] = field(default_factory=dict)
+    do: Mapping[str, Site] = field(default_factory=dict)
 
 
 def intervene(
@@ -217,7 +218,7 @@ def intervene(
     sites = query.intervened(registry.schema)
     found = reach(fcr.graph, sites, hold)
     target = query.target_obs(obs, registry)
-    values = registry.encode_obs(target)
+    values = registry.encode_sites(target)
     do = {site: values[site] for site in sites}
     return _opened(Asked(obs=target, held=found.held, released=found.released, do=do), registry)
 
@@ -235,7 +236,7 @@ def new_condition(fcr: Fitted, query: Query, n_cells: int) -> Asked:
     )
     keys = [key for site in released for key in schema.sites[site]]
     obs = query.condition_obs(registry, n_cells, open_keys=keys)
-    return _opened(Asked(obs=obs, released=released, do=registry.encode_obs(obs)), registry)
+    return _opened(Asked(obs=obs, released=released, do=registry.encode_sites(obs)), registry)
 
 
 def open_keys(fcr: Fitted, sites: Iterable[str]) -> tuple[str, ...]:

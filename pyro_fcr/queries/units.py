@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 from anndata import AnnData
@@ -103,4 +104,5 @@ def unit_counterfactual(  # noqa: PLR0913 (the words of one question)
     asked = replace(intervene(fcr, query, source.obs, hold=labels or None), held=labels)
     twins = TwinResponder(fcr.model, fcr.guide, fcr.graph, hold=labels, noise=outcome_noise)
     depth, about = depth_of(fcr, asked, source, library), {"world": "twin", "noise": outcome_noise}
-    return answer(fcr, query, asked, fcr.chunks(source), depth, responder=twins, **about)
+    chunks = partial(fcr.chunks, source)
+    return answer(fcr, query, asked, chunks, depth, responder=twins, **about)
