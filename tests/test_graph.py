@@ -1,3 +1,7 @@
+import re
+
+import networkx as nx
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -5,7 +9,7 @@ from conftest import make_batch, make_programs
 from pyro import poutine
 from torch import nn
 
-from pyro_fcr.graph import Graph, claims, read_graph
+from pyro_fcr.graph import Graph, claims, not_claimed, read_graph
 from pyro_fcr.graph.contract import ProgramError, check_programs, describe_programs
 from pyro_fcr.objective import Objective
 
@@ -277,3 +281,51 @@ def test_a_plain_pyro_svi_trains_the_shipped_programs(programs, batch):
     losses = [svi.step(batch) for _ in range(60)]
     assert sum(losses[-10:]) < sum(losses[:10])
     assert all(p.grad is not None for part in programs for p in part.parameters())
+
+
+def random_graph(rng, *, n_labels, n_blocks, density):
+    """Labels and blocks in a random order of causes, with arrows between any two at random."""
+    names = [f"u{i}" for i in range(n_labels)] + [f"z{i}" for i in range(n_blocks)]
+    order = list(rng.permutation(names))
+    parents = {
+        site: tuple(cause for cause in order[:i] if rng.random() < density)
+        for i, site in enumerate(order)
+    }
+    parents["y"] = tuple(name for name in names if name.startswith("z"))
+    labels = frozenset(names[:n_labels])
+    return Graph(parents, dict.fromkeys(parents, "Normal"), labels | {"y"}, labels=labels)
+
+
+def is_open(arrows, path, given):
+    """Pearl's rule, site by site."""
+    for before, site, after in zip(path, path[1:], path[2:], strict=False):
+        if arrows.has_edge(before, site) and arrows.has_edge(after, site):
+            if not given & {site, *nx.descendants(arrows, site)}:
+                return False
+        elif site in given:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_connection_that_is_named_is_open_and_the_shortest(seed):
+    rng = np.random.default_rng(seed)
+    graph = random_graph(rng, n_labels=3, n_blocks=2, density=rng.random())
+    arrows = graph.with_design()
+    for pair, words in not_claimed(graph).items():
+        left, right = pair.split(" ⟂ ")
+        path = re.split(" [→←] ", words)
+        assert (path[0], path[-1]) == (left, right)
+        given = set(graph.label_causes(left))
+        if right in graph.blocks:
+            given |= set(graph.label_causes(right))
+        assert is_open(arrows, path, given)
+        every = nx.all_simple_paths(arrows.to_undirected(), left, right)
+        assert len(path) == min(len(each) for each in every if is_open(arrows, each, given))
+
+
+def test_large_graphs_are_read_without_trying_every_path_or_set():
+    graph = random_graph(np.random.default_rng(0), n_labels=20, n_blocks=6, density=0.5)
+    lost = not_claimed(graph)
+    assert len(lost) > 50
+    assert len(claims(graph)) + len(lost) > 80

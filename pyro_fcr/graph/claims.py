@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import networkx as nx
 
@@ -92,11 +92,17 @@ def _candidates(graph: Graph) -> Iterator[tuple[Claim, bool]]:
 
 
 def _smallest_separator(graph: Graph, left: str, right: str) -> tuple[str, ...] | None:
-    for size in range(len(graph.known) + 1):
-        for given in combinations(graph.known, size):
-            if graph.separates(left, right, given):
-                return given
-    return None
+    """Return the fewest known sites that separate two; None where no known sites do.
+
+    If any do, then all those among the causes of what is looked at do (Lauritzen et al. 1990,
+    Networks 20:491), and the fewest are some of these.
+    """
+    causes = set().union(*(graph.ancestors(site) for site in graph.always((left, right))))
+    near = [site for site in graph.known if site in causes]
+    if not graph.separates(left, right, near):
+        return None
+    sets = (some for size in range(len(near)) for some in combinations(near, size))
+    return next((some for some in sets if graph.separates(left, right, some)), tuple(near))
 
 
 def _open_path(graph: Graph, claim: Claim) -> str:
@@ -104,20 +110,37 @@ def _open_path(graph: Graph, claim: Claim) -> str:
     arrows, given = graph.with_design(), graph.always(claim.given)
     if claim.kind == "permutation":
         given |= set(graph.label_causes(claim.left)) | set(graph.label_causes(claim.right))
-    lines, ends = arrows.to_undirected(), (claim.left, claim.right)
-    paths = nx.shortest_simple_paths(lines, *ends) if nx.has_path(lines, *ends) else ()
-    found = (path for path in paths if _is_open(arrows, path, given))
-    if (path := next(found, None)) is None:  # independent, but its prior is not what is selected
+    ends = (claim.left, ""), (claim.right, "")
+    try:
+        path = [site for site, _ in nx.shortest_path(_open_steps(arrows, given, *ends), *ends)]
+        path[-2:] = path[-1:]  # the end stands twice: as reached, and as the end
+    except nx.NetworkXNoPath:  # independent, but its prior is not what is selected
         path = nx.shortest_path(arrows, claim.left, min(graph.selected(claim.left)))
     signs = [" → " if arrows.has_edge(a, b) else " ← " for a, b in pairwise(path)]
     return "".join(part for pair in zip(path, [*signs, ""], strict=True) for part in pair)
 
 
-def _is_open(arrows: nx.DiGraph, path: list[str], given: set[str]) -> bool:
-    for before, site, after in zip(path, path[1:], path[2:], strict=False):
-        collides = arrows.has_edge(before, site) and arrows.has_edge(after, site)
-        if collides != bool(
-            ({site} | (nx.descendants(arrows, site) if collides else set())) & given
-        ):
-            return False
-    return True
+_Place: TypeAlias = tuple[str, str]  # a site, and the end of the arrow by which it was reached
+
+
+def _open_steps(arrows: nx.DiGraph, given: set[str], start: _Place, end: _Place) -> nx.DiGraph:
+    """Return the steps that a path may take which what is given leaves open.
+
+    A path may turn at a site where two arrows meet if that, or something that it causes, is given;
+    it may pass any other site that is not given. A shortest walk of such steps is a path.
+    """
+    told = given.union(*(nx.ancestors(arrows, site) for site in given if site in arrows))
+    steps = nx.DiGraph()
+    steps.add_nodes_from([start, end])
+    for site in arrows:
+        passed = site not in given
+        ways = {"head": (passed, site in told), "tail": (passed, passed)}
+        if site == start[0]:
+            ways[start[1]] = (True, True)
+        for reached, (down, up) in ways.items():
+            after = arrows.successors(site) if down else ()
+            before = arrows.predecessors(site) if up else ()
+            steps.add_edges_from(((site, reached), (each, "head")) for each in after)
+            steps.add_edges_from(((site, reached), (each, "tail")) for each in before)
+    steps.add_edges_from(((end[0], kind), end) for kind in ("head", "tail"))
+    return steps
