@@ -190,6 +190,21 @@ def test_a_step_that_differs_from_eager_mode_is_not_taken(cells, split, caplog, 
     assert "under the same noise" in messages[0]
 
 
+def test_a_difference_that_other_noise_does_not_show_is_rounding(cells, split, caplog, monkeypatch):
+    asked = []
+
+    def wrong_once(self, batch):
+        asked.append(len(batch))
+        found = eager_gradients(self._both.objective, batch)
+        return found._replace(total=found.total * (1.01 if len(asked) == 1 else 1.0))
+
+    monkeypatch.setattr(TracedStep, "compiled", lambda self: self)
+    monkeypatch.setattr(TracedStep, "__call__", wrong_once)
+    _, messages = fitted_with(cells, split, caplog, plan(engine="trace"))
+    assert messages == []
+    assert len(asked) > 2  # the steps are those of the traced engine
+
+
 class Annealed:
     """A term that counts, with the count where programs keep such things."""
 

@@ -166,14 +166,22 @@ class TracedEngine(Engine):
                 )
 
     def _compare(self, batch: Batch) -> None:
+        """Refuse a step that differs under each of two noises.
+
+        Once in some thousand steps a unit of one cell lies so near the kink of its activation that
+        rounding decides which side it is on. That does not happen twice; a fault does.
+        """
         device = batch["library"].device
-        with seeded(self.plan.seed, device=device):
-            traced = self.traced(batch)
-        with seeded(self.plan.seed, device=device):
-            eager = eager_gradients(self.objective, batch)
-        differences = said_by_all(_difference(traced, eager, self._tolerance))
-        if difference := next(filter(None, differences), ""):
-            raise NotTraceableError(f"under the same noise {difference}")
+        for seed in (self.plan.seed, self.plan.seed + 1):
+            with seeded(seed, device=device):
+                traced = self.traced(batch)
+            with seeded(seed, device=device):
+                eager = eager_gradients(self.objective, batch)
+            differences = said_by_all(_difference(traced, eager, self._tolerance))
+            difference = next(filter(None, differences), "")
+            if not difference:
+                return
+        raise NotTraceableError(f"under the same noise {difference}")
 
 
 @dataclass(eq=False)
