@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from scipy import sparse
 from torch import Tensor
@@ -68,7 +69,7 @@ class Cells:
     levels: Mapping[str, Tensor]
     codes: Mapping[str, Tensor]
     strata: Mapping[str, Tensor]
-    obs_names: npt.NDArray[np.str_]
+    obs_names: pd.Index
     genes: tuple[str, ...]
     outcomes: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     n_total: int = 0

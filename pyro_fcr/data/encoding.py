@@ -232,7 +232,7 @@ def make_cells(
         levels={name: site.levels for name, site in sites.items()},
         codes={name: site.codes for name, site in sites.items()},
         strata={name: site.strata for name, site in sites.items()},
-        obs_names=np.array(obs_names, dtype=str),
+        obs_names=obs_names,
         genes=genes,
         outcomes=outcomes,
     )

@@ -114,14 +114,21 @@ def open_cells(source: AnnData | str | Path) -> AnnData:
 
 
 def _on_disk(path: Path) -> AnnData:
-    root: Any = h5py.File(path) if path.suffix == ".h5ad" else zarr.open_group(path, mode="r")
+    root = _root(path)
     if root.attrs.get("encoding-type") != "anndata":  # of an early version
         return _WHOLE[path.suffix](path)
     known = {name: read_elem(root[name]) for name in ("obs", "var", "obsm") if name in root}
+    if isinstance(root, h5py.File):  # which keeps what it read of names, were it not closed
+        root.close()
+        root = _root(path)
     adata = AnnData(_lazily(root["X"]) if "X" in root else None, **known)
     for name in root.get("layers", ()):
         adata.layers[name] = _lazily(root["layers"][name])
     return adata
+
+
+def _root(path: Path) -> Any:
+    return h5py.File(path) if path.suffix == ".h5ad" else zarr.open_group(path, mode="r")
 
 
 def _lazily(element: Any) -> Any:

@@ -143,7 +143,7 @@ class OwnCells:
             )
         return others
 
-    def _changed_cells(self, others: Cells) -> dict[str, npt.NDArray[np.str_]]:
+    def _changed_cells(self, others: Cells) -> dict[str, pd.Index]:
         """Return names of cells that both have, by what differs: expression, or a site."""
         if not self.is_encoded:
             return {}

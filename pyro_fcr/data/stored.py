@@ -22,7 +22,7 @@ Rows = npt.NDArray[np.int64]
 Look = Callable[[Any, int], None]
 """Is given a block in memory and the position of its first row."""
 
-_VALUES_PER_READ = 2**19
+_VALUES_PER_READ = 2**17
 _CENTRED = 0.05  # of a standard deviation: means of z-scores and residuals
 _UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, LookupError)
 _NEAR = 32  # rows between two that are asked for, up to which both are read at once

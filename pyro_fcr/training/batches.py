@@ -90,7 +90,7 @@ class Batches:
         self.shared = True
         if not np.issubdtype(cells.expression.dtype, np.unsignedinteger):  # no counts
             return self
-        if device.type == "cuda" and not self._is_stored and _fits(cells, device):
+        if device.type == "cuda" and not self.is_stored and _fits(cells, device):
             self._resident = ResidentCells(cells, device)
         else:
             tails = device.type == "cpu"
@@ -121,22 +121,23 @@ class Batches:
         """Return the positions of the cells of every whole batch of an epoch."""
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.rows), generator=generator)
-        if self._is_stored:
+        if self.is_stored:
             order = _shuffled_by_pools(order, generator, self._batches_per_pool * self.batch_size)
         return list(self.rows[order].split(self.batch_size)[: len(self)])
 
     @property
-    def _is_stored(self) -> bool:
+    def is_stored(self) -> bool:
+        """Whether the cells are read from disk as they are needed."""
         return isinstance(self.cells.expression, StoredMatrix)
 
     @property
     def _batches_per_pool(self) -> int:
         """Batches whose cells are read together from a matrix on disk; all, from memory."""
-        return max(1, CELLS_PER_POOL // self.batch_size) if self._is_stored else len(self)
+        return max(1, CELLS_PER_POOL // self.batch_size) if self.is_stored else len(self)
 
     def _with_pool(self, batches: list[Tensor]) -> Batches:
         """Return the same with this process's cells of some batches in memory."""
-        if not self._is_stored or not batches:
+        if not self.is_stored or not batches:
             return self
         mine = [
             rows if (part := self._part_of(rows)) is None else part.own(rows) for rows in batches

@@ -47,6 +47,7 @@ from pyro_fcr.training.divided import check_divisible, check_same
 from pyro_fcr.training.engines import EagerEngine, Engine, compiled_if_possible
 from pyro_fcr.training.interrupt import Interrupt
 from pyro_fcr.training.optimizer import GuardedOptimizer, NonFiniteError, non_finite_error
+from pyro_fcr.training.pace import Pace
 from pyro_fcr.training.plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -176,6 +177,7 @@ class Trainer:
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"elbo": -float("inf"), "epoch": -1, "state": {}}
         self.callbacks, self.asked_to_stop = tuple(callbacks), False
+        self.pace = Pace(n_batches=len(self.train), batch_size=plan.batch_size)
         self._interrupt, self._between_steps = Interrupt(), True
         self._build_optimizers()
 
@@ -227,15 +229,17 @@ class Trainer:
                 *(self.n_steps, self.plan.epochs_to_align(len(self.train.rows))),
             )
         logger.info(
-            "%d cells in batches of %d, %d steps (%s); cells and a batch take %.0f MB.",
+            "%d cells in batches of %d, %d steps (%s); %d genes; cells and a batch take %.0f MB%s.",
             len(self.train.rows),
             self.plan.batch_size,
             self.n_steps,
             self.level,
+            self.cells.n_genes,
             self.train.nbytes / 1e6,
+            ", beside two pools of cells from disk" if self.train.is_stored else "",
         )
         try:
-            with self._bar() as bar, self._interrupt:
+            with self.bar as bar, self._interrupt:
                 while self.epoch < self.n_epochs and not self._why_to_stop():
                     if self.epoch == self.align_epoch and self.batch_number == 0:
                         bar.set_postfix_str("aligning latents with their priors")
@@ -258,7 +262,9 @@ class Trainer:
         self._interrupt.deliver()
         return history
 
-    def _bar(self) -> tqdm:
+    @cached_property
+    def bar(self) -> tqdm:
+        """What shows the progress, where it is shown."""
         shown = self.plan.progress
         if shown is None:  # a notebook shows widgets, whatever its streams are
             shown = sys.stderr.isatty() or "ipykernel" in sys.modules
@@ -267,6 +273,7 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         start = time.perf_counter()
+        self.pace.begin()
         self.objective.train()
         batches = self.train.shuffled(self.plan.seed, self.epoch, start=self.batch_number)
         for batch in prefetched(batches):
@@ -274,6 +281,7 @@ class Trainer:
             self._validated_step(batch)
             self._between_steps = True
             self._interrupt.raise_together()
+            self._keep_pace()
         self._raise_if_bad()
         self._record(time.perf_counter() - start)
         self.epoch, self.batch_number = self.epoch + 1, 0
@@ -283,6 +291,12 @@ class Trainer:
             self.callbacks, self.epoch - 1, self.rows[-1], seed=self.plan.seed, device=self.device
         )
         self.asked_to_stop = bool(largest(int(asked)))  # in any process
+
+    def _keep_pace(self) -> None:
+        """Count a batch; a GPU is only known to be done with its steps where it is looked at."""
+        n = 1 if self.device.type == "cpu" else _STEPS_BETWEEN_LOOKS
+        if self.step % n == 0 and self.pace.take(n, epochs_left=self.n_epochs - self.epoch):
+            self.bar.set_postfix_str(self._postfix())
 
     def _align(self) -> None:
         calm = pyro.validation_enabled(is_validate=False)
@@ -385,8 +399,9 @@ class Trainer:
         return f"no better held-out ELBO for {self.patience} epochs" if impatient else ""
 
     def _postfix(self) -> str:
-        elbo = self.rows[-1].get("heldout/elbo")
-        return "" if elbo is None else f"held-out ELBO {elbo:.2f} nats/cell"
+        elbo = self.rows[-1].get("heldout/elbo") if self.rows else None
+        found = "" if elbo is None else f", held-out ELBO {elbo:.2f} nats/cell"
+        return f"{self.pace.cells_per_second:.0f} cells/s{found}"
 
     def _finish(self, stopped: str) -> pd.DataFrame:
         if self.best["state"]:
