@@ -109,9 +109,8 @@ def test_a_training_of_500_steps_says_how_its_interventions_come_out(monkeypatch
         batch_size=16, learning_rate=1e-6, align_at=None, engine="eager", progress=False
     )
     assert "calibration" not in fcr.fit(plan, max_epochs=1).attrs
-    history = fcr.fit(plan, max_epochs=18)
-    assert abs(history.attrs["calibration"]["slope"]) < 0.5
-    assert history.attrs["calibration"]["n_conditions"] == 5
     monkeypatch.setattr("pyro_fcr.training.plan._STEPS_WORTH_ALIGNING", 500)
     with pytest.warns(UserWarning, match="change too little under treatments that training saw"):
-        fcr.fit(plan, max_epochs=18)
+        history = fcr.fit(plan, max_epochs=18)
+    assert abs(history.attrs["calibration"]["slope"]) < 0.5
+    assert history.attrs["calibration"]["n_conditions"] == 5

@@ -44,6 +44,7 @@ def python_blocks(path):
 def shorter(code):
     """The same on a quarter of the bundled cells, with trainings of few steps."""
     code = re.sub(r"max_epochs=\d+", "max_epochs=2", code)
+    code = re.sub(r"(num_samples|warmup_steps)=\d+", r"\1=5", code)
     return code.replace("gbm_panobinostat()", "gbm_panobinostat()[::4].copy()")
 
 
@@ -61,11 +62,13 @@ def readme_names(tmp_path_factory):
     return scope
 
 
+@pytest.mark.xdist_group("pages")
 def test_readme_blocks_run_in_order(readme_names):
     assert len(python_blocks(ROOT / "README.md")) >= 2
     assert readme_names["treated"].n_obs == readme_names["control"].n_obs
 
 
+@pytest.mark.xdist_group("pages")
 @pytest.mark.parametrize("path", [p for p in DOCS if python_blocks(p)], ids=lambda p: p.name)
 def test_pages_continue_the_readme(path, readme_names, tmp_path):
     run_blocks(path, tmp_path, copy.copy(readme_names))
@@ -136,23 +139,35 @@ def masked(text):
     return " ".join(re.sub(r"-{2,}", "-", NUMBER.sub("#", text)).split())
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
-def test_notebooks_show_what_is_stored(path, tmp_path, monkeypatch):
-    """Trainings are of few steps here, so what follows one has to be of the same kind only."""
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """All notebooks, executed in one kernel: what is imported and compiled is so once."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress")  # asks for ipywidgets
+    notebooks = {path: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
+    together = nbformat.v4.new_notebook()
+    for notebook in notebooks.values():
+        together.cells.append(nbformat.v4.new_code_cell("%reset -f"))
+        for cell in notebook.cells:
+            cell.source = shorter(cell.source)
+            together.cells.append(cell)
+    place = {"metadata": {"path": tmp_path_factory.mktemp("notebooks")}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONWARNINGS", "ignore:IProgress")  # asks for ipywidgets
+        nbclient.NotebookClient(together, timeout=300, resources=place).execute()
+    return notebooks
+
+
+@pytest.mark.xdist_group("notebooks")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_notebooks_show_what_is_stored(path, executed):
+    """Trainings are of few steps here, so what follows one has to be of the same kind only."""
+    import nbformat  # noqa: PLC0415 (the fixture skips where it is missing)
+
     stored = nbformat.read(path, as_version=4)
-    executed = copy.deepcopy(stored)
-    for cell in executed.cells:
-        cell.source = shorter(cell.source)
-    client = nbclient.NotebookClient(
-        executed, timeout=300, resources={"metadata": {"path": tmp_path}}
-    )
-    client.execute()
     assert any(cell.get("outputs") for cell in stored.cells), "execute it: make notebooks"
     is_trained = False
-    for old, new in zip(stored.cells, executed.cells, strict=True):
+    for old, new in zip(stored.cells, executed[path].cells, strict=True):
         is_trained |= "max_epochs" in old.source
         before, after = (kinds(each) if is_trained else shown(each) for each in (old, new))
         assert after == before, f"make notebooks: {old.source[:60]!r}"

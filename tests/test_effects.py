@@ -143,15 +143,15 @@ def test_every_graph_has_effects(name):
 
 
 def test_intervals_over_cells_and_over_refits(fitted):
-    one = effects(fitted, n_cells=300, level=0.5)
+    one = effects(fitted, n_cells=100, level=0.5)
     assert one.uncertainty == "cells"
     total = one.rows["effect"].to_numpy() == "total"
     assert (one.spread_lower[total] < one.estimate[total]).mean() > 0.95
     assert (one.sd[total] > 0).all()
     refits = bootstrap(fitted, 3, max_epochs=2, batch_size=256)
-    three = effects(refits, n_cells=60, level=0.9)
+    three = effects(refits, n_cells=20, level=0.9)
     assert three.uncertainty == "parameters"
-    each = np.array([effects(r, n_cells=60).estimate for r in refits])
+    each = np.array([effects(r, n_cells=20).estimate for r in refits])
     np.testing.assert_allclose(three.estimate, each.mean(axis=0))
     np.testing.assert_allclose(three.sd, each.std(axis=0, ddof=1))
     np.testing.assert_allclose(

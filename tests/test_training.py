@@ -298,7 +298,7 @@ def test_structure_term_removes_a_planted_leak():
             objective,
             cells,
             split=split,
-            plan=plan(max_epochs=60, learning_rate=3e-3, patience=60),
+            plan=plan(max_epochs=40, learning_rate=3e-3, patience=40),
         )
         heldout = cells.batch(split.heldout)
         with torch.no_grad():
