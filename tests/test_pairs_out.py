@@ -8,7 +8,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from pyro_fcr import FCR, Architecture, QueryError, Schema, TrainingPlan
-from pyro_fcr.data.pairs import Pair
+from pyro_fcr.data.folds import deal_pairs
+from pyro_fcr.data.pairs import Pair, read_layout
 from pyro_fcr.data.scenarios import unseen_pairs
 from pyro_fcr.evaluation import leave_pairs_out
 from pyro_fcr.metrics.chances import FEATURES, Chances
@@ -250,3 +251,20 @@ def test_what_cannot_be_left_out_is_refused_before_any_fit(fcr):
     one = adata[(adata.obs["context"] == "line1").to_numpy()].copy()
     with pytest.raises(QueryError, match="No pair can be left out: no other context has"):
         leave_pairs_out(FCR(one, SCHEMA, architecture=fcr.architecture), plan=PLAN)
+
+
+def test_combinations_of_agents_that_others_have_are_left_out():
+    labels = ["control", "a", "b", "c", "a+b", "b+c", "c+d"]
+    obs = pd.DataFrame({"treatment": np.repeat(labels, 8), "context": "u"})
+    layout, cells = read_layout(obs, SCHEMA), np.arange(len(obs)) % 8 > 0
+    made, reasons = deal_pairs(layout, cells, n_folds=2)
+    assert [[pair.treatment for pair in scenario.pairs] for scenario in made] in (
+        [["a+b"], ["b+c"]],
+        [["b+c"], ["a+b"]],
+    )
+    assert reasons["'c+d' in u"] == "no other treatment has 'd'"
+    assert reasons["'a' in u"] == "no other context has 'a'"
+    first = made[0]
+    assert set(obs["treatment"][first.test]) == {first.pairs[0].treatment}
+    assert not (first.train & first.test).any()
+    assert (first.train | first.test).tolist() == cells.tolist()

@@ -14,7 +14,8 @@ import pandas as pd
 from anndata import AnnData
 
 from pyro_fcr.data import Registry, Schema, Split, split_cells
-from pyro_fcr.data.pairs import FEWEST_CONTROLS, Layout, Mask, Pair, read_layout
+from pyro_fcr.data.folds import deal_pairs
+from pyro_fcr.data.pairs import Layout, Pair, read_layout
 from pyro_fcr.data.scenarios import Scenario
 from pyro_fcr.data.splits import training_cells
 from pyro_fcr.draws import QueryError
@@ -182,7 +183,8 @@ def leave_pairs_out(
     Raises
     ------
     pyro_fcr.QueryError
-        No treatment was seen in two contexts with control cells.
+        No treatment was seen in two contexts with control cells, and of no combination each agent
+        in another treatment.
     ValueError
         There are fewer than two folds, or no fits.
 
@@ -206,7 +208,7 @@ def leave_pairs_out(
     if schema.control is None:
         raise QueryError("A response needs untreated cells, but the schema names no control.")
     layout = read_layout(adata.obs, schema)
-    scenarios, reasons = _deal(layout, training_cells(adata.obs, schema), n_folds, seed)
+    scenarios, reasons = deal_pairs(layout, training_cells(adata.obs, schema), n_folds, seed)
     if not scenarios:
         raise QueryError(
             f"No pair can be left out: {next(iter(reasons.values()), 'there is none')}."
@@ -269,40 +271,6 @@ def _intervals(
         real = rows[REAL].to_numpy()
         found[scale] = ConformalIntervals(stacked, real, np.array(of_pairs), scale)
     return found
-
-
-def _deal(
-    layout: Layout, cells: Mask, n_folds: int, seed: int
-) -> tuple[list[Scenario], dict[str, str]]:
-    """Deal pairs to folds so that the contexts, and treatments, of a fold differ where they can.
-
-    Cells that the split keeps from training have no part in it.
-    """
-    size, reasons = layout.n_cells(cells), {}
-    treated = {i: pair for i, pair in layout.treated().items() if size[i]}
-    for i, pair in treated.items():
-        others = [p for j, p in treated.items() if j != i and p.treatment == pair.treatment]
-        if reason := layout.lacks(i, size, controls=FEWEST_CONTROLS):
-            reasons[str(pair)] = reason
-        elif not others:
-            reasons[str(pair)] = f"no other context has {pair.treatment!r}"
-    usable = [i for i, pair in treated.items() if str(pair) not in reasons]
-    rng = np.random.default_rng(seed)
-    shuffled = [usable[i] for i in rng.permutation(len(usable))]
-    by_treatment = sorted(shuffled, key=lambda i: treated[i].treatment)
-    folds = [by_treatment[start::n_folds] for start in range(n_folds)]
-    scenarios = []
-    for fold in folds:
-        kept = {treated[i].treatment for i in treated if i not in fold}
-        stay = [i for i in fold if treated[i].treatment in kept]
-        reasons |= {
-            str(treated[i]): "its fold has all pairs of its treatment; use more folds"
-            for i in set(fold) - set(stay)
-        }
-        if stay:
-            out, pairs = np.isin(layout.codes, stay), tuple(layout.pairs[i] for i in stay)
-            scenarios.append(Scenario("unseen pair", pairs, cells & ~out, cells & out))
-    return scenarios, reasons
 
 
 def _without(

@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/pairs_out.py real-controls --seed 7
     python tests/benchmarks/pairs_out.py kang_ifnb_small.h5ad --context cell_type --folds 7
 
-Cells are those of a named family of simulators, ``gbm``, or a file. FCR is fitted without a part of
-the pairs, as often as there are folds, by its default training unless told otherwise. Appends one
-JSON line to ``--out``: gains over the baseline that is best on average, by metric and scale, with
-intervals over pairs, cells and fits; means over pairs of all scores; how well the chance tells
-where FCR wins; how often intervals hold. ``--table`` prints what was found so far as Markdown.
+Cells are those of a named family of simulators, ``gbm``, ``norman`` (combinations), or a file. FCR
+is fitted without a part of the pairs, as often as there are folds, by its default training unless
+told otherwise. Appends one JSON line to ``--out``: gains over the baseline that is best on average,
+by metric and scale, with intervals over pairs, cells and fits; means over pairs of all scores; how
+well the chance tells where FCR wins; how often intervals hold. ``--table`` prints what was found so
+far as Markdown.
 """
 
 import argparse
@@ -36,6 +37,8 @@ def load(options):
         return simulate_family(options.cells, seed=options.seed), "context"
     if options.cells == "gbm":
         adata, context = pyro_fcr.datasets.gbm_panobinostat(), "patient"
+    elif options.cells == "norman":
+        adata, context = pyro_fcr.datasets.norman_k562_combinations(), "cell_line"
     else:
         adata, context = ad.read_h5ad(options.cells), options.context
     sc.pp.filter_genes(adata, min_cells=10)
@@ -111,7 +114,7 @@ def markdown(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cells", help="a family of simulated cells, gbm, or an h5ad file")
+    parser.add_argument("cells", help="a family of simulated cells, gbm, norman, or an h5ad file")
     parser.add_argument("--context", default="cell_type", help="covariate column of a file")
     parser.add_argument("--seed", type=int, default=7, help="of simulated cells")
     parser.add_argument("--folds", type=int, default=4)
