@@ -103,8 +103,8 @@ def check_replaceable(path: str | Path, *, overwrite: bool = True) -> Path:
         ) from error
     if not is_own:
         raise FileExistsError(
-            f"{path} has no seal of pyro-fcr, so it is not replaced. Remove it, or choose another "
-            "path."
+            f"{path} has no seal of pyro-fcr, so it is not replaced. If an earlier version wrote "
+            "it, remove it; else choose another path."
         )
     return place
 

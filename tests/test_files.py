@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import sys
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -599,3 +600,16 @@ def test_foreign_errors_are_one_line_and_have_a_traceback_with_debug(monkeypatch
     assert len(result.output.strip().splitlines()) == 1
     result = run("plot", "effects", tmp_path / "t.csv", "--out", tmp_path / "f.png")
     assert result.output.startswith(f"Error: {tmp_path / 't.csv'} cannot be read as a table")
+
+
+def test_warnings_for_developers_are_not_shown_whatever_a_library_wants(monkeypatch, tmp_path):
+    def warn(*_, **__):
+        warnings.filterwarnings("always", "old", DeprecationWarning)  # as libraries do on import
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        warnings.warn("seen", UserWarning, stacklevel=1)
+        raise ValueError("stop")
+
+    monkeypatch.setattr("pyro_fcr.simulation.simulate", warn)
+    result = run("simulate", "--out", tmp_path / "s.h5ad")
+    assert result.output.splitlines()[0] == "Warning: seen"
+    assert "old" not in result.output

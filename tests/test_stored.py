@@ -3,7 +3,10 @@
 import dataclasses
 import warnings
 
+import anndata as ad
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import SCHEMA, simulate
@@ -27,6 +30,12 @@ def adata():
     return adata
 
 
+def quietly(write, cells, path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of formats of zarr to come
+        return write(cells, path)
+
+
 @pytest.fixture(scope="module", params=["sparse.h5ad", "dense.h5ad", "sparse.zarr", "layer.h5ad"])
 def place(request, adata, tmp_path_factory):
     path, cells = tmp_path_factory.mktemp("stored") / request.param, adata.copy()
@@ -34,9 +43,7 @@ def place(request, adata, tmp_path_factory):
         cells.X = cells.X.toarray()
     if "layer" in path.name:
         cells.layers["counts"], cells.X = cells.X, sparse.csr_matrix(cells.shape, dtype=np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of formats of zarr to come
-        return write(cells, path)
+    return quietly(write, cells, path)
 
 
 @pytest.fixture(autouse=True)
@@ -220,3 +227,54 @@ def test_cells_given_by_their_path_are_not_read_whole(adata, place, monkeypatch)
     np.testing.assert_allclose(fcr.get_latent_representation("z_x", place), expected[0], atol=1e-5)
     assert fcr.elbo(place) == pytest.approx(expected[1], abs=2.0)
     assert max(longest) < 400  # of a pass that checks; a chunk has 64
+
+
+def lose_a_chunk(place, name):
+    max(path for path in (place / name).rglob("[0-9]*") if path.is_file()).unlink()
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5ad"])
+@pytest.mark.parametrize("open_", [io.read_cells, open_cells])
+def test_parts_without_a_chunk_for_a_reason_are_read(adata, tmp_path, suffix, open_):
+    cells, place = adata.copy(), tmp_path / f"cells{suffix}"
+    cells.layers["nothing"] = sparse.csr_matrix(cells.shape, dtype=np.float32)
+    cells.obs = cells.obs.assign(lane=pd.Categorical(["a"] * N_CELLS), zero=0.0, no=False)
+    assert open_(quietly(write, cells, place)).shape == cells.shape
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize(
+    "name", ["X/data", "X/indices", "X/indptr", "obs/_index", "obs/drug/categories", "var/_index"]
+)
+def test_a_lost_chunk_of_zarr_is_told(adata, tmp_path, name, version):
+    with ad.settings.override(zarr_write_format=version):
+        place = quietly(write, adata, tmp_path / "cells.zarr")
+    lose_a_chunk(place, name)
+    for open_ in (io.read_cells, open_cells):
+        with pytest.raises(SchemaError, match=rf"cells\.zarr.*{name} lacks 1 of \d+ chunks"):
+            open_(place)
+
+
+@pytest.mark.parametrize(
+    ("name", "read_as"), [("X", "zeros"), ("layers/raw", "zeros"), ("obs/drug/codes", "'control'")]
+)
+def test_a_chunk_that_may_be_all_zero_is_told(adata, tmp_path, name, read_as):
+    cells = adata.copy()
+    cells.X = cells.layers["raw"] = cells.X.toarray()
+    place = quietly(write, cells, tmp_path / "cells.zarr")
+    lose_a_chunk(place, name)
+    for open_ in (io.read_cells, open_cells):
+        with pytest.warns(UserWarning, match=f"^{name} in .*, which are read as {read_as}"):
+            open_(place)
+
+
+def test_a_part_of_h5ad_that_was_never_written_is_told(adata, tmp_path):
+    place = write(adata, tmp_path / "cells.h5ad")
+    with h5py.File(place, "r+") as file:
+        data = file["X/data"]
+        values = data[: len(data) // 2]
+        del file["X/data"]
+        half = file["X"].create_dataset("data", data.shape, data.dtype, chunks=len(values))
+        half[: len(values)] = values
+    with pytest.raises(SchemaError, match="X/data lacks . of . chunks .*entries [1-9]"):
+        open_cells(place)

@@ -98,9 +98,7 @@ def plain_messages(*, debug: bool = False) -> Iterator[Call]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
         asked = Call()
-        warnings.showwarning = lambda message, *_, **__: print(
-            f"Warning: {in_options(str(message), asked.words)}", file=sys.stderr
-        )
+        warnings.showwarning = lambda message, category, *_, **__: _show(message, category, asked)
         try:
             yield asked
         except (Exception, KeyboardInterrupt) as error:
@@ -109,6 +107,11 @@ def plain_messages(*, debug: bool = False) -> Iterator[Call]:
             text, code = _line(error, asked)
             print(text, file=sys.stderr)
             raise SystemExit(code) from error
+
+
+def _show(message: Warning | str, category: type[Warning], asked: Call) -> None:
+    if issubclass(category, UserWarning):  # libraries set filters of their own for others
+        print(f"Warning: {in_options(str(message), asked.words)}", file=sys.stderr)
 
 
 def be_quiet() -> None:

@@ -1,6 +1,7 @@
 """Files and AnnData of any storage -> rows in memory, never denser than they were."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from anndata.abc import CSCDataset, CSRDataset
 from anndata.io import read_elem, sparse_dataset
 from scipy import sparse
 
+from pyro_fcr.data.chunks import check_chunks
 from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.spelling import did_you_mean
@@ -79,8 +81,12 @@ def open_with(source: str | Path, read: Callable[[Path], AnnData]) -> AnnData:
         )
     if not path.exists():
         raise FileNotFoundError(f"{str(path)!r} does not exist (looked from {str(Path.cwd())!r})")
-    check_seal(path)
+    is_own = check_seal(path)
     try:
+        if not is_own:
+            root = _root(path)
+            with root if isinstance(root, h5py.File) else nullcontext():
+                check_chunks(root, path)
         found = read(path)
         for name in (None, *layer_names(found)):
             _check_sparse(found.X if name is None else found.layers[name])

@@ -18,7 +18,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
+os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1", NUMBA_THREADING_LAYER="workqueue")
 
 import numpy as np
 from durability_suite import disk, flips, kills, malice, work

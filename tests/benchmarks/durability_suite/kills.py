@@ -1,12 +1,11 @@
 """SIGKILL at random moments: what stands is whole, old or new, and a run goes on bit by bit."""
 
-import json
 import shutil
 import time
 
 import anndata as ad
 import numpy as np
-import pandas as pd
+import scanpy as sc
 
 from durability_suite.work import child, fit, leftovers, seconds
 from pyro_fcr import FCR, Output
@@ -102,33 +101,67 @@ def during_store(folder, n, rng):
 
 
 def during_evaluate(folder, n, rng):
-    """Kill evaluations while they replace the files of a former one."""
-    out, writing, model = folder / "evaluation", folder / "writing", fitted(folder)
-    found = {"torn": 0, "left": 0}
+    """Kill evaluations from their start to their end, and every second time while they write.
 
-    def evaluate(*, again):
-        fcr = FCR.load(model, adata=folder / "cells.h5ad")
-        measured = fcr.evaluate(n_permutations=9, n_draws=2)
+    What stands is the former evaluation or the new one; in every third place there was none.
+    """
+    writing, model, cells = folder / "writing", fitted(folder), folder / "cells.h5ad"
+    found = {"killed": 0, "new": 0, "torn": 0, "left": 0, "other": 0}
+    given = {path: path.read_bytes() for path in (*sorted(model.iterdir()), cells)}
+
+    def evaluate(seed, out):
+        measured = FCR.load(model, adata=cells).evaluate(n_permutations=9, n_draws=2, seed=seed)
         writing.touch()
-        while True:
-            measured.to_folder(out, title=f"Killed at {time.time()}", overwrite=True)
-            if not again:
-                return
+        measured.to_folder(out, title="Killed", overwrite=True)
 
-    assert child(evaluate, again=False) == 0
+    _compile_neighbours()
+    began = time.time()
+    wanted = {seed: _evaluated(folder, evaluate, seed) for seed in (0, 1)}
+    longest = (time.time() - began) / 2
+    took = time.time() - writing.stat().st_mtime
     writing.unlink()
-    for moment in rng.uniform(0.0, 1.0, n):
-        child(evaluate, again=True, kill_after=moment, started=writing)
-        try:
-            json.loads((out / "evaluation.json").read_text())
-            tables = [pd.read_csv(path) for path in out.glob("*.csv")]
-            whole = (out / "evaluation.html").read_text().rstrip().endswith("</html>")
-            found["torn"] += not whole or len(tables) < 5 or not check_seal(out)
-        except (OSError, ValueError):
-            found["torn"] += 1
-    assert child(evaluate, again=False) == 0
-    found["left"] += len(leftovers(out))
+    for number in range(n):
+        out, while_writing = folder / "evaluations" / "killed", number % 2 == 0
+        former = None if number % 3 == 0 else 0
+        if former is not None:
+            shutil.copytree(folder / "evaluated0", out)
+        moment = rng.uniform(0.0, took if while_writing else longest)
+        started = writing if while_writing else None
+        found["killed"] += child(evaluate, 1, out, kill_after=moment, started=started) == -9
+        writing.unlink(missing_ok=True)
+        stands = _stands(out)
+        found["new"] += stands == wanted[1]
+        found["torn"] += stands not in (wanted[1], None if former is None else wanted[0])
+        found["other"] += child(evaluate, 1, out) != 0 or _stands(out) != wanted[1]
+        writing.unlink(missing_ok=True)
+        found["left"] += len(leftovers(out.parent))
+        shutil.rmtree(out.parent)
+    found["other"] += any(path.read_bytes() != data for path, data in given.items())
     return {"kills": n, **found}
+
+
+def _compile_neighbours():
+    """Compile, in this process, what each of its children would compile again for ten seconds."""
+    points = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    sc.pp.neighbors(ad.AnnData(points), n_neighbors=15, use_rep="X", transformer="sklearn")
+
+
+def _evaluated(folder, evaluate, seed):
+    assert child(evaluate, seed, folder / f"evaluated{seed}") == 0
+    return _stands(folder / f"evaluated{seed}")
+
+
+def _stands(out):
+    """Return what an evaluation says, without when and where it was; None where there is none."""
+    if not out.exists():
+        return None
+    try:
+        assert check_seal(out)
+        assert (out / "evaluation.html").read_text().rstrip().endswith("</html>")
+        tables = {path.name: path.read_bytes() for path in sorted(out.glob("*.csv"))}
+    except (OSError, ValueError, AssertionError) as error:
+        return repr(error)
+    return tables
 
 
 KINDS = {
