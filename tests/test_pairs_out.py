@@ -220,6 +220,8 @@ def test_chances_are_learnt_where_there_is_something_to_learn():
     assert rate.of({"agreement": 2.0}) == pytest.approx(0.5, abs=0.1)
     few = Chances(known_pairs(60)[:6].assign(share=1.0), "ridge", "cosine_logfc", "mean_log1p")
     assert few.of({"agreement": -2.0}) == pytest.approx(7 / 8)
+    nothing_told = known_pairs(31).assign(**dict.fromkeys(FEATURES, 0.0))
+    assert Chances(nothing_told, "ridge", "cosine_logfc", "mean_log1p").auroc == 0.5
     again = Chances.from_dict(found.to_dict())
     assert again.of({"agreement": 1.0}) == found.of({"agreement": 1.0})
 
