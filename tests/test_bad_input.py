@@ -341,6 +341,32 @@ def test_split_of_nothing():
         split_cells(make_adata().obs.iloc[:0], make_schema())
 
 
+@pytest.mark.parametrize("axis", ["obs", "var"])
+def test_names_in_another_encoding(axis):
+    adata = make_adata()
+    names = getattr(adata, f"{axis}_names").to_numpy().copy()
+    names[1] = "\udcb5"
+    setattr(adata, f"{axis}_names", names)
+    with pytest.raises(SchemaError) as error:
+        register(adata, make_schema())
+    _says(error, f"adata.{axis}_names", "no text in UTF-8")
+
+
+def test_genes_whose_names_are_numbers_are_known_as_text():
+    adata = make_adata()
+    adata.var.index = pd.RangeIndex(adata.n_vars)
+    assert register(adata, make_schema())[0].genes[:2] == ("0", "1")
+
+
+@pytest.mark.parametrize("change", [lambda x: np.ma.masked_greater(x, 4), lambda x: x + 1j])
+def test_values_that_would_lose_a_part(change):
+    adata = make_adata()
+    adata.X = change(np.asarray(adata.X))
+    with pytest.raises(SchemaError) as error:
+        register(adata, make_schema())
+    _says(error, "adata.X is ", "expected real numbers")
+
+
 @pytest.mark.filterwarnings("ignore:.*names are not unique")
 @pytest.mark.parametrize("axis", ["var", "obs"])
 def test_repeated_names(axis):

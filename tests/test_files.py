@@ -479,8 +479,33 @@ def test_what_a_command_reads_is_not_replaced(fcr, on_disk, tmp_path):
         ):
             result = run(*arguments, "--out", out, "--overwrite")
             assert result.exit_code == 1
-            assert "is a file that this command reads. Give another --out" in result.output
+            assert "is what this command reads. Give another --out" in result.output
     assert Path(source).read_bytes() == before
+
+
+def test_a_store_that_a_command_reads_is_not_replaced(fcr, on_disk, tmp_path):
+    model, store = fcr.save(tmp_path / "m"), tmp_path / "p.zarr"
+    asked = ["predict", model, "--treatment", "drug1", "--out", store]
+    assert run(*asked, "--cells", on_disk).exit_code == 0
+    for arguments in (
+        [*asked, "--cells", store],
+        ["evaluate", "--predictions", f"mine={store}", "--cells", on_disk, "--out", store,
+         "--treatment-key", "drug", "--control", "control", "--covariate-key", "line"],
+    ):  # fmt: skip
+        result = run(*arguments, "--overwrite")
+        assert result.exit_code == 1
+        assert (
+            result.output
+            == f"Error: --out {store} is what this command reads. Give another --out.\n"
+        )
+    assert check_seal(store)
+
+
+def test_a_column_has_one_level_in_a_question(fcr, tmp_path):
+    model = fcr.save(tmp_path / "m")
+    twice = ["--covariate", "line=line0", "--covariate", "line=line1"]
+    result = run("predict", model, "--treatment", "drug1", *twice, "--out", tmp_path / "p.h5ad")
+    assert result.output == "Error: --covariate names 'line' twice; give each column one level.\n"
 
 
 @contextmanager

@@ -27,6 +27,10 @@ class Word(enum.StrEnum):
         ("u", ["u", " u\t", np.str_("u"), b"u", "u\N{NO-BREAK SPACE}", Word.LINE]),
         ("1", [1, 1.0, "1", np.int8(1), np.uint64(1), np.float16(1), np.float32(1), Decimal(1)]),
         ("0.1", [0.1, np.float32(0.1), float(np.float32(0.1)), Decimal("0.1")]),
+        ("0.3", [0.3, 0.1 + 0.2, np.float32(0.3)]),
+        ("0.33333334", [1 / 3, np.float32(1 / 3)]),
+        ("12345678.5", [12345678.5]),
+        ("1e+300", [1e300, Decimal("1e300")]),
         ("True", [True, np.bool_(1), "True"]),
         (
             "2020-02-01",
@@ -51,6 +55,13 @@ def test_a_label_has_one_text_whatever_its_type(text, values):
 def test_what_is_no_label_is_named(value):
     with pytest.raises(SchemaError, match=f"line: found {type(value).__name__} .*one label"):
         label_text(value, where="line")
+
+
+@pytest.mark.parametrize("value", [b"\xb5M", "A\ud800", "1\udcb5M"])
+def test_text_that_no_file_takes_is_named(value):
+    with pytest.raises(SchemaError, match=r"line: found b?'.*, which is no text in UTF-8") as error:
+        label_text(value, where="line")
+    str(error.value).encode()
 
 
 COLUMNS = {

@@ -19,8 +19,9 @@ from pyro_fcr.data import register
 from pyro_fcr.distributions import NegativeBinomial
 from pyro_fcr.draws import responder
 from pyro_fcr.draws.sinks import Moments, Quantiles
-from pyro_fcr.queries import Output, support
+from pyro_fcr.queries import Output, support, targets
 from pyro_fcr.queries import ask as module
+from pyro_fcr.queries.targets import Query
 
 SMALL = Architecture(n_x=3, n_t=2, n_tx=2, n_hidden=16)
 N_GENES = 12
@@ -300,6 +301,22 @@ def test_outputs_that_there_are_not_are_refused(fcr, tmp_path):
     (tmp_path / "a.zarr").mkdir()
     with pytest.raises(FileExistsError, match="is there already"):
         fcr.predict("drug9", covariates={}, output=Output(store=tmp_path / "a.zarr"))
+
+
+def test_what_memory_cannot_hold_is_refused_before_it_is_made(fcr, monkeypatch):
+    level = {key: levels[0] for key, levels in fcr.registry.covariates.items()}
+    for ask in (
+        lambda: fcr.predict("drug1", covariates=level, n_cells=10**13),
+        lambda: fcr.counterfactual(treatment="drug1", n_draws=10**13),
+        lambda: fcr.posterior_predictive(n_draws=10**13),
+    ):
+        with pytest.raises(QueryError, match="draws each take more than .* GB of memory"):
+            ask()
+    monkeypatch.setattr(targets, "free_memory", lambda: 100_000)
+    for output in ("mean", Output("draws", store="unused.h5ad")):
+        Query(treatment="drug1", output=output).check_room(100, 10)
+    with pytest.raises(QueryError, match="100 cells with 1 draws"):
+        Query(treatment="drug1", output="mean").check_room(100, 1000)
 
 
 # what is held, what is asked

@@ -246,12 +246,12 @@ def _keep_inputs(arguments: Mapping[str, Any]) -> list[Path]:
     inputs: list[Path] = []
     for name, value in arguments.items():
         paths = value if isinstance(value, list) else [value]
+        if name == "predictions":
+            paths = [Path(text.split("=", 1)[-1]) for text in value or ()]
         inputs += [path for path in paths if isinstance(path, Path) and name not in _WRITTEN]
     for path in inputs:
-        if locate(path) == out and out.is_file():
-            raise FileExistsError(
-                f"--out {path} is a file that this command reads. Give another --out."
-            )
+        if locate(path) == out and out.exists():
+            raise FileExistsError(f"--out {path} is what this command reads. Give another --out.")
     return inputs[::-1]
 
 
@@ -380,4 +380,7 @@ def levels(pairs: Sequence[str] | None) -> dict[str, str]:
     """Read ``key=level``."""
     if wrong := [pair for pair in pairs or () if "=" not in pair]:
         raise ValueError(f"--covariate {wrong[0]!r} is not of the form key=level.")
-    return dict(pair.split("=", 1) for pair in pairs or ())
+    found = dict(pair.split("=", 1) for pair in pairs or ())
+    if twice := [key for key in found if sum(p.startswith(f"{key}=") for p in pairs or ()) > 1]:
+        raise ValueError(f"--covariate names {twice[0]!r} twice; give each column one level.")
+    return found

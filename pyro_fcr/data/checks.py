@@ -12,7 +12,7 @@ from anndata import AnnData
 from pyro_fcr.data.design import Codes, Mask
 from pyro_fcr.data.errors import SchemaError, listed
 from pyro_fcr.data.io import Matrix, layer_names
-from pyro_fcr.data.labels import is_balanced
+from pyro_fcr.data.labels import is_balanced, utf8_text
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.spelling import did_you_mean, look_alikes
 from pyro_fcr.data.stored import Expression, StoredMatrix, blocks_of, survey_of
@@ -28,11 +28,13 @@ _LIKE_CONTROL = re.compile(
 
 
 def check_shape(adata: AnnData) -> None:
-    """Check that there are cells and genes, and that each has a name of its own."""
+    """Check that there are cells and genes, and that each has a name of its own, in UTF-8."""
     for count, what in ((adata.n_obs, "cells"), (adata.n_vars, "genes")):
         if count == 0:
             raise SchemaError(f"adata has no {what}; look at the filter that came before")
     for names, axis in ((adata.var_names, "var"), (adata.obs_names, "obs")):
+        for name in names:
+            utf8_text(name, where=f"adata.{axis}_names")
         twice = names[names.duplicated()].unique()
         if len(twice):
             raise SchemaError(

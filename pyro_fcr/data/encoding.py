@@ -331,7 +331,7 @@ def _check_known(
 
 def _gene_order(genes: Sequence[str], adata: AnnData) -> Codes:
     """Return the column of `adata` that holds each registered gene, shape (n_genes,)."""
-    order = adata.var_names.get_indexer(list(genes)).astype(np.int64)
+    order = adata.var_names.map(str).get_indexer(list(genes)).astype(np.int64)
     missing = np.flatnonzero(order < 0)
     if len(missing):
         raise SchemaError(

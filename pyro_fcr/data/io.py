@@ -204,6 +204,8 @@ def find_matrix(adata: AnnData, schema: Schema) -> Any:
     stored = adata.X if schema.layer is None else adata.layers[schema.layer]
     if stored is None:
         raise SchemaError(f"adata.X is empty; name a layer, of those there: {listed(adata.layers)}")
+    if isinstance(stored, np.ma.MaskedArray) or np.iscomplexobj(stored):
+        raise SchemaError(_unknown_storage(stored, schema))
     return stored
 
 
@@ -278,6 +280,6 @@ def _read_dense(stored: Any, schema: Schema) -> npt.NDArray[np.float32]:
 def _unknown_storage(stored: Any, schema: Schema) -> str:
     dtype = getattr(stored, "dtype", "no dtype")
     return (
-        f"{schema.source} is {type(stored).__name__} ({dtype}); expected numbers in a numpy array, "
-        "a scipy sparse matrix or a backed h5ad or zarr; load it: adata = adata.to_memory()"
+        f"{schema.source} is {type(stored).__name__} ({dtype}); expected real numbers in a numpy "
+        "array, a scipy sparse matrix or a backed h5ad or zarr; load it: adata = adata.to_memory()"
     )

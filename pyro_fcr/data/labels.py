@@ -18,8 +18,9 @@ def label_text(value: Any, *, where: str) -> str:
     """Return the one text of a label, whatever type it has; empty where there is none.
 
     Spaces at the ends do not count. Whole numbers are written without a point, so that 1 and 1.0
-    are one label; other numbers with the fewest digits that tell a float32 apart, dates as ISO
-    8601, midnight as the day alone. Types thus need not survive a file or a concatenation.
+    are one label; other numbers with the fewest digits that tell a float32 apart, or their own if
+    these are at most 15, dates as ISO 8601, midnight as the day alone. Types thus
+    need not survive a file or a concatenation.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ def label_text(value: Any, *, where: str) -> str:
     Raises
     ------
     SchemaError
-        If it is a collection, such as a list, or nothing that has a text.
+        If it is a collection, such as a list, or nothing that has a text in UTF-8.
 
     Examples
     --------
@@ -39,10 +40,8 @@ def label_text(value: Any, *, where: str) -> str:
     >>> [label_text(v, where="line") for v in (" u ", 1.0, np.float32(0.1), np.datetime64("2020"))]
     ['u', '1', '0.1', '2020-01-01']
     """
-    if isinstance(value, str):
-        text = str.__str__(value).strip()
-    elif isinstance(value, bytes):
-        text = value.decode(errors="replace").strip()
+    if isinstance(value, str | bytes):
+        text = utf8_text(value, where=where).strip()
     elif value is None or isinstance(value, bool):
         text = "" if value is None else str(value)
     elif type(value).__name__ == "timedelta64":  # an integer to numpy
@@ -56,6 +55,27 @@ def label_text(value: Any, *, where: str) -> str:
     return "" if text in _BLANK else text
 
 
+def utf8_text(value: Any, *, where: str) -> str:
+    """Return text that every file takes.
+
+    Raises
+    ------
+    SchemaError
+        It was read in another encoding than that in which it was written.
+    """
+    try:
+        if isinstance(value, bytes):
+            return value.decode()
+        text = str.__str__(value) if isinstance(value, str) else str(value)  # of an enum its text
+        text.encode()
+    except UnicodeError as error:
+        raise SchemaError(
+            f"{where}: found {value!a}, which is no text in UTF-8; rename it, or read it in the "
+            "encoding in which it was written"
+        ) from error
+    return text
+
+
 def _number_text(value: Any) -> str:
     if not isfinite(value):
         return "" if isnan(value) else str(float(value))
@@ -63,11 +83,13 @@ def _number_text(value: Any) -> str:
         return str(int(value))
     import numpy as np  # noqa: PLC0415 (the command line reads a schema without it)
 
-    # In float64 a float32 has digits that nobody wrote.
     number = float(value)
     with np.errstate(over="ignore"):
         short = np.float32(number)
-    return str(short if short == number else number)
+    # In float64 a float32 has digits that nobody wrote, and so has what was computed: beyond 15.
+    is_written = float(f"{number:.15g}") == number
+    is_short = not is_written or number in (float(short), float(str(short)))
+    return str(short if is_short and isfinite(short) else number)
 
 
 def _other_text(value: Any, where: str) -> str:

@@ -94,7 +94,8 @@ def predict(  # noqa: PLR0913 (the words of one question)
     pyro_fcr.SchemaError
         The condition has a level that was never seen; lists the known ones.
     pyro_fcr.QueryError
-        ``fallback`` is asked for, but pairs were never left out, or not with drawn cells.
+        ``fallback`` is asked for, but pairs were never left out, or not with drawn cells; or memory
+        cannot hold the answer.
     """
     _check_fallback(fcr, fallback, output)
     query = Query(
@@ -183,7 +184,7 @@ def counterfactual(  # noqa: PLR0913 (the words of one question)
     pyro_fcr.SchemaError
         The target has a level that was never seen; lists the known ones.
     pyro_fcr.QueryError
-        There is no target, or what is held would undo it.
+        There is no target, what is held would undo it, or memory cannot hold the answer.
     """
     query = Query(
         treatment=treatment,
@@ -282,6 +283,7 @@ def answer(
     **about: str,
 ) -> AnnData:
     """Draw what is asked of cells, and put it together in the form that the query asks for."""
+    query.check_room(len(asked.obs), len(fcr.registry.genes))
     rows = query.answer.rows_of(len(asked.obs), block_size(len(fcr.registry.genes)))
     record = {**_record(query, asked, depth), **about}
     if (shard := query.answer.shard) is not None:

@@ -14,6 +14,7 @@ from pyro_fcr.data import Registry, Schema
 from pyro_fcr.data.encoding import Site
 from pyro_fcr.data.facts import follow
 from pyro_fcr.data.spelling import did_you_mean
+from pyro_fcr.data.stored import free_memory
 from pyro_fcr.data.treatments import dose_text
 from pyro_fcr.draws import QueryError, new_cells, reach
 from pyro_fcr.queries.answers import Output
@@ -23,6 +24,8 @@ from pyro_fcr.values import check_settings
 
 AVERAGE: Final = "<average over the levels of training>"
 """In place of a covariate's level: average it out."""
+
+_NAME: Final = 64  # bytes of the name of a row
 
 
 def find_genes(registry: Registry, genes: str | Iterable[str] | None) -> Tensor:
@@ -98,6 +101,25 @@ class Query:
     def answer(self) -> Output:
         """What to answer with."""
         return self.output if isinstance(self.output, Output) else Output(self.output)
+
+    def check_room(self, n_cells: int, n_genes: int) -> None:
+        """Refuse what memory cannot hold, by what it takes at the least.
+
+        Raises
+        ------
+        QueryError
+            The names of the rows, or the values where all are kept, take more than is free.
+        """
+        output, draws = self.answer, self.n_draws if self.answer.form == "draws" else 1
+        n_rows = n_cells * (draws if output.shard is None else 1)
+        kept = 1 if output.store is not None else draws if output.form == "draws" else n_rows
+        needed, free = _NAME * n_rows + 4 * n_genes * kept, free_memory()
+        if needed > free:
+            raise QueryError(
+                f"{n_cells} cells with {self.n_draws} draws each take more than "
+                f"{needed / 1e9:.2g} GB of memory, of which {free / 1e9:.2g} GB are free: ask for "
+                "fewer, or for some at a time."
+            )
 
     def intervened(self, schema: Schema) -> tuple[str, ...]:
         """Return the exogenous sites that the query sets.
@@ -229,6 +251,7 @@ def new_condition(fcr: Fitted, query: Query, n_cells: int) -> Asked:
     Labels that have causes in the model are drawn where the query leaves them out.
     """
     registry, schema = fcr.registry, fcr.registry.schema
+    query.check_room(n_cells, len(registry.genes))
     released = tuple(
         site
         for site, keys in schema.sites.items()
