@@ -30,15 +30,21 @@ def fitted(folder, *, seed=0):
 
 
 def during_fit(folder, n, rng):
-    """Kill fits; each is resumed from its last checkpoint, and ends as one never killed."""
-    started = folder / "started"
-    first = folder / "first.c"
+    """Kill fits, every second one after its first epoch.
+
+    Each is resumed from its last checkpoint, and ends as one never killed.
+    """
+    started, trained, first = (folder / name for name in ("started", "trained", "first.c"))
     longest = seconds(started, fit, folder, out=folder / "whole", checkpoint=first)
+    later = time.time() - trained.stat().st_mtime
     wanted, found = weights_of(folder / "whole"), {"killed": 0, "resumed": 0, "other": 0}
-    for number, moment in enumerate(rng.uniform(0.0, longest, n)):
+    for number in range(n):
         out, checkpoint = folder / f"fit{number}", folder / f"c{number}"
         settings = {"out": out, "checkpoint": checkpoint}
-        code = child(fit, folder, **settings, kill_after=moment, started=started)
+        trained.unlink(missing_ok=True)
+        mark, most = (trained, later) if number % 2 else (started, longest)
+        moment = rng.uniform(0.0, most)
+        code = child(fit, folder, **settings, kill_after=moment, started=mark)
         found["killed"] += code == -9
         if checkpoint.exists():
             settings["resume"] = checkpoint

@@ -87,8 +87,14 @@ def fit(folder, *, seed=0, out=None, **files):
     """Fit a model from the start or from a checkpoint, and save it."""
     fcr = FCR(folder / "cells.h5ad", SCHEMA, architecture=SIZES, seed=seed)
     (folder / "started").touch()
-    fcr.fit(**PLAN, seed=seed, **files)
+    fcr.fit(**PLAN, seed=seed, callbacks=[lambda epoch, _: _mark(folder / "trained")], **files)
     fcr.save(out, overwrite=True)
+
+
+def _mark(path):
+    """Make a file, once: its time is that of the first call."""
+    if not path.exists():
+        path.touch()
 
 
 def leftovers(folder):
