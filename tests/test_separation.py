@@ -15,7 +15,7 @@ from pyro_fcr import FCR, Architecture
 from pyro_fcr.evaluation import measure_separation
 from pyro_fcr.graph import claims, read_graph
 from pyro_fcr.training import Aligned
-from pyro_fcr.training.trainer import _report_passed_peak
+from pyro_fcr.training.heldout import report_passed_peak
 
 SIZES = {"z_x": 1, "z_tx": 1, "z_t": 1}
 
@@ -145,10 +145,10 @@ def test_a_training_too_short_to_be_aligned_says_so(caplog):
 
 def test_a_peak_before_the_alignment_is_reported(caplog):
     history = pd.DataFrame({"heldout/elbo": [-10.0, -5.0, -9.0]})
-    _report_passed_peak(history, 2)
+    report_passed_peak(history, 2)
     assert "4.0 nats per cell higher in epoch 1 than in epoch 2" in caplog.text
     caplog.clear()
-    _report_passed_peak(history, 1)
-    _report_passed_peak(history[["heldout/elbo"]] * np.nan, 1)
-    _report_passed_peak(pd.DataFrame({"lr": [0.1]}), 0)
+    report_passed_peak(history, 1)
+    report_passed_peak(history[["heldout/elbo"]] * np.nan, 1)
+    report_passed_peak(pd.DataFrame({"lr": [0.1]}), 0)
     assert not caplog.text

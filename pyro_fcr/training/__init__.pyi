@@ -3,9 +3,10 @@ from .alignment import Aligned
 from .batches import Batches
 from .callbacks import Callback, check_callbacks
 from .checkpoint import CheckpointError, check_checkpoint_place
+from .heldout import mean_terms
 from .optimizer import GuardedOptimizer, NonFiniteError
 from .plan import TrainingPlan
-from .trainer import Trainer, fit, mean_terms
+from .trainer import Trainer, fit
 
 __all__ = [
     "Aligned",

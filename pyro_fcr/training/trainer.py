@@ -16,10 +16,9 @@ import pyro
 import torch
 from tqdm.auto import tqdm
 
-from pyro_fcr._torch import sum_of_processes
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Cells, Split
-from pyro_fcr.modes import in_precision, looking, seeded
+from pyro_fcr.modes import in_precision, seeded
 from pyro_fcr.objective import Objective
 from pyro_fcr.params import dtype_of
 from pyro_fcr.ranks import (
@@ -45,6 +44,7 @@ from pyro_fcr.training.checkpoint import (
 from pyro_fcr.training.digests import digests_of
 from pyro_fcr.training.divided import check_divisible, check_same
 from pyro_fcr.training.engines import EagerEngine, Engine, compiled_if_possible
+from pyro_fcr.training.heldout import mean_terms, report_passed_peak
 from pyro_fcr.training.interrupt import Interrupt
 from pyro_fcr.training.optimizer import GuardedOptimizer, NonFiniteError, non_finite_error
 from pyro_fcr.training.pace import Pace
@@ -53,7 +53,6 @@ from pyro_fcr.training.plan import TrainingPlan
 logger = logging.getLogger(__name__)
 
 _VALIDATED_STEPS = 3
-_WORTH_SAYING = 2.0  # nats per cell that a held-out ELBO fell from its peak
 _STEPS_BETWEEN_LOOKS = 100  # at the non-finite flag, which the host has to fetch
 
 
@@ -409,7 +408,7 @@ class Trainer:
         self.objective.eval()
         history = pd.DataFrame(self.rows).rename_axis("epoch")
         best = self.best["epoch"] if self.best["state"] else self.epoch - 1
-        _report_passed_peak(history, best)
+        report_passed_peak(history, best)
         history.attrs.update(stopped=stopped, best_epoch=best, alignment=self.aligned._asdict())
         return history
 
@@ -463,55 +462,3 @@ class Trainer:
         self.rows, self.best = state["rows"], state["best"]
         self.aligned = Aligned(*state["aligned"])
         set_random_state(state["random"], self.device)
-
-
-def _report_passed_peak(history: pd.DataFrame, best: int) -> None:
-    """Say why a better held-out ELBO of an earlier epoch was not kept."""
-    if "heldout/elbo" not in history or not 0 <= best < len(history):
-        return
-    elbo = history["heldout/elbo"]
-    lost = elbo.max() - elbo[best]
-    if lost > _WORTH_SAYING:
-        logger.warning(
-            "The held-out ELBO was %.1f nats per cell higher in epoch %d than in epoch %d, whose "
-            "parameters are kept: before, blocks were not aligned yet, or penalties not at their "
-            "full weight. So long a training overfits these cells: try a larger dropout or "
-            "weight_decay, or fewer epochs.",
-            *(lost, int(elbo.idxmax()), best),
-        )
-
-
-def mean_terms(objective: Objective, batches: Batches, *, seed: int = 0) -> dict[str, float]:
-    """Average every term, the loss and the ELBO over cells, with the same draws at each call.
-
-    Parameters
-    ----------
-    objective
-        The loss; its mode is put back afterwards.
-    batches
-        The cells.
-    seed
-        Seed of the draws.
-
-    Returns
-    -------
-    ``{term: nats per cell}`` with ``"loss"`` (weighted) and ``"elbo"`` (all weights 1).
-    """
-    rows = []
-    with looking(objective, seed=seed, device=batches.device):
-        for batch in batches.in_order():
-            losses = objective(batch)
-            row = [*losses.terms.values(), losses.total, objective.elbo(losses)]
-            rows.append(torch.stack(row) * _counted(batch, batches))
-    total = torch.stack(rows).sum(dim=0)
-    if batches.is_divided:
-        total = sum_of_processes(total)
-    mean = (total / len(batches.rows)).tolist()
-    return dict(zip([*objective.terms, "loss", "elbo"], mean, strict=True))
-
-
-def _counted(batch: Batch, batches: Batches) -> float:
-    """Return as how many cells a batch counts, of which every process may have all."""
-    if batch.part is not None:
-        return batch.part.n
-    return len(batch) / n_processes() if batches.is_divided else len(batch)
