@@ -309,7 +309,6 @@ def test_a_netcdf_file_gives_everything_back(data, tmp_path):
     assert_same(az.from_netcdf(str(tmp_path / "fcr.nc")), data)
 
 
-@pytest.mark.filterwarnings("ignore:The codec `vlen-utf8`")  # of zarr 3.1.0
 def test_a_zarr_store_gives_everything_back(data, tmp_path):
     """ArviZ 0.23 itself writes zarr 2 only; through a DataTree it goes into any."""
     pytest.importorskip("zarr")
