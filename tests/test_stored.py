@@ -1,6 +1,9 @@
 """Cells that stay on disk: the same answers as from memory, a pool of them at a time."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 import warnings
 
 import anndata as ad
@@ -9,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anndata.io import sparse_dataset, write_elem
 from conftest import SCHEMA, simulate
 from data_helpers import write
 from scipy import sparse
@@ -278,3 +282,69 @@ def test_a_part_of_h5ad_that_was_never_written_is_told(adata, tmp_path):
         half[: len(values)] = values
     with pytest.raises(SchemaError, match="X/data lacks . of . chunks .*entries [1-9]"):
         open_cells(place)
+
+
+def test_a_pool_has_so_many_values_at_most(adata, place, monkeypatch):
+    _, cells = register(place, schema_of(place), memory=1)
+    made = batches.Batches(cells, np.arange(N_CELLS), batch_size=16, device=torch.device("cpu"))
+    assert made._batches_per_pool == 256 // 16
+    per_cell = cells.expression.n_values / N_CELLS
+    monkeypatch.setattr(stored, "VALUES_PER_POOL", int(100 * per_cell))
+    assert made._batches_per_pool == 100 // 16
+    monkeypatch.setattr(stored, "VALUES_PER_POOL", 1)
+    assert made._batches_per_pool == 1
+
+
+_WITHIN_A_LIMIT = """
+import re, resource, sys
+from pathlib import Path
+import pyro_fcr
+from pyro_fcr import api
+from pyro_fcr.data import stored
+
+few, path, margin = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+stored.VALUES_PER_POOL, api._CHUNK = 2**19, 256  # as small as the limit
+
+def ask(path):
+    schema = pyro_fcr.Schema(treatment_key="drug", control="control", covariate_keys="line")
+    sizes = pyro_fcr.Architecture(decoder="additive", n_hidden=8, dropout=0.0)
+    fcr = pyro_fcr.FCR(path, schema, architecture=sizes)
+    fcr.fit(max_epochs=1, batch_size=64, align_at=None, progress=False)
+    return fcr, fcr.get_latent_representation("z_x")
+
+ask(few)  # what libraries map, they have mapped
+status = Path("/proc/self/status").read_text()
+taken = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", status)[1])
+resource.setrlimit(resource.RLIMIT_AS, (taken + margin, taken + margin))
+try:
+    bytearray(2 * margin)
+except MemoryError:
+    fcr, latents = ask(path)
+    assert isinstance(fcr._own().cells.expression, stored.StoredMatrix)
+    print(*latents.shape, len(fcr.history))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
+def test_a_file_of_four_times_a_limit_of_memory_trains_and_has_latents(adata, tmp_path):
+    margin, n_cells, n_genes = 64 * 2**20, 11_264, 2_000
+    small, block = simulate(300, n_genes), simulate(1_024, n_genes)
+    small.X += 1  # no gene without counts
+    small.write_h5ad(tmp_path / "few.h5ad")
+    block.X = sparse.csr_matrix(1.0 + block.X, dtype=np.float64)  # stores every value
+    obs = pd.concat([block.obs] * 11).set_axis([f"cell{i}" for i in range(n_cells)])
+    with h5py.File(tmp_path / "many.h5ad", "w") as root:
+        root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        write_elem(root, "obs", obs)
+        write_elem(root, "var", block.var)
+        write_elem(root, "X", block.X)
+        for _ in range(10):
+            sparse_dataset(root["X"]).append(block.X)
+    assert (tmp_path / "many.h5ad").stat().st_size > 4 * margin
+    names = [str(tmp_path / name) for name in ("few.h5ad", "many.h5ad")]
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHIN_A_LIMIT, *names, str(margin)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == [str(n_cells), "8", "1"], done.stderr[-2000:]

@@ -32,7 +32,10 @@ Expression: TypeAlias = Any
 """A matrix in memory (CSR or dense), a :class:`StoredMatrix`, or a :class:`Pool` of its rows."""
 
 CELLS_PER_POOL = 2**14
-"""Cells that are read together, and shuffled, in an epoch over a matrix on disk."""
+"""Cells that are read together, and shuffled, in an epoch over a matrix on disk, at most."""
+
+VALUES_PER_POOL = 2**25
+"""Values that are read together, at most."""
 
 
 @dataclass
@@ -114,8 +117,8 @@ class StoredMatrix:
 
     Notes
     -----
-    Beside :attr:`nbytes`, a read of some MB and two pools of :data:`CELLS_PER_POOL` cells are in
-    memory.
+    Beside :attr:`nbytes`, a read of some MB and two pools are in memory, of :data:`CELLS_PER_POOL`
+    cells or :data:`VALUES_PER_POOL` values at most.
     """
 
     ndim = 2

@@ -19,7 +19,7 @@ from scipy.special import gammaln
 from torch import Tensor
 
 from pyro_fcr.batch import TAIL_BOUND, Batch, CountSummary, tabulate_tails
-from pyro_fcr.data import Cells
+from pyro_fcr.data import Cells, stored
 from pyro_fcr.data.io import Matrix
 from pyro_fcr.data.stored import CELLS_PER_POOL, Expression, StoredMatrix, blocks_of
 from pyro_fcr.parts import Part
@@ -133,7 +133,11 @@ class Batches:
     @property
     def _batches_per_pool(self) -> int:
         """Batches whose cells are read together from a matrix on disk; all, from memory."""
-        return max(1, CELLS_PER_POOL // self.batch_size) if self.is_stored else len(self)
+        y = self.cells.expression
+        if not isinstance(y, StoredMatrix):
+            return len(self)
+        fitting = stored.VALUES_PER_POOL * len(self.cells) // max(1, y.n_values)
+        return max(1, min(CELLS_PER_POOL, fitting) // self.batch_size)
 
     def _with_pool(self, batches: list[Tensor]) -> Batches:
         """Return the same with this process's cells of some batches in memory."""
