@@ -53,6 +53,19 @@ def _group() -> Any:
     return torch.distributed if torch.distributed.is_initialized() else None
 
 
+def shows_progress(*, asked: bool | None = None) -> bool:
+    """Tell whether this process shows a progress bar: the first one does, where there is a reader.
+
+    Parameters
+    ----------
+    asked
+        Whether to show it; None shows it in terminals and notebooks.
+    """
+    if asked is None:  # a notebook shows widgets, whatever its streams are
+        asked = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return asked and rank() == 0
+
+
 def check_alone(what: str) -> None:
     """Refuse what would be done by each process for itself, with other numbers in each.
 

@@ -19,7 +19,7 @@ from pyro_fcr.data import register
 from pyro_fcr.distributions import NegativeBinomial
 from pyro_fcr.draws import responder
 from pyro_fcr.draws.sinks import Moments, Quantiles
-from pyro_fcr.queries import Output, support, targets
+from pyro_fcr.queries import Output, answers, support, targets
 from pyro_fcr.queries import ask as module
 from pyro_fcr.queries.targets import Query
 
@@ -60,6 +60,7 @@ def with_doses(device):
 def small_blocks(monkeypatch):
     """Blocks of 64 cells, of which the 400 are seven."""
     monkeypatch.setattr(responder, "_VALUES_PER_BLOCK", 64 * N_GENES)
+    monkeypatch.setattr(answers, "_VALUES_PER_PIECE", 1000)
 
 
 def dense(values):

@@ -1,5 +1,7 @@
 """Questions about cells in parts: the draws of one run, read back as one."""
 
+import re
+from functools import partial
 from itertools import pairwise
 
 import anndata as ad
@@ -15,7 +17,7 @@ from scipy import sparse
 from pyro_fcr import AVERAGE, FCR, Architecture, Output, QueryError, api, draws
 from pyro_fcr.data.stored import StoredMatrix
 from pyro_fcr.draws import responder
-from pyro_fcr.queries import join_shards
+from pyro_fcr.queries import answers, ask, join_shards
 from pyro_fcr.seals import DamagedError
 
 N_CELLS, N_GENES = 333, 12
@@ -39,6 +41,7 @@ def fcr(cells):
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     monkeypatch.setattr(responder, "_VALUES_PER_BLOCK", 64 * N_GENES)
+    monkeypatch.setattr(answers, "_VALUES_PER_PIECE", 1000)
 
 
 def dense(values):
@@ -81,13 +84,13 @@ def test_shards_are_the_whole(fcr, cells, of, form, n_shards):
 
 def test_every_question_about_cells_has_shards(fcr):
     library = np.linspace(10, 90, N_CELLS)
-    for ask, more in [
+    for question, more in [
         (fcr.posterior_predictive, {"library": library}),
         (fcr.unit_counterfactual, {"treatment": "drug2"}),
         (fcr.counterfactual, {"treatment": "drug2", "library": "target"}),
     ]:
-        parts = shards(lambda output, ask=ask, more=more: ask(**more, output=output), 3)
-        same(join_shards(parts), ask(**more))
+        parts = shards(partial(question, **more), 3)
+        same(join_shards(parts), question(**more))
 
 
 def test_draws_do_not_change_with_the_chunks(fcr, monkeypatch):
@@ -179,6 +182,17 @@ def test_blocks_are_cut_and_joined_at_multiples():
     assert [at.stop for _, at in found] == [10, 20, 30, 40, 50, 60, 70, 80, 90, 97]
     for block, at in found:
         assert torch.equal(block["library"], whole["library"][at])
+
+
+def test_a_stored_answer_says_its_size_before_and_cells_per_second(
+    fcr, tmp_path, caplog, monkeypatch, capsys
+):
+    output = Output(store=tmp_path / "answer.zarr", shard="1/3")
+    monkeypatch.setattr(ask, "shows_progress", lambda: True)
+    with caplog.at_level("INFO", logger="pyro_fcr"):
+        fcr.counterfactual(**ASK, output=output)
+    assert "64 cells x 12 genes, 2 times each, are drawn into" in caplog.text
+    assert re.search(r"100%.*64\.0/64\.0 .*cell/s", capsys.readouterr().err)
 
 
 def test_the_command_line_writes_and_joins_shards(fcr, cells, tmp_path):

@@ -46,7 +46,7 @@ def posterior_moments(
     For each moment ``{block: (n_cells, n_latent)}``.
     """
     sites = tuple(blocks)
-    found: list[dict[str, list[np.ndarray]]] = [{site: [] for site in sites} for _ in names]
+    found = [{site: _Growing() for site in sites} for _ in names]
     with looking(model, guide):
         for batch in batches:
             nodes = drawn_by(guide, batch)
@@ -54,8 +54,32 @@ def posterior_moments(
                 both = moments(nodes[block]["fn"], n_draws=_DRAWS)
                 known = dict(zip(("mean", "variance"), both, strict=True))
                 for name, parts in zip(names, found, strict=True):
-                    parts[block].append(known[name].cpu().numpy())
-    return tuple({name: np.concatenate(arrays) for name, arrays in each.items()} for each in found)
+                    parts[block].add(known[name].cpu().numpy())
+    return tuple({block: rows.array() for block, rows in each.items()} for each in found)
+
+
+class _Growing:
+    """Rows put below one another in one piece of memory.
+
+    Small pieces that are kept would lie between large ones that are not, whose place could then not
+    be used again: memory would grow by many times what is kept.
+    """
+
+    def __init__(self) -> None:
+        self._rows, self._n = np.empty((0, 0), np.float32), 0
+
+    def add(self, rows: np.ndarray) -> None:
+        until = self._n + len(rows)
+        if until > len(self._rows):
+            grown = np.empty((2 * until, *rows.shape[1:]), rows.dtype)
+            if self._n:
+                grown[: self._n] = self._rows[: self._n]
+            self._rows = grown
+        self._rows[self._n : until] = rows
+        self._n = until
+
+    def array(self) -> np.ndarray:
+        return self._rows[: self._n].copy()
 
 
 def posterior_means(
@@ -152,12 +176,12 @@ def label_blind_means(
     ``{block: (n_cells, n_latent)}``.
     """
     names = tuple(blocks)
-    found: dict[str, list[np.ndarray]] = {block: [] for block in names}
+    found = {block: _Growing() for block in names}
     for batch in batches:
         means = [
             posterior_means(model, guide, [cells], blocks=names)
             for cells in labels.relabelled(batch)
         ]
-        for block, parts in found.items():
-            parts.append(np.tensordot(labels.shares, [each[block] for each in means], axes=1))
-    return {block: np.concatenate(parts) for block, parts in found.items()}
+        for block, rows in found.items():
+            rows.add(np.tensordot(labels.shares, [each[block] for each in means], axes=1))
+    return {block: rows.array() for block, rows in found.items()}

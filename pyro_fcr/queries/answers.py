@@ -24,6 +24,7 @@ from pyro_fcr.values import check_settings, shown
 Part: TypeAlias = Mapping[str, np.ndarray | sparse.csr_matrix]
 """``"X"`` and layers by name, for the next rows of an answer."""
 
+_VALUES_PER_PIECE = 2**20  # of an answer in a file, beside the draws at work
 _SKETCH = 128  # up to so many draws quantiles are exact
 
 
@@ -227,7 +228,7 @@ def _write(path: Path, frame: AnnData, parts: Iterable[Part]) -> None:
         write_elem(root, "/", frame)
         root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         started: set[str] = set()
-        for part in parts:
+        for part in _pieces(parts):
             for name, values in part.items():
                 group = root if name == "X" else root["layers"]
                 _append(group, name, values, new=name not in started)
@@ -235,16 +236,47 @@ def _write(path: Path, frame: AnnData, parts: Iterable[Part]) -> None:
             check()
 
 
+def _pieces(parts: Iterable[Part]) -> Iterator[Part]:
+    """Join parts to pieces of so many values that a file has few chunks."""
+    waiting: list[Part] = []
+    n_values = 0
+    for part in parts:
+        waiting.append(part)
+        n_values += part["X"].size  # stored ones
+        if n_values >= _VALUES_PER_PIECE:
+            yield _joined(waiting)
+            waiting, n_values = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: list[Part]) -> Part:
+    joined = {}
+    for name, first in parts[0].items():
+        rows = [part[name] for part in parts]
+        is_sparse = sparse.issparse(first)
+        joined[name] = sparse.vstack(rows, format="csr") if is_sparse else np.concatenate(rows)
+    return joined
+
+
 def _append(group: Any, name: str, values: Any, *, new: bool) -> None:
     if new:
         write_elem(group, name, values, dataset_kwargs=_growing(group, values))
     elif sparse.issparse(values):
-        sparse_dataset(group[name]).append(values)
+        # What anndata appends with reads all of indptr again each time.
+        rows, (n_rows, n_columns) = group[name], group[name].attrs["shape"]
+        starts = values.indptr[1:].astype(np.int64) + rows["indices"].shape[0]
+        for part, more in (("data", values.data), ("indices", values.indices), ("indptr", starts)):
+            _extend(rows[part], more)
+        rows.attrs["shape"] = (int(n_rows) + values.shape[0], int(n_columns))
     else:
-        array = group[name]
-        start = array.shape[0]
-        array.resize((start + len(values), values.shape[1]))
-        array[start:] = values
+        _extend(group[name], values)
+
+
+def _extend(array: Any, rows: np.ndarray) -> None:
+    start = array.shape[0]
+    array.resize((start + len(rows), *array.shape[1:]))
+    array[start:] = rows
 
 
 def _growing(group: Any, values: Any) -> dict[str, Any]:

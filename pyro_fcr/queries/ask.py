@@ -5,6 +5,7 @@ which cells stand in which order, not on the memory that it may take.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.data.encoding import Site
@@ -34,7 +36,10 @@ from pyro_fcr.queries.targets import (
     intervene,
     new_condition,
 )
+from pyro_fcr.ranks import shows_progress
 from pyro_fcr.values import checked
+
+logger = logging.getLogger(__name__)
 
 _Chunks: TypeAlias = Callable[..., Iterable[tuple[Batch, slice]]]
 """Is given ``rows=`` that lie side by side, and yields these cells in chunks."""
@@ -294,11 +299,23 @@ def answer(
     if responder is None:
         responder = make_responder(fcr, asked.held, released=asked.released)
     parts = _parts(fcr, query, (asked, chunks, depth), responder, rows)
+    if (store := query.answer.store) is not None:
+        sizes = rows.stop - rows.start, len(genes), query.n_draws
+        logger.info("%d cells x %d genes, %d times each, are drawn into %s.", *sizes, store)
+        parts = _shown(parts, n_cells=sizes[0], n_rows=len(obs))
     answer = assemble(frame, parts, store=query.answer.store)
     layer = fcr.registry.schema.layer
     if layer is not None and layer not in answer.layers and query.answer.store is None:
         answer.layers[layer] = answer.X  # where the model, and whoever joins it to the cells, looks
     return answer
+
+
+def _shown(parts: Iterable[Part], *, n_cells: int, n_rows: int) -> Iterator[Part]:
+    """Pass parts on, and show how many cells are done and per second."""
+    with tqdm(total=n_cells, unit="cell", unit_scale=True, disable=not shows_progress()) as bar:
+        for part in parts:
+            yield part
+            bar.update(part["X"].shape[0] * n_cells / n_rows)
 
 
 def _annotation(fcr: Fitted, query: Query, asked: Asked, rows: slice) -> pd.DataFrame:

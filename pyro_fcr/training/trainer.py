@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from pyro_fcr.ranks import (
     n_processes,
     rank,
     said_by_all,
+    shows_progress,
     together,
 )
 from pyro_fcr.training.alignment import Aligned, align
@@ -264,10 +264,7 @@ class Trainer:
     @cached_property
     def bar(self) -> tqdm:
         """What shows the progress, where it is shown."""
-        shown = self.plan.progress
-        if shown is None:  # a notebook shows widgets, whatever its streams are
-            shown = sys.stderr.isatty() or "ipykernel" in sys.modules
-        shown = shown and rank() == 0
+        shown = shows_progress(asked=self.plan.progress)
         return tqdm(total=self.n_epochs, initial=self.epoch, disable=not shown, unit="epoch")
 
     def _run_epoch(self) -> None:
