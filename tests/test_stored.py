@@ -348,3 +348,27 @@ def test_a_file_of_four_times_a_limit_of_memory_trains_and_has_latents(adata, tm
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout.split() == [str(n_cells), "8", "1"], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_what_is_no_file_or_folder_of_cells_is_refused(tmp_path, suffix):
+    os.mkfifo(pipe := tmp_path / f"pipe{suffix}")
+    other = tmp_path / f"other{suffix}"
+    other.mkdir() if suffix == ".h5ad" else other.touch()
+    for place in (pipe, other):
+        for open_ in (io.read_cells, open_cells):
+            with pytest.raises(SchemaError, match=f"{place.name}' is no f.*that anndata wrote"):
+                open_(place)
+
+
+@pytest.mark.parametrize("linked", ["X", "obs/loop"])
+def test_links_that_lead_in_a_circle_end(adata, tmp_path, linked):
+    place = write(adata, tmp_path / "cells.h5ad")
+    with h5py.File(place, "r+") as file:
+        file.pop(linked, None)
+        file[linked] = file["/"]
+    for open_ in (io.read_cells, open_cells):
+        try:
+            assert open_(place).n_obs == N_CELLS  # obs does not list the link among its columns
+        except SchemaError as error:
+            assert "cells.h5ad' cannot be read" in str(error)  # noqa: PT017

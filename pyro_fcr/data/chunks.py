@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+_DEEPEST = 3  # obsm/NAME/COLUMN/codes
 _SPARSE = ("csr_matrix", "csc_matrix")
 
 
@@ -73,7 +74,7 @@ def _arrays(root: Any) -> Iterator[tuple[str, Any, Any]]:
         name, element, holder = stack.pop(0)
         if hasattr(element, "shape"):
             yield name, element, holder
-        else:
+        elif name.count("/") < _DEEPEST:  # links may lead in a circle
             stack += [(f"{name}/{each}", element[each], element) for each in element]
 
 

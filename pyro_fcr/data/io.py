@@ -81,6 +81,9 @@ def open_with(source: str | Path, read: Callable[[Path], AnnData]) -> AnnData:
         )
     if not path.exists():
         raise FileNotFoundError(f"{str(path)!r} does not exist (looked from {str(Path.cwd())!r})")
+    if not (path.is_dir() if path.suffix == ".zarr" else path.is_file()):
+        kind = "folder" if path.suffix == ".zarr" else "file"  # reading a pipe would never end
+        raise SchemaError(f"{str(path)!r} is no {kind}; name the {kind} that anndata wrote")
     is_own = check_seal(path)
     try:
         if not is_own:
@@ -92,8 +95,9 @@ def open_with(source: str | Path, read: Callable[[Path], AnnData]) -> AnnData:
             _check_sparse(found.X if name is None else found.layers[name])
         return found
     except Exception as error:
+        said = " ".join(str(error).split())  # those of HDF5 may have several lines
         raise SchemaError(
-            f"{str(path)!r} cannot be read as {path.suffix} ({error}); it may be cut short or "
+            f"{str(path)!r} cannot be read as {path.suffix} ({said}); it may be cut short or "
             "written by another program: write it again with anndata"
         ) from error
 
