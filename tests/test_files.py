@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import warnings
 from contextlib import contextmanager
@@ -433,6 +434,15 @@ def test_an_interrupted_fit_is_saved_where_nothing_stood(on_disk, tmp_path, sign
     result = run("fit", on_disk, *FIT, "--out", tmp_path / "m")
     assert result.exit_code == 130
     assert FCR.load(tmp_path / "m").history.attrs["stopped"] == "interrupted"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(fcr, tmp_path):
+    ends = os.pipe()
+    os.close(ends[0])
+    command = [sys.executable, "-m", "pyro_fcr", "inspect", fcr.save(tmp_path / "m")]
+    done = subprocess.run(command, stdout=ends[1], stderr=subprocess.PIPE, text=True, check=False)
+    os.close(ends[1])
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_sigterm_of_a_script_ends_it_with_143(cells, tmp_path, signalled):

@@ -101,6 +101,10 @@ def plain_messages(*, debug: bool = False) -> Iterator[Call]:
         warnings.showwarning = lambda message, category, *_, **__: _show(message, category, asked)
         try:
             yield asked
+        except BrokenPipeError as error:  # whoever reads what is printed has seen enough
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+            raise SystemExit(128 + signal.SIGPIPE) from error
         except (Exception, KeyboardInterrupt) as error:
             if debug:
                 raise
