@@ -54,6 +54,7 @@ from pyro_fcr.programs import (
     report_independences,
 )
 from pyro_fcr.queries import Source
+from pyro_fcr.queries.refitting import check_split
 from pyro_fcr.ranks import from_first, rank
 from pyro_fcr.saving import (
     RECORD,
@@ -354,7 +355,8 @@ class FCR:
         pyro_fcr.ProgramError
             The programs do not fit together, or depend on what their graph does not show.
         ValueError
-            ``split`` is given with ``warm_start``, which keeps the split of the last fit; or
+            ``split`` is given with ``warm_start``, which keeps the split of the last fit, or lacks
+            a pair of treatment and context that the model was made to know; or
             ``resume`` is no checkpoint of a run on these cells, split, programs and settings.
         OSError
             ``checkpoint`` cannot be written, or a file that is no checkpoint stands there.
@@ -367,13 +369,7 @@ class FCR:
         checked = check_programs(self.model, self.guide, self._example())
         if not self._was_begun:
             self._check_by_acting()
-        if warm_start and self._was_begun:
-            if split is not None:
-                raise ValueError("warm_start keeps the split of the last fit: leave out split=.")
-            split = self.split_of()
-        split = split or split_cells(
-            own.adata.obs, self.registry.schema, heldout_fraction=heldout_fraction, seed=plan.seed
-        )
+        split = self._split_to_fit(split, heldout_fraction, warm_start=warm_start, seed=plan.seed)
         start, former = (
             self._start(warm_start=warm_start, resume=resume),
             (self.split, self.history),
@@ -399,6 +395,19 @@ class FCR:
         self.history.attrs["start"] = start
         self._say_how_it_went(checked, plan)
         return self.history
+
+    def _split_to_fit(
+        self, asked: Split | None, heldout_fraction: float, *, warm_start: bool, seed: int
+    ) -> Split:
+        if warm_start and self._was_begun:
+            if asked is not None:
+                raise ValueError("warm_start keeps the split of the last fit: leave out split=.")
+            return self.split_of()
+        if asked is not None:
+            check_split(self, asked)
+            return asked
+        obs, schema = self._own().adata.obs, self.registry.schema
+        return split_cells(obs, schema, heldout_fraction=heldout_fraction, seed=seed)
 
     def _say_how_it_went(self, checked: Checked, plan: TrainingPlan) -> None:
         assert self.history is not None

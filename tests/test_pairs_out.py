@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.sparse import csr_matrix
 
 from pyro_fcr import FCR, Architecture, QueryError, Schema, TrainingPlan
+from pyro_fcr.data import Split
 from pyro_fcr.data.folds import deal_pairs
 from pyro_fcr.data.pairs import Pair, read_layout
 from pyro_fcr.data.scenarios import unseen_pairs
@@ -17,6 +19,9 @@ from pyro_fcr.metrics.conformal import ConformalIntervals, noise_variance
 from pyro_fcr.metrics.profiles import SCALES, Mixture, Prediction, log_values
 from pyro_fcr.metrics.response_table import response_table
 from pyro_fcr.metrics.stacking import stack
+from pyro_fcr.nn import InteractionPrior
+from pyro_fcr.programs import build_programs
+from pyro_fcr.queries.refitting import refit
 from pyro_fcr.queries.simple import SimpleAnswers
 from pyro_fcr.simulation import FCRDesign, simulate
 
@@ -69,7 +74,7 @@ def test_the_weight_of_a_pair_is_that_of_the_others():
 def fcr():
     design = FCRDesign(n_contexts=4, n_treatments=3, n_genes=30, n_cells=600, likelihood="nb")
     adata = simulate(design, seed=0)
-    architecture = Architecture(n_tx=2, decoder="additive", dropout=0.0, n_hidden=16)
+    architecture = Architecture(n_tx=1, decoder="additive", dropout=0.0, n_hidden=16)
     return FCR(adata, SCHEMA, architecture=architecture)
 
 
@@ -270,3 +275,35 @@ def test_combinations_of_agents_that_others_have_are_left_out():
     assert set(obs["treatment"][first.test]) == {first.pairs[0].treatment}
     assert not (first.train & first.test).any()
     assert (first.train | first.test).tolist() == cells.tolist()
+
+
+def test_a_fit_without_a_pair_knows_nothing_of_it(fcr):
+    """The average that z_tx is centred at leaves the pair out, and the pair counts as unseen."""
+    obs = fcr.source(None).obs
+    line1 = (obs["context"] == "line1").to_numpy()
+    kept = np.flatnonzero(~line1 | (obs["treatment"] == "control").to_numpy())
+    split = Split(kept[::2], kept[1::2])
+    new = refit(fcr, split, seed=0, programs=None, settings={"plan": PLAN})
+    place = fcr.registry.covariates["context"].index("line1")
+    assert (new.model.z_tx.mean_context[:, place] == 0).all()
+    assert (fcr.model.z_tx.mean_context[:, place] > 0).all()
+    assert new.registry.is_extrapolated("drug1", {"context": "line1"})
+    assert not fcr.registry.is_extrapolated("drug1", {"context": "line1"})
+    assert (new.model.z_tx.context.weight[:, place] == 0).all()
+    with pytest.raises(ValueError, match=r"no cell of 'drug1' in line1.*Schema\(split_key="):
+        fcr.with_programs(*build_programs(fcr.registry, fcr.architecture, seed=0)).fit(
+            PLAN, split=split
+        )
+
+
+def test_a_context_that_was_never_treated_responds_as_the_average_does():
+    """Wherever training has moved the embeddings of the others, which have no fixed origin."""
+    prior = InteractionPrior(1, 3, 2, mean_context=torch.tensor([[0.5, 0.5, 0.0]]))
+    with torch.no_grad():
+        prior.context.weight[:, :2] += 3.0
+        found = prior(torch.ones(3, 1), torch.eye(3)).mean
+        mixed = prior(torch.ones(3, 1), torch.eye(3)).stddev
+    assert (found[2] == 0).all()
+    torch.testing.assert_close(found[0], -found[1], atol=1e-5, rtol=1e-5)
+    assert found[0].abs().max() > 0.01
+    torch.testing.assert_close(mixed[2], prior(torch.zeros(1, 1), torch.eye(3)[:1]).stddev[0])

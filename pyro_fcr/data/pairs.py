@@ -137,3 +137,12 @@ def read_layout(obs: pd.DataFrame, schema: Schema) -> Layout:
     present, codes = np.unique(merged.reshape(-1)[design.t] * n + design.x, return_inverse=True)
     pairs = tuple(Pair(str(names[each // n]), design.contexts[each % n]) for each in present)
     return Layout(pairs, tuple(agents[pair.treatment] for pair in pairs), codes.reshape(-1))
+
+
+def pairs_of(obs: pd.DataFrame, schema: Schema) -> set[Pair]:
+    """Return the pairs of some cells, untreated ones among them."""
+    design = read_design(obs, schema)
+    return {
+        Pair(canonical_label(design.treatments[t].agents, schema), design.contexts[x])
+        for t, x in set(zip(design.t.tolist(), design.x.tolist(), strict=True))
+    }

@@ -1,8 +1,8 @@
 """What was learnt from a data set: names, levels, dose ranges, conditions; and the encoding."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -386,6 +386,11 @@ class Registry:
     def t(self) -> TreatmentEncoding:
         """What each agent counts in t."""
         return TreatmentEncoding(self.schema, self.agents, self.doses)
+
+    def among(self, pairs: Collection[tuple[str, tuple[str, ...]]]) -> "Registry":
+        """Return what is known of some pairs alone: treatment, and level of each covariate key."""
+        kept = [c for c in self.conditions if (c.treatment, self._context(c.covariates)) in pairs]
+        return replace(self, conditions=tuple(kept))
 
     @cached_property
     def _pairs(self) -> set[tuple[str, tuple[str, ...]]]:

@@ -5,15 +5,15 @@ each pair in turn, some at a time, judge it on all of them, and tell how much it
 a regression on condition means where a pair was never measured.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from pyro_fcr.data import Registry, Schema, Split, split_cells
+from pyro_fcr.data import Schema, Split, split_cells
 from pyro_fcr.data.folds import deal_pairs
 from pyro_fcr.data.pairs import Layout, Pair, read_layout
 from pyro_fcr.data.scenarios import Scenario
@@ -285,20 +285,7 @@ def _without(
     rows = np.flatnonzero(scenario.train)
     split = split_cells(obs.iloc[rows], schema, seed=settings["seed"])
     split = Split(rows[split.train], rows[split.heldout])
-    new = refit(fcr, split, seed=settings["seed"], programs=programs, settings=settings)
-    new.registry = _lacking(fcr.registry, scenario.pairs)
-    return new
-
-
-def _lacking(registry: Registry, pairs: Iterable[Pair]) -> Registry:
-    """Return what was learnt of the data but for the conditions of some pairs."""
-    out = set(pairs)
-    kept = [
-        each
-        for each in registry.conditions
-        if Pair(each.treatment, tuple(each.covariates.values())) not in out
-    ]
-    return replace(registry, conditions=tuple(kept))
+    return refit(fcr, split, seed=settings["seed"], programs=programs, settings=settings)
 
 
 def _predictions(

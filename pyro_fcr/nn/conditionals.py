@@ -86,8 +86,9 @@ class InteractionPrior(nn.Module):
     of x over the cells that were given the agent. The average effect of an agent over the contexts
     in which it was seen cannot be expressed here and is left to z_t, as the interactions of an
     analysis of variance sum to zero. Without treatment nothing interacts. A context that was never
-    seen under any treatment gets about the average response; other unseen pairs get what the
-    treatment's other contexts and the context's other treatments suggest.
+    seen under any treatment gets the average response (one of several covariates, in proportion);
+    other unseen pairs get what the treatment's other contexts and the context's other treatments
+    suggest.
 
     Parameters
     ----------
@@ -103,6 +104,7 @@ class InteractionPrior(nn.Module):
     """
 
     mean_context: Tensor
+    unseen: Tensor | None
 
     def __init__(
         self,
@@ -125,13 +127,20 @@ class InteractionPrior(nn.Module):
         nn.init.normal_(self.loc.weight, std=0.5 * n_embedding**-0.5)
         nn.init.normal_(self.log_scale.weight, std=0.1 * n_embedding**-0.5)
         nn.init.zeros_(self.log_scale.bias)
+        unseen = (mean_context == 0).all(dim=0)
         with torch.no_grad():  # a context without treated cells would keep its random start
-            self.context.weight *= (mean_context != 0).any(dim=0)
+            self.context.weight *= ~unseen
+        # Nothing trains its embedding, so the average is left out where it would be taken off it.
+        n_covariates = mean_context.sum(dim=1).max().round().clamp(min=1.0)
+        share = unseen / n_covariates if unseen.any() else None
+        self.register_buffer("unseen", share, persistent=False)
 
     def forward(self, t: Tensor, x: Tensor) -> TorchDistribution:
         """Return p(z | t, x): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
-        average = self.treatment.weight.T * self.context(self.mean_context)
-        embedding = self.treatment(t) * self.context(x) - t @ average
+        average = t @ (self.treatment.weight.T * self.context(self.mean_context))
+        if self.unseen is not None:
+            average = average * (1 - x @ self.unseen).unsqueeze(-1)
+        embedding = self.treatment(t) * self.context(x) - average
         return _prior(self.loc(embedding), self.log_scale(embedding))
 
 
