@@ -15,6 +15,7 @@ from pyro_fcr.data import Schema, datasets
 from pyro_fcr.data.hdf5 import write_h5ad
 from pyro_fcr.evaluation import Evaluation, evaluate
 from pyro_fcr.metrics import nan_to_null, umap
+from pyro_fcr.queries.refitting import fit_wholly
 from pyro_fcr.seals import check_replaceable, sealed
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def run_demo(
     logger.info("Cells: %d x %d genes; (%s, %s) is held out.", *adata.shape, PATIENT, TREATMENT)
     fcr = FCR(adata, SCHEMA, seed=seed)
     logger.info("Training: %r", fcr)
-    history = fcr.fit(max_epochs=max_epochs, seed=seed, progress=progress)
+    history = fit_wholly(fcr, max_epochs=max_epochs, seed=seed, progress=progress)
     logger.info("Training ended after %d epochs: %s.", len(history), history.attrs["stopped"])
     fcr.save(out / "model")
     cells = latent_cells(fcr, adata, seed=seed)

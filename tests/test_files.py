@@ -436,6 +436,18 @@ def test_an_interrupted_fit_is_saved_where_nothing_stood(on_disk, tmp_path, sign
     assert FCR.load(tmp_path / "m").history.attrs["stopped"] == "interrupted"
 
 
+def test_ctrl_c_ends_all_fits_of_a_command(on_disk, tmp_path, signalled, monkeypatch):
+    fits, fit = [], FCR.fit
+    monkeypatch.setattr(FCR, "fit", lambda *a, **k: fits.append(0) or fit(*a, **k))
+    signalled(signal.SIGINT)
+    arguments = ["interactions", on_disk, *FIT, "--out", tmp_path / "i"]
+    result = run(*arguments)
+    assert result.exit_code == 130
+    assert result.output.endswith("Interrupted.\n")
+    assert fits == [0]
+    assert not (tmp_path / "i").exists()
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(fcr, tmp_path):
     ends = os.pipe()
     os.close(ends[0])

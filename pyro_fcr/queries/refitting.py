@@ -47,7 +47,7 @@ def refit(
             "model and guide, so that refits do not start from fitted parameters."
         )
     new = fcr.with_programs(*made)
-    new.fit(split=split, **{"seed": seed, "progress": False, **settings})
+    fit_wholly(new, split=split, **{"seed": seed, "progress": False, **settings})
     return new
 
 
@@ -79,3 +79,17 @@ def _of_split(fcr: Refittable, split: Split) -> Refittable:
 def _pairs_of_split(fcr: Fitted, split: Split) -> set[Pair]:
     rows = np.concatenate([split.train, split.heldout])
     return pairs_of(fcr.source(None).obs.iloc[rows], fcr.registry.schema)
+
+
+def fit_wholly(fcr: Refittable, plan: Any = None, **settings: Any) -> Any:
+    """Train a model that longer work goes on with, and return its history.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Ctrl-C came: it ends all of the work, not one training of it.
+    """
+    history = fcr.fit(plan, **settings)
+    if history.attrs["stopped"] == "interrupted":
+        raise KeyboardInterrupt
+    return history
