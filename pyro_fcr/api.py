@@ -376,7 +376,7 @@ class FCR:
         )
         self.split, self.history = split, None
         own.warn_if_changed()
-        report_conditions(self.registry, checked)
+        report_conditions(own.registry, checked)  # refits on parts of the cells say no more
         report_independences(checked.graph)
         objective = self._objective(weights, enforced, extra, plan.seed)
         try:
