@@ -46,7 +46,7 @@ def load(options):
 
 
 def gains(found):
-    """Gain over the best baseline by metric, scale and method, with a 95 % interval."""
+    """Gain over the best baseline by metric, scale and method, with a 90 % interval."""
     tables = []
     for metric in METRICS:
         for method in ("fcr", "stacked"):
