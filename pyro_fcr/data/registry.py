@@ -349,7 +349,7 @@ class Registry:
         """
         asked = self.t.read(treatment, dose)
         pair = (canonical_label(asked.agents, self.schema), self._context(covariates))
-        return pair not in self._pairs or self.t.is_outside(asked)
+        return pair not in self.pairs or self.t.is_outside(asked)
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the registry in lists, dicts, strings and numbers only."""
@@ -393,7 +393,8 @@ class Registry:
         return replace(self, conditions=tuple(kept))
 
     @cached_property
-    def _pairs(self) -> set[tuple[str, tuple[str, ...]]]:
+    def pairs(self) -> set[tuple[str, tuple[str, ...]]]:
+        """Canonical treatment and level of each covariate key of every pair of training cells."""
         return {(each.treatment, self._context(each.covariates)) for each in self.conditions}
 
     def _cells(

@@ -59,13 +59,10 @@ def check_split(fcr: Fitted, split: Split) -> None:
     ValueError
         Names the pair, and how to leave it out.
     """
-    known = {
-        Pair(each.treatment, tuple(each.covariates.values())) for each in fcr.registry.conditions
-    }
-    if lost := sorted(known - _pairs_of_split(fcr, split)):
+    if lost := sorted(fcr.registry.pairs - _pairs_of_split(fcr, split)):
         raise ValueError(
-            f"split= has no cell of {lost[0]}, which the model was made to know. Name cells to "
-            "leave out of the fit in a column of obs, as 'test': Schema(split_key=...)."
+            f"split= has no cell of {Pair(*lost[0])}, which the model was made to know. Name cells "
+            "to leave out of the fit in a column of obs, as 'test': Schema(split_key=...)."
         )
 
 

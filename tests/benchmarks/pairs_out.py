@@ -16,9 +16,8 @@ import json
 import time
 from pathlib import Path
 
-import anndata as ad
 import pandas as pd
-import scanpy as sc
+from unseen_pairs import real_cells
 
 import pyro_fcr
 from pyro_fcr.simulation import FAMILIES, simulate_family
@@ -29,20 +28,6 @@ METRICS = {
     "e_distance": "E-distance",
     "discrimination": "discrimination",
 }
-
-
-def load(options):
-    """Cells with genes that occur, and the covariate column."""
-    if options.cells in FAMILIES:
-        return simulate_family(options.cells, seed=options.seed), "context"
-    if options.cells == "gbm":
-        adata, context = pyro_fcr.datasets.gbm_panobinostat(), "patient"
-    elif options.cells == "norman":
-        adata, context = pyro_fcr.datasets.norman_k562_combinations(), "cell_line"
-    else:
-        adata, context = ad.read_h5ad(options.cells), options.context
-    sc.pp.filter_genes(adata, min_cells=10)
-    return adata, context
 
 
 def gains(found):
@@ -61,7 +46,10 @@ def gains(found):
 
 def measure(options):
     """Leave all pairs out in turn; return what goes into the record."""
-    adata, context = load(options)
+    if options.cells in FAMILIES:
+        adata, context = simulate_family(options.cells, seed=options.seed), "context"
+    else:
+        adata, context = real_cells(options.cells, options.context)
     schema = pyro_fcr.Schema(treatment_key="treatment", control="control", covariate_keys=context)
     plan = {} if options.max_epochs is None else {"max_epochs": options.max_epochs}
     start = time.process_time()

@@ -34,15 +34,21 @@ _N_DRAWS = 20
 SCENARIOS = {"pair": unseen_pairs, "treatment": unseen_treatments, "context": unseen_contexts}
 
 
-def load(options):
-    """Cells with genes that occur, schema, and scenarios."""
-    if options.cells == "norman":
+def real_cells(name, context):
+    """Cells of a bundled set or a file, with genes that occur, and the covariate column."""
+    if name == "norman":
         adata, context = pyro_fcr.datasets.norman_k562_combinations(), "cell_line"
-    elif options.cells == "gbm":
+    elif name == "gbm":
         adata, context = pyro_fcr.datasets.gbm_panobinostat(), "patient"
     else:
-        adata, context = ad.read_h5ad(options.cells), options.context
+        adata = ad.read_h5ad(name)
     sc.pp.filter_genes(adata, min_cells=10)
+    return adata, context
+
+
+def load(options):
+    """Cells with genes that occur, schema, and scenarios."""
+    adata, context = real_cells(options.cells, options.context)
     schema = pyro_fcr.Schema(treatment_key="treatment", control="control", covariate_keys=context)
     kind = options.scenario or ("treatment" if options.cells == "norman" else "pair")
     return adata, schema, SCENARIOS[kind](adata.obs, schema, controls=0.5)
