@@ -282,6 +282,22 @@ def unknown(name: str, value: object, known: Iterable[object]) -> str:
     return f"Unknown {name} {value!r}; expected {expected}."
 
 
+def check_choice(
+    name: str, value: object, known: Iterable[object], *, error: type[ValueError] = ValueError
+) -> None:
+    """Refuse a value that is not one of the known names.
+
+    Examples
+    --------
+    >>> check_choice("method", float("nan"), ("pearson", "spearman"))
+    Traceback (most recent call last):
+    ValueError: Unknown method nan; expected pearson or spearman.
+    """
+    known = tuple(known)
+    if not (isinstance(value, str) and value in known):  # comparing with other things may fail
+        raise error(unknown(name, value, known))
+
+
 def check_choices(settings: object, *, error: type[ValueError] = ValueError) -> None:
     """Refuse a value of a dataclass's ``Literal`` field that is not among its choices.
 
@@ -296,9 +312,5 @@ def check_choices(settings: object, *, error: type[ValueError] = ValueError) -> 
         parts, value = (hint, *get_args(hint)), getattr(settings, name)
         known = [each for part in parts if get_origin(part) is Literal for each in get_args(part)]
         others = tuple(p for p in parts if isinstance(p, type) and p is not Any)
-        if (
-            known
-            and not isinstance(value, others)
-            and not (isinstance(value, str) and value in known)
-        ):
-            raise error(unknown(name, value, known))
+        if known and not isinstance(value, others):
+            check_choice(name, value, known, error=error)

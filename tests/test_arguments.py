@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, fields, is_dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import pyro_fcr
@@ -171,6 +172,24 @@ def test_a_choice_may_be_spelt_out_as_an_object():
     for wrong in ("median", None, ["mean"]):
         with pytest.raises(QueryError, match="Unknown output .*; expected draws, mean or summary"):
             Query(output=wrong)
+
+
+@pytest.mark.parametrize(
+    "value", ["kendall", pd.NA, np.nan, ["x"], {}, np.array(["x", "y"])], ids=repr
+)
+@pytest.mark.parametrize(
+    ("choose", "name"),
+    [
+        (lambda value: pyro_fcr.metrics.mcc(np.eye(40, 2), np.eye(40, 2), method=value), "method"),
+        (simulation.simulate_family, "family"),
+        (lambda value: fit_comparison(value, None, None), "comparison"),
+        (lambda value: TrainingPlan(alternate=value), "alternate"),
+    ],
+    ids=["mcc", "family", "comparison", "plan"],
+)
+def test_a_choice_is_one_of_its_names(choose, name, value):
+    with pytest.raises(ValueError, match=f"Unknown {name} "):
+        choose(value)
 
 
 def test_a_setting_that_does_not_exist():

@@ -200,7 +200,7 @@ def test_a_fallback_that_cannot_be_is_refused(fcr, lacking):
     asked = {"covariates": {"context": "line1"}}
     with pytest.raises(QueryError, match=r"run fcr.leave_pairs_out\(\)"):
         fcr.predict("drug1", **asked, fallback="best")
-    with pytest.raises(QueryError, match="fallback is 'ridge'; expected 'best'"):
+    with pytest.raises(QueryError, match="Unknown fallback 'ridge'; expected best"):
         fcr.predict("drug1", **asked, fallback="ridge")
     with pytest.raises(QueryError, match="leave output= at 'draws'"):
         lacking[0].predict("drug1", **asked, fallback="best", output="mean")

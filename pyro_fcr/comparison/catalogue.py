@@ -20,7 +20,7 @@ from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
 from pyro_fcr.objective import Discriminator, Term, Weight
 from pyro_fcr.programs import build_programs
-from pyro_fcr.values import checked, unknown
+from pyro_fcr.values import check_choice, checked
 
 Blocks = Mapping[str, tuple[str, ...]]
 
@@ -346,6 +346,5 @@ def fit_comparison(
 
 
 def _named(name: str) -> Comparison:
-    if name not in COMPARISONS:
-        raise ValueError(unknown("comparison", name, COMPARISONS))
+    check_choice("comparison", name, COMPARISONS)
     return COMPARISONS[name]

@@ -39,6 +39,7 @@ from pyro_fcr.metrics.stacking import Stack, stack
 from pyro_fcr.queries import Fitted
 from pyro_fcr.queries.refitting import Programs, Refittable, refit
 from pyro_fcr.queries.simple import SimpleAnswers
+from pyro_fcr.values import check_choice
 
 STACKED, SIMPLE = "stacked", "ridge"
 
@@ -202,8 +203,7 @@ def leave_pairs_out(
     """
     if n_folds < 2 or n_fits < 1:
         raise ValueError(f"n_folds is {n_folds} and n_fits {n_fits}; expected 2 and 1 or more.")
-    if metric not in SCORES:
-        raise ValueError(f"Unknown metric {metric!r}; expected one of {', '.join(SCORES)}.")
+    check_choice("metric", metric, SCORES)
     adata, schema = fcr.source(None), fcr.registry.schema
     if schema.control is None:
         raise QueryError("A response needs untreated cells, but the schema names no control.")

@@ -7,7 +7,7 @@ condition of a cell, each (x, t) its own, see :func:`joint_codes`.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from sklearn.preprocessing import scale
 from pyro_fcr.metrics import arrays
 from pyro_fcr.metrics.arrays import Blocks, Codes, FloatArray
 from pyro_fcr.metrics.regression import draw_roles, r2, regress
-from pyro_fcr.values import checked
+from pyro_fcr.values import check_choice, checked
 
 Method = Literal["pearson", "spearman"]
 
@@ -81,8 +81,7 @@ def _pair_within(
 
 def _matched(a: FloatArray, b: FloatArray, method: Method) -> float:
     """Sum the absolute correlations of the best match."""
-    if method not in ("pearson", "spearman"):
-        raise ValueError(f"method is {method!r}; expected 'pearson' or 'spearman'.")
+    check_choice("method", method, get_args(Method))
     if method == "spearman":
         a, b = rankdata(a, axis=0), rankdata(b, axis=0)
     correlations = np.abs(scale(a).T @ scale(b)) / len(a)

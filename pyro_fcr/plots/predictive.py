@@ -22,6 +22,7 @@ from pyro_fcr.plots._axes import (
     new_axes,
     plain,
 )
+from pyro_fcr.values import check_choice
 
 
 def _mean(counts: npt.NDArray[Any]) -> FloatArray:
@@ -83,8 +84,7 @@ def ppc(
     >>> ax.get_ylabel()
     'predicted fraction of zeros'
     """
-    if statistic not in _STATISTICS:
-        raise ValueError(f"Unknown statistic {statistic!r}; expected {', '.join(_STATISTICS)}.")
+    check_choice("statistic", statistic, _STATISTICS)
     counts, drawn = _checked(observed, draws, axes="n_cells, n_genes")
     label, function = _STATISTICS[statistic]
     real, predicted = function(counts), np.stack([function(draw) for draw in drawn])

@@ -37,7 +37,7 @@ from pyro_fcr.queries.targets import (
     new_condition,
 )
 from pyro_fcr.ranks import shows_progress
-from pyro_fcr.values import checked
+from pyro_fcr.values import check_choice, checked
 
 logger = logging.getLogger(__name__)
 
@@ -360,10 +360,9 @@ def _parts(
 
 
 def _check_fallback(fcr: Fitted, fallback: str | None, output: Form | Output) -> None:
-    if fallback not in (None, "best"):
-        raise QueryError(f"fallback is {fallback!r}; expected 'best' or None.")
     if fallback is None:
         return
+    check_choice("fallback", fallback, ("best",), error=QueryError)
     if fcr.chances is None:
         raise QueryError(
             "fallback='best' needs to know where the model is right: run fcr.leave_pairs_out() "

@@ -19,7 +19,7 @@ from pyro_fcr.draws import (
 )
 from pyro_fcr.metrics import dimensions
 from pyro_fcr.queries.fitted import Fitted, Source
-from pyro_fcr.values import checked, unknown
+from pyro_fcr.values import check_choice, checked
 
 Encoding: TypeAlias = Literal["label-blind", "labelled"]
 """Whether latents are encoded without a cell's labels, or with them."""
@@ -59,7 +59,7 @@ def get_latent_representation(
     -------
     ``(n_cells, n_latent)``, fewer columns with ``only_in_use``.
     """
-    _check_encoding(encoding)
+    check_choice("encoding", encoding, get_args(Encoding))
     if encoding == "label-blind" and labelled:
         _check_blocks(fcr, (block,))
         values = label_blind_latents(fcr, adata)[block]
@@ -104,7 +104,7 @@ def add_latents_to(
     ``adata.uns["fcr"]`` says which ``encoding`` it was, and which dimensions of each block are
     ``in_use``, counted from 0.
     """
-    _check_encoding(encoding)
+    check_choice("encoding", encoding, get_args(Encoding))
     blocks, use = fcr.graph.blocks, _use_of(fcr, adata, fcr.graph.blocks)
     if encoding == "label-blind":
         found = label_blind_latents(fcr, adata)
@@ -224,11 +224,6 @@ def _latents(
             f"labelled is False, but the guide reads {error.name!r}; leave it out and give the "
             "cells their labels, or use a guide that reads expression only."
         ) from error
-
-
-def _check_encoding(encoding: str) -> None:
-    if encoding not in get_args(Encoding):
-        raise ValueError(unknown("encoding", encoding, get_args(Encoding)))
 
 
 def _check_blocks(fcr: Fitted, blocks: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from pyro_fcr.queries.ask import answer
 from pyro_fcr.queries.fitted import Fitted, Source
 from pyro_fcr.queries.libraries import Library, depth_of
 from pyro_fcr.queries.targets import Form, Query, intervene
-from pyro_fcr.values import checked
+from pyro_fcr.values import check_choice, checked
 
 
 @checked(error=QueryError)
@@ -91,10 +91,7 @@ def unit_counterfactual(  # noqa: PLR0913 (the words of one question)
         seed=seed,
         n_draws=n_draws,
     )
-    if outcome_noise not in get_args(Noise):
-        raise QueryError(
-            f"Unknown outcome_noise {outcome_noise!r}; expected {' or '.join(get_args(Noise))}."
-        )
+    check_choice("outcome_noise", outcome_noise, get_args(Noise), error=QueryError)
     labels = tuple(hold or ())
     if latents := [site for site in labels if site not in fcr.graph.known]:
         raise QueryError(

@@ -17,7 +17,7 @@ from scipy import sparse
 from pyro_fcr.simulation.factorized import simulate
 from pyro_fcr.simulation.fcr_design import FCRDesign
 from pyro_fcr.simulation.semisynthetic import simulate_on_controls
-from pyro_fcr.values import checked, unknown
+from pyro_fcr.values import check_choice, checked
 
 VERSION = "families-1"
 
@@ -167,8 +167,7 @@ def simulate_family(name: str, *, seed: int = 0, n_cells: int | None = None) -> 
     >>> adata.shape, adata.uns["family"]["name"]
     ((300, 500), 'tanh')
     """
-    if name not in FAMILIES:
-        raise ValueError(unknown("family", name, FAMILIES))
+    check_choice("family", name, FAMILIES)
     family = FAMILIES[name]
     design = replace(family.design, n_cells=n_cells or family.design.n_cells)
     if family.on_controls:
