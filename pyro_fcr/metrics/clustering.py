@@ -1,5 +1,7 @@
 """What the clusters of a latent block agree with, and its two-dimensional picture."""
 
+import functools
+import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -94,12 +96,24 @@ def _leiden(
 
 
 def _neighbours(latent: NDArray[np.floating], *, n_neighbors: int, seed: int) -> AnnData:
+    _keep_compiled()
     cells = AnnData(np.asarray(latent, dtype=np.float32))
     # Exact neighbours, which scanpy by itself takes for few cells only; latents are narrow enough.
     sc.pp.neighbors(
         cells, n_neighbors=n_neighbors, use_rep="X", transformer="sklearn", random_state=seed
     )
     return cells
+
+
+@functools.cache
+def _keep_compiled() -> None:
+    """Keep on disk what numba compiles of UMAP, as UMAP itself does of a part: 5 s a process."""
+    with warnings.catch_warnings(action="ignore", category=ImportWarning):  # no tensorflow
+        from umap import layouts, umap_  # noqa: PLC0415 (takes a second, ten when it is new)
+
+    for function in (*vars(umap_).values(), *vars(layouts).values()):
+        if hasattr(function, "enable_caching"):
+            function.enable_caching()
 
 
 @checked()
