@@ -17,6 +17,7 @@ import torch
 
 from pyro_fcr.batch import Batch
 from pyro_fcr.data import Schema, register, split_cells
+from pyro_fcr.modes import set_seed
 from pyro_fcr.nn.architecture import Architecture
 
 
@@ -31,7 +32,7 @@ def device(request):
 
 @pytest.fixture(autouse=True)
 def _same_noise_and_empty_param_store():
-    torch.manual_seed(0)
+    set_seed(0)
     pyro.clear_param_store()
 
 

@@ -98,3 +98,13 @@ def test_gradients_go_through_given_noise(x):
 def test_evaluation_draws_nothing(x):
     assert noise_of(lambda x: torch.native_dropout(x, 0.3, False)[0], x) == []
     assert noise_of(lambda x: F.dropout(x, 0.3, training=False), x) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA notes the stack until it is used")
+def test_a_seed_is_quick(monkeypatch):
+    monkeypatch.delattr("traceback.format_stack")  # of every kind of device that is not there
+    with seeded(1):
+        first = torch.rand(3)
+    torch.rand(3)
+    with seeded(1):
+        assert torch.equal(torch.rand(3), first)
