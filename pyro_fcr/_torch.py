@@ -32,6 +32,7 @@ __all__ = [
     "FakeTensorMode",
     "OperationMode",
     "compiles_noise",
+    "end_recorded_noise",
     "get_proxy_mode",
     "make_fx",
     "skip_where",
@@ -59,6 +60,18 @@ def validates_by_default() -> bool:
 def skip_where(optimizer: Any, found_inf: Tensor) -> None:
     """Have a fused optimizer skip its step where a tensor is 1, by the hooks of ``GradScaler``."""
     optimizer.grad_scale, optimizer.found_inf = None, found_inf
+
+
+def end_recorded_noise(device: torch.device) -> None:
+    """Have the generator of a GPU draw again.
+
+    After a recording that failed torch takes it to be within that recording, and refuses every draw
+    of eager mode; a copy of its state is in none.
+    """
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generator = torch.cuda.default_generators[index]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 def sum_of_processes(values: Tensor) -> Tensor:

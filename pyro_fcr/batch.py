@@ -165,6 +165,10 @@ class Batch:
         """Return what a mean over these cells adds to that over the batch of all processes."""
         return mean if self.part is None else mean * self.part.share
 
+    def gathered(self) -> Batch:
+        """Return the batch itself; see :class:`pyro_fcr.training.resident.Ungathered`."""
+        return self
+
     def tensors(self) -> dict[str, Any]:
         """Return all tensors, in nested dictionaries and tuples."""
         return {"values": dict(self.values), "codes": dict(self.codes), "counts": self.counts}

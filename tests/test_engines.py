@@ -22,8 +22,10 @@ from pyro_fcr.modes import in_precision, seeded
 from pyro_fcr.objective import Objective, penalties
 from pyro_fcr.objective.terms import Extra
 from pyro_fcr.training import Trainer, TrainingPlan, engines, fit
-from pyro_fcr.training.batches import Batches, ResidentCells
+from pyro_fcr.training.batches import Batches
 from pyro_fcr.training.engines import GraphEngine, TracedEngine
+from pyro_fcr.training.optimizer import GuardedOptimizer
+from pyro_fcr.training.resident import ResidentCells
 from pyro_fcr.training.tracing import NotTraceableError, TracedStep, eager_gradients
 
 OLD_TORCH_DIFFERS = pytest.mark.skipif(
@@ -303,13 +305,13 @@ def test_short_trainings_stay_eager():
         plan(engine="jit")
 
 
-@pytest.mark.parametrize("prepared", ["tails", "sums", "nothing"])
+@pytest.mark.parametrize("prepared", ["tails", "sums", "nothing", "rows"])
 def test_a_step_from_fixed_places_is_the_traced_step(cells, split, monkeypatch, prepared):
     monkeypatch.setattr(TracedStep, "compiled", lambda self: self)
     found = []
     for kind in (TracedEngine, GraphEngine):
         trainer = Trainer(fresh(cells), cells, split=split, plan=plan(engine="eager"))
-        batches = [with_counts(b, prepared) for b in trainer.train.shuffled(0, 0)][:3]
+        batches = prepared_batches(trainer, cells, prepared)[:3]
         parts = (trainer.objective, trainer.main, trainer.adversary, trainer.plan)
         with seeded(3), pyro.validation_enabled(is_validate=False):
             engine = kind(*parts, batch=batches[0])
@@ -323,15 +325,15 @@ def recorded_late(monkeypatch, recorded):
     """Have the graph engine record, as on CUDA, by a function of its step."""
     monkeypatch.setattr(TracedStep, "compiled", lambda self: self)
     monkeypatch.setattr(engines, "_records", lambda device: True)
-    monkeypatch.setattr(engines, "_on_another_stream", lambda take: take())
+    monkeypatch.setattr(engines, "_on_another_stream", lambda take, device: take())
     monkeypatch.setattr(engines, "_recorded", recorded)
 
 
-def no_recording(take):
+def no_recording(take, device):
     raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
-def stale(take):
+def stale(take, device):
     def replay():
         take()
         engine = take.__self__
@@ -345,7 +347,11 @@ def stale(take):
 
 @pytest.mark.parametrize(
     ("recorded", "reason"),
-    [(lambda take: take, ""), (no_recording, "capturing"), (stale, "under the same noise total")],
+    [
+        (lambda take, device: take, ""),
+        (no_recording, "capturing"),
+        (stale, "under the same noise total"),
+    ],
     ids=["recorded", "refused", "stale"],
 )
 def test_a_replay_that_differs_is_given_up(cells, split, caplog, monkeypatch, recorded, reason):
@@ -367,13 +373,13 @@ def test_a_replay_that_differs_is_given_up(cells, split, caplog, monkeypatch, re
     assert all("not replayed from one CUDA graph" in each and reason in each for each in said)
 
 
-@pytest.mark.parametrize("prepared", ["sums", "nothing"])
+@pytest.mark.parametrize("prepared", ["sums", "nothing", "rows"])
 def test_a_step_holds_nothing_that_cannot_be_recorded(cells, split, monkeypatch, prepared):
     """Optimisers, guards and places included; a graph on a card holds the same operations."""
     monkeypatch.setattr(TracedStep, "compiled", lambda self: self)
     monkeypatch.setattr(penalties, "_adds_in_any_order", lambda *_: True)
     trainer = Trainer(fresh(cells), cells, split=split, plan=plan(engine="graph"))
-    batches = [with_counts(each, prepared) for each in trainer.train.shuffled(0, 0)][:2]
+    batches = prepared_batches(trainer, cells, prepared)[:2]
     parts = (trainer.objective, trainer.main, trainer.adversary, trainer.plan)
     with pyro.validation_enabled(is_validate=False):
         engine = GraphEngine(*parts, batch=batches[0])
@@ -401,12 +407,16 @@ def test_what_cannot_be_recorded_is_seen(function, name):
     assert name in operations.unrecordable
 
 
-def with_counts(batch, prepared):
-    """On a GPU counts are not tabulated; log1p values have no sums at all."""
-    if prepared == "tails":
-        return batch
-    sums = None if prepared == "nothing" else batch.counts._replace(tails=None)
-    return replace(batch, counts=sums)
+def prepared_batches(trainer, cells, prepared):
+    """On a GPU counts are not tabulated, or gathered there; log1p values have no sums at all."""
+    if prepared == "rows":
+        trainer.train._resident = ResidentCells(cells, CPU)
+    batches = list(trainer.train.shuffled(0, 0))
+    if prepared == "nothing":
+        return [replace(each, counts=None) for each in batches]
+    if prepared == "sums":
+        return [replace(each, counts=each.counts._replace(tails=None)) for each in batches]
+    return batches
 
 
 def test_the_number_of_a_bad_step_is_found_in_its_fixed_place(cells, split, monkeypatch):
@@ -422,6 +432,24 @@ def test_the_number_of_a_bad_step_is_found_in_its_fixed_place(cells, split, monk
         for number in (8, 9):
             engine.step(bad, number=number, epoch=0)
     assert trainer.main.bad_step() == 8
+
+
+@pytest.mark.parametrize("was_recorded", [True, False])
+def test_a_resumed_learning_rate_is_where_recorded_steps_read_it(was_recorded):
+    weight = torch.nn.Parameter(torch.ones(3))
+    before = GuardedOptimizer([weight], learning_rate=0.5, recorded=was_recorded)
+    ours = GuardedOptimizer([weight], learning_rate=0.1, recorded=True)
+    (group,) = ours.torch.param_groups
+    place = group["lr"]
+    schedule = ours.scheduler("cosine", n_steps=10)
+    ours.load_state_dict(before.torch.state_dict())
+    (group,) = ours.torch.param_groups
+    assert group["capturable"]
+    assert group["lr"] is place
+    assert place == 0.5
+    ours.torch.step()
+    schedule.step()
+    assert place < 0.5
 
 
 @pytest.mark.parametrize("largest", [200, 300, 40_000])
@@ -442,6 +470,17 @@ def test_resident_counts_give_the_same_batches(cells, largest):
         ResidentCells(cells, CPU)._all["y"].dtype
         == {200: torch.uint8, 300: torch.int16, 40_000: torch.int32}[largest]
     )
+
+
+def test_rows_of_resident_cells_are_the_batches_of_an_epoch(cells):
+    made = Batches.for_training(cells, np.arange(1_000, 80, -1), batch_size=256, device=CPU)
+    expected = list(made.shuffled(3, 1, start=1))
+    made._resident = ResidentCells(cells, CPU)
+    picked = list(made.shuffled(3, 1, start=1))
+    assert len(picked) == len(expected) == 2
+    for some, batch in zip(picked, expected, strict=True):
+        assert list(some.tensors()) == ["rows"]  # gathered where the step is taken
+        assert torch.equal(some.gathered()["y"], batch["y"])
 
 
 def test_the_loss_of_resident_counts_is_that_of_gathered_ones(cells):

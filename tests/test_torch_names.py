@@ -139,6 +139,20 @@ def test_a_fused_step_is_skipped_where_told():
         assert bool((weight != before).any()) is moves
 
 
+def test_noise_goes_on_after_a_recording_that_failed(monkeypatch):
+    class Generator(torch.Generator):
+        def graphsafe_set_state(self, state):
+            self.put = state
+
+    generator = Generator().manual_seed(3)
+    monkeypatch.setattr(torch.cuda, "default_generators", (None, generator))
+    _torch.end_recorded_noise(torch.device("cpu"))
+    _torch.end_recorded_noise(torch.device("cuda:1"))
+    assert generator.put is not generator
+    assert generator.put.initial_seed() == 3
+    assert hasattr(torch.Generator, "graphsafe_set_state")
+
+
 def test_sums_over_processes_are_recorded():
     """In one process; tests of several processes compare what comes out."""
     here = torch.distributed.HashStore()

@@ -252,8 +252,8 @@ def _weighted(values: list[tuple[int, Tensor]], probabilities: Sequence[float]) 
     rows, order = torch.cat([v for _, v in values], dim=-1).sort(dim=-1)
     weight = torch.cat([rows.new_full(v.shape[-1:], w, dtype=torch.int64) for w, v in values])
     until = weight[order].cumsum(dim=-1)
-    found = []
-    for low, high, share in _positions(int(weight.sum()), probabilities):
+    n, found = sum(w * v.shape[-1] for w, v in values), []
+    for low, high, share in _positions(n, probabilities):
         ends = torch.searchsorted(until, until.new_tensor([low, high]).repeat(len(until), 1) + 1)
         below, above = rows.gather(-1, ends).unbind(-1)
         found.append(torch.lerp(below, above, share))

@@ -227,7 +227,9 @@ class Objective(nn.Module):
     def set_progress(self, progress: float) -> None:
         """Set all scheduled weights to their values at a progress between 0 and 1."""
         values = [float(w(progress) if callable(w) else w) for w in self.weights.values()]
-        self.current_weights.copy_(torch.tensor(values))
+        # From pinned memory, so that a step does not wait for a GPU that is at work on the last.
+        pinned = torch.tensor(values, pin_memory=self.current_weights.is_cuda)
+        self.current_weights.copy_(pinned, non_blocking=True)
 
     @property
     def settled_after(self) -> float:

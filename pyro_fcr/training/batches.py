@@ -1,37 +1,32 @@
 """Batches by index: shuffled by seed and epoch, so that any position can be returned to.
 
-What every step would compute anew of the counts is prepared once: they stay on the GPU, where a
-batch is a gather of rows, or their sums are kept for count likelihoods.
+What every step would compute anew of the counts is prepared once: they stay on the GPU, see
+:mod:`pyro_fcr.training.resident`, or their sums are kept for count likelihoods.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from scipy import sparse
-from scipy.special import gammaln
 from torch import Tensor
 
-from pyro_fcr.batch import TAIL_BOUND, Batch, CountSummary, tabulate_tails
+from pyro_fcr.batch import Batch
 from pyro_fcr.data import Cells, stored
-from pyro_fcr.data.io import Matrix
-from pyro_fcr.data.stored import CELLS_PER_POOL, Expression, StoredMatrix, blocks_of
+from pyro_fcr.data.stored import CELLS_PER_POOL, StoredMatrix
 from pyro_fcr.parts import Part
 from pyro_fcr.ranks import n_processes
+from pyro_fcr.training.resident import ResidentCells, Ungathered, fits
+from pyro_fcr.training.summaries import Summaries
 
-_SHARE_OF_FREE_MEMORY = 0.5
-_CELLS_AT_ONCE = 4_096
 _RUN = 256  # cells side by side on disk that come into one pool
-_KINDS = (torch.uint8, torch.int16, torch.int32)  # of which torch can gather rows
 
 
-def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
+def prefetched(batches: Iterator[Batch | Ungathered]) -> Iterator[Batch | Ungathered]:
     """Yield batches; each next one is prepared in a thread while the last is worked on."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         upcoming = thread.submit(next, batches, None)
@@ -90,8 +85,8 @@ class Batches:
         self.shared = True
         if not np.issubdtype(cells.expression.dtype, np.unsignedinteger):  # no counts
             return self
-        if device.type == "cuda" and not self.is_stored and _fits(cells, device):
-            self._resident = ResidentCells(cells, device)
+        if device.type == "cuda" and not self.is_stored and fits(cells, device):
+            self._resident = ResidentCells(cells, device, dtype=dtype)
         else:
             tails = device.type == "cpu"
             self._summaries = Summaries(cells.expression, rows, batch_size=batch_size, tails=tails)
@@ -106,12 +101,17 @@ class Batches:
     def __len__(self) -> int:
         return max(1, len(self.rows) // self.batch_size)
 
-    def shuffled(self, seed: int, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+    def shuffled(self, seed: int, epoch: int, *, start: int = 0) -> Iterator[Batch | Ungathered]:
         """Yield the whole batches of an epoch, from batch ``start`` on.
 
-        The few cells that do not fill a batch are left out; they differ from epoch to epoch.
+        The few cells that do not fill a batch are left out; they differ from epoch to epoch. Of
+        cells that lie on the device their rows are yielded, which are sent there once an epoch.
         """
         batches = self.shuffled_rows(seed, epoch)
+        if self._resident is not None:
+            sent = torch.cat(batches).to(self.device).split(self.batch_size)
+            yield from (self._ungathered(rows) for rows in sent[start:])
+            return
         for first in range(0, len(batches), self._batches_per_pool):
             rows = batches[max(first, start) : first + self._batches_per_pool]
             here = self._with_pool(rows)
@@ -174,6 +174,12 @@ class Batches:
             return self.batch(rows)
         return replace(self.batch(part.own(rows)), part=part)
 
+    def _ungathered(self, rows: Tensor) -> Ungathered:
+        """Return this process's part of a batch, not gathered yet."""
+        assert self._resident is not None
+        part = self._part_of(rows)
+        return Ungathered(self._resident, rows if part is None else part.own(rows), part)
+
     def _part_of(self, rows: Tensor) -> Part | None:
         return Part.of_this_process(len(rows)) if self.shared else None
 
@@ -202,102 +208,3 @@ def _shuffled_by_pools(order: Tensor, generator: torch.Generator, n: int) -> Ten
     cells = (runs[:, None] * _RUN + torch.arange(_RUN)).flatten()
     pools = cells[cells < len(order)].split(n)
     return torch.cat([each[torch.randperm(len(each), generator=generator)] for each in pools])
-
-
-class ResidentCells:
-    """All cells of a data set on a device, counts in the narrowest type that can be gathered.
-
-    Parameters
-    ----------
-    cells
-        The data set, of counts.
-    device
-        The device that holds it.
-    """
-
-    def __init__(self, cells: Cells, device: torch.device) -> None:
-        kind = _kind(cells)
-        chunks = np.split(np.arange(len(cells)), range(_CELLS_AT_ONCE, len(cells), _CELLS_AT_ONCE))
-        parts = (cells.batch(rows) for rows in chunks)
-        self._all = Batch.concatenate([_with_counts(each, kind) for each in parts]).to(device)
-        per_cell = torch.from_numpy(log_factorials(cells.expression))
-        self._log_factorial = per_cell.float().to(device)
-
-    def batch(self, rows: Tensor) -> Batch:
-        """Gather cells, ``(n,)`` positions on the device; nothing waits for it."""
-        batch = _with_counts(self._all.take(rows), torch.float32)
-        return replace(batch, counts=CountSummary(self._log_factorial[rows].sum()))
-
-
-def _with_counts(batch: Batch, kind: torch.dtype) -> Batch:
-    return replace(batch, values={**batch.values, "y": batch["y"].to(kind)})
-
-
-def _fits(cells: Cells, device: torch.device) -> bool:
-    """Return whether half of the device's free memory holds the counts densely."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return len(cells) * cells.n_genes * _kind(cells).itemsize < _SHARE_OF_FREE_MEMORY * free
-
-
-def _kind(cells: Cells) -> torch.dtype:
-    values = cells.expression if isinstance(cells.expression, np.ndarray) else cells.expression.data
-    largest = int(values.max(initial=0))
-    return next(kind for kind in _KINDS if largest <= torch.iinfo(kind).max)
-
-
-class Summaries:
-    """Make the :class:`pyro_fcr.batch.CountSummary` of batches.
-
-    Parameters
-    ----------
-    expression
-        Counts, shape (n_cells, n_genes), CSR or dense.
-    rows
-        Positions of the cells that batches are made of, shape (n,).
-    batch_size
-        Cells per batch; the tables of all batches of this size have one shape.
-    tails
-        Whether to tabulate counts by gene, which pays on a CPU only.
-    """
-
-    def __init__(
-        self, expression: Expression, rows: npt.NDArray[np.int64], *, batch_size: int, tails: bool
-    ) -> None:
-        self.tails = tails
-        self._log_factorial = log_factorials(expression)
-        high = _sum_per_cell(expression, lambda y: y > TAIL_BOUND)[rows]
-        # Room for the cells with the most high counts, so that all batches have the same shape.
-        self._n_high = int(np.sort(high)[::-1][:batch_size].sum())
-
-    def summary(self, rows: npt.NDArray[np.int64], counts: Matrix) -> CountSummary:
-        """Return the summary of some cells, at positions ``rows``, whose counts are given."""
-        log_factorial = torch.tensor(np.float32(self._log_factorial[rows].sum()))
-        if not self.tails:
-            return CountSummary(log_factorial)
-        entries = sparse.csr_array(counts)
-        tails = tabulate_tails(
-            entries.indices, entries.data, n_genes=counts.shape[1], n_high=self._n_high
-        )
-        return CountSummary(log_factorial, tails)
-
-
-def log_factorials(expression: Expression) -> npt.NDArray[np.float64]:
-    """Return the sum of ``lgamma(y + 1)`` over the genes of each cell, shape (n_cells,)."""
-    return _sum_per_cell(expression, lambda y: gammaln(y + np.float64(1.0)))
-
-
-def _sum_per_cell(
-    matrix: Expression, function: Callable[[npt.NDArray], npt.NDArray]
-) -> npt.NDArray[np.float64]:
-    """Add up a function of the entries that is 0 at 0, over the genes of each cell."""
-    return np.concatenate([_sums_of_block(block, function) for _, block in blocks_of(matrix)])
-
-
-def _sums_of_block(
-    block: Matrix, function: Callable[[npt.NDArray], npt.NDArray]
-) -> npt.NDArray[np.float64]:
-    if isinstance(block, np.ndarray):
-        return np.array([function(row).sum(dtype=np.float64) for row in block])
-    values = function(block.data).astype(np.float64)
-    mapped = sparse.csr_array((values, block.indices, block.indptr), block.shape)
-    return np.asarray(mapped.sum(axis=1)).reshape(-1)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_fcr._torch import tree_leaves
+from pyro_fcr._torch import end_recorded_noise, tree_leaves
 from pyro_fcr.batch import Batch
 from pyro_fcr.graph.runs import Run
 from pyro_fcr.modes import same_noise_again, seeded
@@ -24,6 +24,7 @@ from pyro_fcr.training.checkpoint import random_state, set_random_state
 from pyro_fcr.training.optimizer import GuardedOptimizer
 from pyro_fcr.training.plan import TrainingPlan
 from pyro_fcr.training.pythonic import python_state
+from pyro_fcr.training.resident import Ungathered
 from pyro_fcr.training.tracing import Gradients, NotTraceableError, TracedStep, eager_gradients
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Engine(ABC):
     plan: TrainingPlan
 
     @abstractmethod
-    def step(self, batch: Batch, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
+    def step(self, batch: Batch | Ungathered, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Take step ``number``; return the terms of the loss, ``(n_terms,)``, and the adversaries'.
 
         Both stay on the device, so that nothing waits for them.
@@ -74,11 +75,11 @@ class Engine(ABC):
 class EagerEngine(Engine):
     """Run the programs at every step: errors point at the line that made them."""
 
-    def step(self, batch: Batch, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
+    def step(self, batch: Batch | Ungathered, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Take a step."""
         only_adversary = self._alternates() and epoch % 2 == 1
         with torch.set_grad_enabled(not only_adversary):
-            losses = self.objective(batch)
+            losses = self.objective(batch.gathered())
         if not only_adversary:
             self.main.step(losses.total, number=number)
         adversary = self._step_adversary(losses.run, number=number, epoch=epoch)
@@ -116,27 +117,28 @@ class TracedEngine(Engine):
         The step cannot be traced, or differs from eager mode.
     """
 
-    batch: InitVar[Batch]
+    batch: InitVar[Batch | Ungathered]
 
-    def __post_init__(self, batch: Batch) -> None:
+    def __post_init__(self, batch: Batch | Ungathered) -> None:
         several = self.plan.alternate == "epoch" or self.plan.adversary_steps > 1
         if self.adversary is not None and several:
             raise NotTraceableError("it takes other than one step of the discriminators per batch")
-        self._refuse_python_state(batch)
-        self.traced = TracedStep(self.objective, batch).compiled()
+        cells = batch.gathered()
+        self._refuse_python_state(cells)
+        self.traced = TracedStep(self.objective, cells).compiled()
         self._instead: EagerEngine | None = None
-        self._compare(batch)
+        self._compare(cells)
 
-    def step(self, batch: Batch, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
+    def step(self, batch: Batch | Ungathered, *, number: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Take a step; in eager mode from the moment on that this turns out to differ."""
         if self._instead is None and number % _STEPS_BETWEEN_COMPARISONS == 0:
-            self._compare_again(batch)
+            self._compare_again(batch.gathered())
         if self._instead is not None:
             return self._instead.step(batch, number=number, epoch=epoch)
         return self._step(batch, number=number)
 
-    def _step(self, batch: Batch, *, number: int | Tensor) -> tuple[Tensor, Tensor]:
-        found = self.traced(batch)
+    def _step(self, batch: Batch | Ungathered, *, number: int | Tensor) -> tuple[Tensor, Tensor]:
+        found = self.traced(batch.gathered())
         self.main.apply(found.main, found.total, number=number)
         if self.adversary is not None:
             self.adversary.apply(found.adversary, found.adversary_total, number=number)
@@ -189,8 +191,9 @@ class GraphEngine(TracedEngine):
     """Replay a whole step, optimisers included, from one CUDA graph.
 
     The kernels of one step, once recorded, are launched together: with batches below a few thousand
-    cells, a GPU waits for launches, not for arithmetic. The kernels read the batch, the number of
-    the step, weights and learning rates from fixed places, and draw fresh noise at each replay.
+    cells, a GPU waits for launches, not for arithmetic. The kernels read the batch, or the rows to
+    gather it from, the number of the step, weights and learning rates from fixed places, and draw
+    fresh noise at each replay.
 
     Parameters
     ----------
@@ -199,15 +202,16 @@ class GraphEngine(TracedEngine):
         nothing is recorded, and the same step is taken from the same places.
     """
 
-    def __post_init__(self, batch: Batch) -> None:
+    def __post_init__(self, batch: Batch | Ungathered) -> None:
         super().__post_init__(batch)
-        device = batch["library"].device
-        self._number = torch.zeros((), dtype=torch.long, device=device)
         self._place = batch.map(torch.clone)
-        self._replay: Callable[[], None] | None = None if _records(device) else self._take
-        self._n_taken = 0
+        self._device = tree_leaves(batch.tensors())[0].device
+        self._number = torch.zeros((), dtype=torch.long, device=self._device)
+        self._replay: Callable[[], None] | None = None
+        # Steps to take until everything is allocated and compiled; None where none is recorded.
+        self._n_before = _STEPS_BEFORE_RECORDING if _records(self._device) else None
 
-    def _step(self, batch: Batch, *, number: int | Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, batch: Batch | Ungathered, *, number: int | Tensor) -> tuple[Tensor, Tensor]:
         places, values = (tree_leaves(each.tensors()) for each in (self._place, batch))
         for place, value in zip(places, values, strict=True):
             if place is not None:  # sums that were not prepared
@@ -215,9 +219,11 @@ class GraphEngine(TracedEngine):
         self._number.fill_(number)
         if self._replay is not None:
             self._replay()
-        elif self._n_taken < _STEPS_BEFORE_RECORDING:  # everything is allocated and compiled
-            _on_another_stream(self._take)
-            self._n_taken += 1
+        elif self._n_before is None:
+            self._take()
+        elif self._n_before > 0:
+            _on_another_stream(self._take, self._device)
+            self._n_before -= 1
         else:
             self._record()
         return self._found
@@ -229,11 +235,11 @@ class GraphEngine(TracedEngine):
         """Record the step and take it; without a recording if that turns out to differ."""
         written = self._written()
         before = [each.clone() for each in written]
-        with same_noise_again(self._number.device):
-            eager = eager_gradients(self.objective, self._place)
-        noise = random_state(self._number.device)
+        with same_noise_again(self._device):
+            eager = eager_gradients(self.objective, self._place.gathered())
+        noise = random_state(self._device)
         try:
-            self._replay = _recorded(self._take)
+            self._replay = _recorded(self._take, self._device)
             self._replay()
             total = (self._found[0] * self.objective.current_weights).sum()
             reason = _difference_of("total", total, eager.total, self._tolerance)
@@ -244,11 +250,12 @@ class GraphEngine(TracedEngine):
         if not reason:
             return
         logger.warning("Compiled steps are not replayed from one CUDA graph: %s.", reason)
-        set_random_state(noise, self._number.device)
+        end_recorded_noise(self._device)
+        set_random_state(noise, self._device)
         with torch.no_grad():
             for place, value in zip(written, before, strict=True):
                 place.copy_(value)
-        self._replay = self._take
+        self._replay, self._n_before = None, None
         self._take()
 
     def _written(self) -> list[Tensor]:
@@ -261,18 +268,23 @@ def _records(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _on_another_stream(take: Callable[[], None]) -> None:
+def _on_another_stream(take: Callable[[], None], device: torch.device) -> None:
     """Take a step where a recording may follow: not on the stream that everything else is on."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         take()
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.current_stream(device).wait_stream(stream)
 
 
-def _recorded(take: Callable[[], None]) -> Callable[[], None]:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+def _recorded(take: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    with (
+        torch.cuda.device(device),
+        torch.cuda.stream(torch.cuda.current_stream(device)),  # also after a recording that failed
+        # Meanwhile another thread may bring the next batch to the device.
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
         take()
     return graph.replay
 
@@ -306,7 +318,7 @@ def _flat(gradients: list[Tensor | None]) -> Tensor:
 COMPILED: Mapping[str, type[TracedEngine]] = {"trace": TracedEngine, "graph": GraphEngine}
 
 
-def compiled_if_possible(level: str, eager: EagerEngine, batch: Batch) -> Engine:
+def compiled_if_possible(level: str, eager: EagerEngine, batch: Batch | Ungathered) -> Engine:
     """Return the engine of a level, or the eager one, with a line in the log if it must stay."""
     if level == "eager":
         return eager

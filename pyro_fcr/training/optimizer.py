@@ -108,6 +108,19 @@ class GuardedOptimizer:
         moments = [each for state in self.torch.state.values() for each in state.values()]
         return [*self.parameters, *moments, self._found_inf, self._bad_step]
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put a state of :attr:`torch` back; a learning rate on the device keeps its place there.
+
+        A recorded step reads it from that place, which torch would leave, and takes recorded steps
+        only with the settings that this optimiser was made with.
+        """
+        before = [{**group} for group in self.torch.param_groups]
+        self.torch.load_state_dict(state)
+        for group, made in zip(self.torch.param_groups, before, strict=True):
+            rate, place = float(group["lr"]), made["lr"]
+            group["lr"] = place.fill_(rate) if isinstance(place, Tensor) else rate
+            group["capturable"] = made["capturable"]
+
     def _add_up(self, loss: Tensor) -> Tensor:
         """Add up gradients and loss of all processes, in one message whatever a process used."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]

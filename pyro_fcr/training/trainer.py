@@ -49,6 +49,7 @@ from pyro_fcr.training.interrupt import Interrupt
 from pyro_fcr.training.optimizer import GuardedOptimizer, NonFiniteError, non_finite_error
 from pyro_fcr.training.pace import Pace
 from pyro_fcr.training.plan import TrainingPlan
+from pyro_fcr.training.resident import Ungathered
 
 logger = logging.getLogger(__name__)
 
@@ -310,7 +311,7 @@ class Trainer:
         else:
             logger.info("Alignment with the priors gained %.2f nats per cell.", self.aligned.gain)
 
-    def _validated_step(self, batch: Batch) -> None:
+    def _validated_step(self, batch: Batch | Ungathered) -> None:
         validate = self.step < _VALIDATED_STEPS
         try:
             in_plan = in_precision(self.plan.precision, self.device)
@@ -320,7 +321,7 @@ class Trainer:
             found = self._diagnose(self.step)
             raise found if found.is_reproduced else error from error
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batch: Batch | Ungathered) -> None:
         self.objective.set_progress(self.step / self.n_steps)
         engine = self._engine(batch)
         terms, adversary = engine.step(batch, number=self.step, epoch=self.epoch)
@@ -331,7 +332,7 @@ class Trainer:
         if self.step % _STEPS_BETWEEN_LOOKS == 0:
             self._raise_if_bad()
 
-    def _engine(self, batch: Batch) -> Engine:
+    def _engine(self, batch: Batch | Ungathered) -> Engine:
         """Return the engine of this step; the first steps are eager, with their checks on."""
         if self.step < _VALIDATED_STEPS:
             return self.eager
@@ -400,6 +401,8 @@ class Trainer:
         return f"{self.pace.cells_per_second:.0f} cells/s{found}"
 
     def _finish(self, stopped: str) -> pd.DataFrame:
+        self.compiled = None  # a recorded step holds memory of the GPU, and so do gradients
+        self.objective.zero_grad()
         if self.best["state"]:
             self.objective.load_state_dict(self.best["state"])
         self.objective.eval()
@@ -449,9 +452,9 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put a state back."""
         self.objective.load_state_dict(state["objective"])
-        self.main.torch.load_state_dict(state["main"])
+        self.main.load_state_dict(state["main"])
         if self.adversary is not None:
-            self.adversary.torch.load_state_dict(state["adversary"])
+            self.adversary.load_state_dict(state["adversary"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.batch_number, self.step, _ = state["position"]
         self.objective.set_progress(max(0, self.step - 1) / self.n_steps)  # as in the last step

@@ -1,0 +1,74 @@
+"""Steps and questions on a device that is not the CPU: torch's meta device, which has no values.
+
+What reads a value there, or copies one from there, raises; what is made elsewhere is seen.
+"""
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from conftest import make_programs
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pyro_fcr import distributions
+from pyro_fcr.draws import Responder
+from pyro_fcr.draws.sinks import Moments, Quantiles
+from pyro_fcr.objective import Objective, penalties
+from pyro_fcr.training.resident import ResidentCells
+from pyro_fcr.training.tracing import TracedStep, eager_gradients
+
+META = torch.device("meta")
+
+
+class Meetings(TorchDispatchMode):
+    """Names operations in which tensors of several devices meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.found = 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        leaves = tree_leaves((args, kwargs, result))
+        devices = {each.device.type for each in leaves if isinstance(each, torch.Tensor)}
+        self.count += META.type in devices
+        self.found += [function.name()] if len(devices) > 1 else []
+        return result
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(penalties, "_adds_in_any_order", lambda *_: True)
+    monkeypatch.setattr(distributions, "get_proxy_mode", lambda: True)
+    with pyro.validation_enabled(is_validate=False):
+        yield
+
+
+@pytest.mark.parametrize("way", ["eager", "traced"])
+def test_a_step_stays_on_its_device(cells, as_on_a_gpu, way):
+    batch = cells.batch(np.arange(32))
+    objective = Objective.from_programs(*make_programs(batch), batch).to(META)
+    resident, rows = ResidentCells(cells, META), torch.zeros(32, dtype=torch.long, device=META)
+    evaluate = lambda: eager_gradients(objective, resident.batch(rows))  # noqa: E731
+    if way == "traced":
+        step = TracedStep(objective, resident.batch(rows))
+        evaluate = lambda: step(resident.batch(rows))  # noqa: E731
+    with Meetings() as meetings:
+        found = evaluate()
+    assert meetings.found == []
+    assert meetings.count > 500
+    assert {each.device for each in [found.total, *found.adversary]} == {META}
+
+
+@pytest.mark.parametrize("hold", [(), ("z_x",)])
+def test_draws_of_an_answer_are_not_read(cells, as_on_a_gpu, hold):
+    batch = cells.batch(np.arange(32))
+    there = batch.to(META)
+    model, guide = (program.to(META) for program in make_programs(batch))
+    sinks = [Moments(), Quantiles((0.05, 0.5), size=4)]
+    with Meetings() as meetings:
+        Responder(model, guide, hold=hold).feed(there, expected=sinks, n_draws=12)
+    assert meetings.found == []
+    assert meetings.count > 300
+    assert {each.device for sink in sinks for each in sink.result().values()} == {META}
