@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import pyro
@@ -89,18 +89,31 @@ def in_precision(
     ----------
     precision
         ``"tf32"`` multiplies float32 with 10 bits on GPUs that can; ``"bf16"`` multiplies in
-        bfloat16 where torch's autocast considers it safe; ``"float32"`` changes nothing.
+        bfloat16 where torch's autocast considers it safe, and as ``"tf32"`` where a network opts
+        out by :func:`in_full`; ``"float32"`` changes nothing.
     device
         The device of the products.
     """
     before = torch.get_float32_matmul_precision()
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
+    rounds = precision == "tf32" or (precision == "bf16" and device.type == "cuda")
+    torch.set_float32_matmul_precision("high" if rounds else before)
     try:
         with bf16:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def in_full(device: torch.device) -> AbstractContextManager:
+    """Leave numbers in their own precision within :func:`in_precision`.
+
+    What a likelihood or a prior is given must not be rounded to bfloat16: two latents or the
+    log-odds of thousands of genes are compared there.
+    """
+    kind = device.type
+    rounded = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if rounded else nullcontext()
 
 
 @contextmanager

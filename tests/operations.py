@@ -13,6 +13,7 @@ READS = ("_local_scalar_dense", "equal", "is_nonzero")
 SHAPED_BY_DATA = ("nonzero", "masked_select", "_unique2", "unique_dim", "repeat_interleave")
 ADDING_IN_ANY_ORDER = ("index_add", "index_add_", "scatter_add", "scatter_add_", "bincount", "put_")
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
+PRODUCTS = ("mm", "addmm", "bmm")
 MADE_ON_THE_HOST = ("lift_fresh", "lift_fresh_copy")
 
 
@@ -21,12 +22,13 @@ class Operations(TorchDispatchMode):
 
     ``unrecordable`` are those that a CUDA graph cannot hold: also values that are read on the host
     or come from there, and shapes that depend on data. ``unordered`` are those that add up in
-    another order at each call on CUDA.
+    another order at each call on CUDA. ``products`` are matrix products, with their precision.
     """
 
     def __init__(self):
         super().__init__()
         self.count, self.reads, self.unrecordable, self.unordered = 0, [], [], []
+        self.products = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name().removeprefix("aten::").split(".")[0]
@@ -39,6 +41,7 @@ class Operations(TorchDispatchMode):
             self.unrecordable.append(name)
         adds = name in INDEXING[1:] and len(args) > 3 and args[3]
         self.unordered += [name] if name in ADDING_IN_ANY_ORDER or adds else []
+        self.products += [(name, args[-1].dtype)] if name in PRODUCTS else []
         return function(*args, **(kwargs or {}))
 
 

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
+from pyro_fcr.modes import in_full
+
 _LOG_SCALE_BOUND = 1.5  # prior scales stay within exp(+-1.5), so that a block cannot drift in scale
 
 
@@ -32,6 +34,12 @@ def linear_of_parts(layer: nn.Linear, *inputs: Tensor) -> Tensor:
     for each, weight in zip(inputs[1:], weights[1:], strict=True):
         h = h + F.linear(each, weight)
     return h
+
+
+def in_full_by(layer: nn.Linear, h: Tensor) -> Tensor:
+    """Apply a last layer in the precision of its weights, see :func:`pyro_fcr.modes.in_full`."""
+    with in_full(h.device):
+        return layer(h.to(layer.weight.dtype))
 
 
 def mlp(n_in: int, n_hidden: int, n_layers: int, *, dropout: float = 0.0) -> nn.Sequential:
@@ -76,7 +84,8 @@ class LinearPrior(nn.Module):
 
     def forward(self, parent: Tensor) -> TorchDistribution:
         """Return p(z | parent): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
-        return _prior(self.loc(parent), self.log_scale(parent))
+        with in_full(parent.device):
+            return _prior(self.loc(parent), self.log_scale(parent))
 
 
 class InteractionPrior(nn.Module):
@@ -137,11 +146,12 @@ class InteractionPrior(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor) -> TorchDistribution:
         """Return p(z | t, x): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
-        average = t @ (self.treatment.weight.T * self.context(self.mean_context))
-        if self.unseen is not None:
-            average = average * (1 - x @ self.unseen).unsqueeze(-1)
-        embedding = self.treatment(t) * self.context(x) - average
-        return _prior(self.loc(embedding), self.log_scale(embedding))
+        with in_full(t.device):
+            average = t @ (self.treatment.weight.T * self.context(self.mean_context))
+            if self.unseen is not None:
+                average = average * (1 - x @ self.unseen).unsqueeze(-1)
+            embedding = self.treatment(t) * self.context(x) - average
+            return _prior(self.loc(embedding), self.log_scale(embedding))
 
 
 class Encoder(nn.Module):
@@ -175,7 +185,7 @@ class Encoder(nn.Module):
         h = linear_of_parts(cast(nn.Linear, self.hidden[0]), *inputs)
         for layer in islice(self.hidden, 1, None):
             h = layer(h)
-        loc, raw_scale = self.head(h).chunk(2, dim=-1)
+        loc, raw_scale = in_full_by(self.head, h).chunk(2, dim=-1)
         return Normal(loc, F.softplus(raw_scale) + 1e-4).to_event(1)
 
 

@@ -1,7 +1,7 @@
 """Decoders: what is expressed, given the latents and the library size."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,8 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
 from pyro_fcr.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
-from pyro_fcr.nn.conditionals import join, mlp
+from pyro_fcr.modes import in_full
+from pyro_fcr.nn.conditionals import in_full_by, join, mlp
 
 
 class Decoder(nn.Module):
@@ -64,7 +65,9 @@ class Decoder(nn.Module):
         *latents, library = latents_and_library
         blocks = latents if len(self.hidden) > 1 else [join(*latents)]
         h = join(*(layers(z) for layers, z in zip(self.hidden, blocks, strict=True)))
-        return self.family([head(h) for head in self.heads], library).to_event(1)
+        heads = [in_full_by(cast(nn.Linear, head), h) for head in self.heads]
+        with in_full(library.device):
+            return self.family(heads, library).to_event(1)
 
     def family(self, heads: list[Tensor], library: Tensor) -> TorchDistribution:
         """Return the distribution of ``(*, n_cells, n_genes)`` values.

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch.distributions import kl_divergence
 from pyro_fcr.distributions import moments
 from pyro_fcr.graph import Claim, Run
 from pyro_fcr.graph.runs import is_scaled
+from pyro_fcr.nn.conditionals import in_full_by
 from pyro_fcr.objective import penalties
 
 _DRAWS_OF_MOMENTS = 16
@@ -183,7 +184,11 @@ class Discriminator(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor, given: Tensor) -> Tensor:
         """Return the logit of "same cell", ``(n_cells,)``."""
-        return self.net(torch.cat([left, right, given], dim=-1)).squeeze(-1)
+        h = torch.cat([left, right, given], dim=-1)
+        *hidden, last = self.net
+        for layer in hidden:
+            h = layer(h)
+        return in_full_by(cast(nn.Linear, last), h).squeeze(-1)
 
 
 class Permutation(Term):
@@ -240,7 +245,7 @@ class Label(Term):
 
     def forward(self, run: Run) -> Tensor:
         """Return nats per cell."""
-        logits = self.head(run.joined(self.blocks))
+        logits = in_full_by(self.head, run.joined(self.blocks))
         return F.cross_entropy(logits, run.batch.codes[self.site])
 
 

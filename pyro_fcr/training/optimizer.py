@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_fcr._torch import skip_where, sum_of_processes
 from pyro_fcr.graph.runs import Run
+from pyro_fcr.modes import in_full
 from pyro_fcr.objective import Objective
 from pyro_fcr.objective.terms import Density
 from pyro_fcr.training.batches import Batches
@@ -74,7 +75,8 @@ class GuardedOptimizer:
             The number of the step, which :meth:`bad_step` returns.
         """
         self.torch.zero_grad()
-        loss.backward()
+        with in_full(loss.device):  # as every operation of the loss was
+            loss.backward()
         self._guarded_step(loss, number)
 
     def apply(

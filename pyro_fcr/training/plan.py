@@ -59,10 +59,10 @@ class TrainingPlan:
         under the same noise; what cannot be recorded is traced, and what cannot be traced stays
         eager.
     precision
-        Precision of matrix products in training; ``tf32`` needs CUDA. One step of 2,000 genes in
-        ``bf16`` reproduces the loss to 4e-5 and the gradient to 0.5 % of its length (torch 2.13; up
-        to 2.10 the loss is 1.2 % off). Parameters,
-        likelihoods and held-out cells stay in float32.
+        Precision of matrix products in training: ``tf32`` needs CUDA, ``bf16`` takes those of
+        hidden layers in bfloat16 (and the others in TF32 on CUDA). One step of 2,000 genes in
+        ``bf16`` reproduces the loss to 1e-5 and the gradient to 0.5 % of its length (torch 2.13).
+        Parameters, priors, last layers, likelihoods and held-out cells stay in float32.
     seed
         Seed of initial noise, batches and draws. The global random state is left alone.
     device

@@ -29,6 +29,7 @@ from pyro_fcr._torch import (
     validates_by_default,
 )
 from pyro_fcr.batch import Batch
+from pyro_fcr.modes import in_full
 from pyro_fcr.objective import Objective
 from pyro_fcr.training.noise import Draw, GivenNoise, ListedDraws
 
@@ -118,7 +119,8 @@ class TracedStep:
 
     def __call__(self, batch: Batch) -> Gradients:
         """Evaluate the graph; noise is drawn anew from torch's own generators."""
-        with torch.no_grad():
+        # The graph holds the precision that each operation was traced in.
+        with torch.no_grad(), in_full(batch["library"].device):
             noise = [draw() for draw in self._draws]
             return Gradients(*self._function(*self._inputs(batch), noise))
 
@@ -202,7 +204,8 @@ def _differentiated(
 def _gradients(loss: Tensor | None, leaves: Sequence[Tensor]) -> list[Tensor | None]:
     if loss is None:
         return []
-    return list(torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True))
+    with in_full(loss.device):  # as every operation of the loss was
+        return list(torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True))
 
 
 def _keeping_validation(function: Callable) -> Callable:
