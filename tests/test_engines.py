@@ -15,6 +15,7 @@ from conftest import make_programs
 from edits import EDITS
 from operations import Operations
 from pyro.poutine import runtime
+from torch._dynamo.utils import counters
 from torch.distributions import Distribution
 
 from pyro_fcr._torch import compiles_noise
@@ -162,6 +163,10 @@ def test_compiled_training_is_eager_training(cells, split, caplog, monkeypatch):
     assert Distribution._validate_args == before
     n_steps = 3 * (len(split.train) // 128)
     assert taken == [128] * (n_steps - 3 + 1)  # the first three are eager, one is a comparison
+    counters.clear()
+    fit(fresh(cells), cells, split=split, plan=plan(engine="trace", max_epochs=1))
+    caches = counters["inductor"]  # a second fit finds what was compiled
+    assert (caches["fxgraph_cache_hit"], caches["fxgraph_cache_miss"]) == (1, 0)
 
 
 def fitted_with(cells, split, caplog, plan_of, **objective):
