@@ -40,7 +40,7 @@ def trained_by(engine, edit):
     trainer = trainer_of(edit)
     batches = list(trainer.train.shuffled(0, 0))[:N_STEPS]
     with seeded(3), pyro.validation_enabled(is_validate=False):
-        made = compiled_if_possible(engine, trainer.eager, batches[0])
+        made = compiled_if_possible(engine, trainer.choice.eager, batches[0])
         for number, batch in enumerate(batches, start=1):
             terms, adversary = made.step(batch, number=number, epoch=0)
     return made, [terms, adversary, *trainer.objective.state_dict().values()]

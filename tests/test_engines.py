@@ -301,7 +301,7 @@ def test_short_trainings_stay_eager():
     assert plan().engine_for(100, CPU) == "eager"
     assert plan().engine_for(8_000, CPU) == "trace"
     assert plan().engine_for(2_000, torch.device("cuda")) == "graph"
-    assert plan().engine_for(1_000, torch.device("cuda")) == "eager"
+    assert plan().engine_for(100, torch.device("cuda")) == "eager"
     assert plan(engine="eager").engine_for(8_000, CPU) == "eager"
     assert plan(engine="graph").engine_for(10, CPU) == "trace"
     assert plan(engine="graph").engine_for(10, torch.device("cuda")) == "graph"

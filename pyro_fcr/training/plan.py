@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _STEPS_WORTH_ALIGNING = 2_000
 _STEPS_WORTH_JUDGING = 500
-_STEPS_WORTH = {"trace": 6_000, "graph": 1_500}  # of compiling, 10 to 60 s
+_STEPS_WORTH = {"trace": 6_000, "graph": 200}  # compiling, 10 to 60 s; their time decides on CUDA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +54,11 @@ class TrainingPlan:
     engine
         How steps are taken: ``eager`` runs the programs in Python every time; ``trace`` runs them
         once, and has what they compute compiled (10 to 60 s, and a C++ compiler); ``graph`` replays
-        such a step from one CUDA graph (on the CPU it is ``trace``); ``auto`` takes ``graph`` on
-        CUDA from 1,500 steps on, and ``trace`` on the CPU from 6,000 on. All give the same numbers
-        under the same noise; what cannot be recorded is traced, and what cannot be traced stays
-        eager.
+        such a step from one CUDA graph (on the CPU it is ``trace``); ``auto`` takes ``trace`` on
+        the CPU from 6,000 steps on, and ``graph`` on CUDA where ten timed steps say that the rest
+        is long enough, and as long as replays are not slower. All give the same numbers under the
+        same noise, but for rounding: name the engine where another run must end with the same bits.
+        What cannot be recorded is traced, and what cannot be traced stays eager.
     precision
         Precision of matrix products in training: ``tf32`` needs CUDA, ``bf16`` takes those of
         hidden layers in bfloat16 (and the others in TF32 on CUDA). One step of 2,000 genes in

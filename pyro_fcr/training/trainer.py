@@ -41,9 +41,10 @@ from pyro_fcr.training.checkpoint import (
     set_random_state,
     write_checkpoint,
 )
+from pyro_fcr.training.choice import VALIDATED_STEPS, Choice
 from pyro_fcr.training.digests import digests_of
 from pyro_fcr.training.divided import check_divisible, check_same
-from pyro_fcr.training.engines import EagerEngine, Engine, compiled_if_possible
+from pyro_fcr.training.engines import EagerEngine
 from pyro_fcr.training.heldout import mean_terms, report_passed_peak
 from pyro_fcr.training.interrupt import Interrupt
 from pyro_fcr.training.optimizer import GuardedOptimizer, NonFiniteError, non_finite_error
@@ -53,7 +54,6 @@ from pyro_fcr.training.resident import Ungathered
 
 logger = logging.getLogger(__name__)
 
-_VALIDATED_STEPS = 3
 _STEPS_BETWEEN_LOOKS = 100  # at the non-finite flag, which the host has to fetch
 
 
@@ -203,8 +203,12 @@ class Trainer:
         self.scheduler = self.main.scheduler(
             plan.lr_schedule, n_steps=self.n_steps, patience=self.patience
         )
-        self.eager = EagerEngine(self.objective, self.main, self.adversary, plan)
-        self.compiled: Engine | None = None
+        self.choice = Choice(
+            EagerEngine(self.objective, self.main, self.adversary, plan),
+            level=self.level,
+            n_steps=self.n_steps,
+            weighs=plan.engine == "auto" and recorded,
+        )
 
     def start_together(self) -> None:
         """Have all processes begin with the parameters of the first, if they are of one training.
@@ -312,7 +316,7 @@ class Trainer:
             logger.info("Alignment with the priors gained %.2f nats per cell.", self.aligned.gain)
 
     def _validated_step(self, batch: Batch | Ungathered) -> None:
-        validate = self.step < _VALIDATED_STEPS
+        validate = self.step < VALIDATED_STEPS
         try:
             in_plan = in_precision(self.plan.precision, self.device)
             with pyro.validation_enabled(validate), in_plan:
@@ -323,7 +327,7 @@ class Trainer:
 
     def _step(self, batch: Batch | Ungathered) -> None:
         self.objective.set_progress(self.step / self.n_steps)
-        engine = self._engine(batch)
+        engine = self.choice.engine(batch, step=self.step)
         terms, adversary = engine.step(batch, number=self.step, epoch=self.epoch)
         self.sums += torch.cat([terms, adversary.reshape(1)])
         self.step, self.batch_number = self.step + 1, self.batch_number + 1
@@ -331,14 +335,6 @@ class Trainer:
             self.scheduler.step()
         if self.step % _STEPS_BETWEEN_LOOKS == 0:
             self._raise_if_bad()
-
-    def _engine(self, batch: Batch | Ungathered) -> Engine:
-        """Return the engine of this step; the first steps are eager, with their checks on."""
-        if self.step < _VALIDATED_STEPS:
-            return self.eager
-        if self.compiled is None:
-            self.compiled = compiled_if_possible(self.level, self.eager, batch)
-        return self.compiled
 
     def _raise_if_bad(self) -> None:
         for optimizer in (self.main, self.adversary):
@@ -401,8 +397,8 @@ class Trainer:
         return f"{self.pace.cells_per_second:.0f} cells/s{found}"
 
     def _finish(self, stopped: str) -> pd.DataFrame:
-        self.compiled = None  # a recorded step holds memory of the GPU, and so do gradients
-        self.objective.zero_grad()
+        self.choice.release()
+        self.objective.zero_grad()  # gradients may lie in the memory of a recorded step
         if self.best["state"]:
             self.objective.load_state_dict(self.best["state"])
         self.objective.eval()
@@ -441,6 +437,7 @@ class Trainer:
             "best": self.best,
             "aligned": list(self.aligned),
             "random": random_state(self.device),
+            "engine": self.choice.settled,
             "digests": self.digests,
             "n_processes": n_processes(),
         }
@@ -461,4 +458,6 @@ class Trainer:
         self.sums.copy_(state["sums"].reshape(-1, len(self.sums))[rank()])
         self.rows, self.best = state["rows"], state["best"]
         self.aligned = Aligned(*state["aligned"])
+        if self.choice.settled is None:
+            self.choice.settled = state.get("engine")
         set_random_state(state["random"], self.device)
