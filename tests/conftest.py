@@ -25,8 +25,28 @@ def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="where models are trained: cpu or cuda")
 
 
+def pytest_configure(config):
+    if config.getoption("--device") == "cpu":  # "auto" is what it is in CI, with or without a card
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config, items):
+    """On a card only those tests run that ask for the device; the others compare bits of a CPU."""
+    name = config.getoption("--device")
+    if name == "cpu":
+        return
+    asking = [item for item in items if "device" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in asking])
+    items[:] = asking
+    if not torch.cuda.is_available():
+        word = pytest.mark.skip(reason=f"--device {name}, but torch sees no CUDA here")
+        for item in items:
+            item.add_marker(word)
+
+
 @pytest.fixture(scope="session")
 def device(request):
+    """Where to train and to ask: numbers of one device are not compared bit by bit with another's."""
     return request.config.getoption("--device")
 
 

@@ -153,19 +153,23 @@ class _Interrupt:
 @pytest.mark.parametrize(
     "step", [7, 23]
 )  # in the first epoch; in a later one, past a held-out look
-def test_resumed_run_is_bit_identical_to_one_that_never_stopped(cells, split, tmp_path, step):
+def test_resumed_run_is_bit_identical_to_one_that_never_stopped(
+    cells, split, tmp_path, step, device
+):
     whole = fresh(cells)
-    history = fit(whole, cells, split=split, plan=plan(max_epochs=5))
+    history = fit(whole, cells, split=split, plan=plan(device, max_epochs=5))
     part = fresh(cells)
     handle = part.guide.z_tx.register_forward_pre_hook(_Interrupt(part, step))
     with pytest.warns(UserWarning, match="Interrupted in epoch"):
         broken = fit(
-            part, cells, split=split, plan=plan(max_epochs=5), checkpoint=tmp_path / "c.pt"
+            part, cells, split=split, plan=plan(device, max_epochs=5), checkpoint=tmp_path / "c.pt"
         )
     handle.remove()
     assert broken.attrs["stopped"] == "interrupted"
     rest = fresh(cells, seed=99)
-    resumed = fit(rest, cells, split=split, plan=plan(max_epochs=5), resume=tmp_path / "c.pt")
+    resumed = fit(
+        rest, cells, split=split, plan=plan(device, max_epochs=5), resume=tmp_path / "c.pt"
+    )
     assert_same(whole.state_dict(), rest.state_dict())
     pd.testing.assert_frame_equal(
         history.drop(columns="seconds"), resumed.drop(columns="seconds"), check_exact=True
