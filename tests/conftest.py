@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def device(request):
-    """Where to train and to ask: numbers of one device are not compared bit by bit with another's."""
+    """Where to train and to ask; bits of one device are not compared with another's."""
     return request.config.getoption("--device")
 
 
