@@ -45,6 +45,7 @@ from pyro_fcr.metrics import nan_to_null
 from pyro_fcr.metrics.chances import Chances
 from pyro_fcr.modes import looking, seeded
 from pyro_fcr.nn.architecture import Architecture
+from pyro_fcr.nn.conditionals import InteractionPrior
 from pyro_fcr.objective import Objective, Term, Weight, importance_bound
 from pyro_fcr.params import as_module, dtype_of, name_of
 from pyro_fcr.programs import (
@@ -392,6 +393,9 @@ class FCR:
         except CheckpointError:  # nothing is trained yet
             self.split, self.history = former
             raise
+        for module in self.model.modules():
+            if isinstance(module, InteractionPrior):
+                module.foretell()
         self.history.attrs["start"] = start
         self._say_how_it_went(checked, plan)
         return self.history

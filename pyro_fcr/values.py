@@ -143,7 +143,7 @@ VOCABULARY: Final[Mapping[str, Number | Flag | Text | Each | Size]] = {
          "n_x", "n_t", "n_tx", "n_embedding", "n_hidden", "n_neighbors", "n_latent", "n_genes"),
         _COUNT,
     ),
-    **dict.fromkeys(("n_pairs", "n_inert", "n_batches"), _NUMBER_OF),
+    **dict.fromkeys(("n_pairs", "n_inert", "n_batches", "interaction_rank"), _NUMBER_OF),
     "n_layers": _NUMBER_OF,
     "memory": Size(),
     "n_refits": Number(whole=True, least=2),

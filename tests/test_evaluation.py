@@ -19,7 +19,7 @@ from test_responses import DOSED, dosed
 
 import pyro_fcr
 from pyro_fcr import FCR, Schema
-from pyro_fcr.data import Split, register
+from pyro_fcr.data import Split, expected_depths, register
 from pyro_fcr.data.pairs import Pair
 from pyro_fcr.evaluation import blocks, evaluate
 from pyro_fcr.evaluation.arms import Arms
@@ -305,6 +305,20 @@ def test_predictions_follow_the_doses_of_the_judged_cells():
     treated, untreated = arms(pair, source=~scenario.test, dosed=scenario.test)
     assert set(treated.obs["dose"]) <= set(cells["dose"])
     assert treated.n_obs == untreated.n_obs
+
+
+def test_treated_cells_are_predicted_at_the_depth_that_training_lets_expect(unseen):
+    """As baselines have it, which are made of conditions as deep as they were measured."""
+    adata = unseen.source(None)
+    pair = Pair("drug1", ("line1",))
+    arms = Arms(unseen, adata, n_source=40, n_draws=5, seed=0)
+    every = np.ones(adata.n_obs, dtype=bool)
+    treated, untreated = arms(pair, source=every, dosed=every)
+    labels = pd.DataFrame({"drug": [pair.treatment, "control"], "line": ["line1"] * 2})
+    wanted, own = expected_depths(labels, unseen.registry)
+    assert abs(wanted / own - 1) > 0.02
+    found = treated.X.sum() / untreated.X.sum()
+    assert found == pytest.approx(wanted / own, rel=0.01)
 
 
 def test_leaks_are_found_before_anything_is_measured(unseen, monkeypatch):

@@ -277,6 +277,18 @@ def test_combinations_of_agents_that_others_have_are_left_out():
     assert (first.train | first.test).tolist() == cells.tolist()
 
 
+def test_a_fit_ends_with_what_seen_pairs_foretell(fcr, monkeypatch):
+    told = []
+
+    def foretell(prior):
+        told.append(prior)
+
+    monkeypatch.setattr(InteractionPrior, "foretell", foretell)
+    new = fcr.with_programs(*build_programs(fcr.registry, fcr.architecture, seed=0))
+    new.fit(PLAN)
+    assert told == [new.model.z_tx]
+
+
 def test_a_fit_without_a_pair_knows_nothing_of_it(fcr):
     """The average that z_tx is centred at leaves the pair out, and the pair counts as unseen."""
     obs = fcr.source(None).obs
@@ -289,7 +301,9 @@ def test_a_fit_without_a_pair_knows_nothing_of_it(fcr):
     assert (fcr.model.z_tx.mean_context[:, place] > 0).all()
     assert new.registry.is_extrapolated("drug1", {"context": "line1"})
     assert not fcr.registry.is_extrapolated("drug1", {"context": "line1"})
-    assert (new.model.z_tx.context.weight[:, place] == 0).all()
+    x = torch.eye(len(fcr.registry.covariates["context"]))[[place]]
+    found = new.model.z_tx(torch.ones(1, new.model.z_tx.treatment.in_features), x).mean
+    torch.testing.assert_close(found, torch.zeros_like(found), atol=1e-6, rtol=0.0)
     with pytest.raises(ValueError, match=r"no cell of 'drug1' in line1.*Schema\(split_key="):
         fcr.with_programs(*build_programs(fcr.registry, fcr.architecture, seed=0)).fit(
             PLAN, split=split

@@ -47,6 +47,19 @@ def test_centred_interactions_sum_to_zero_and_controls_have_none():
     assert np.abs(free["z_tx_mean"][1:].mean(axis=1)).max() > 0.1
 
 
+@pytest.mark.parametrize("rank", [1, 2])
+def test_contexts_differ_in_so_many_ways_in_what_they_make_of_a_treatment(rank):
+    design = FCRDesign(n_cells=200, n_contexts=6, n_treatments=6, interaction_rank=rank)
+    truth = simulate(design, seed=0).uns["truth"]
+    for values in (truth["z_tx_mean"], np.log(truth["z_tx_scale"])):
+        assert np.abs(values.mean(axis=1)).max() < 1e-12
+        assert not values[0].any()
+        by_context = values.swapaxes(0, 1).reshape(6, -1)
+        assert np.linalg.matrix_rank(by_context, tol=1e-8) == rank
+    free = simulate(FCRDesign(n_cells=200), seed=0).uns["truth"]["z_tx_mean"]
+    assert np.linalg.matrix_rank(free.swapaxes(0, 1).reshape(6, -1), tol=1e-8) == 5
+
+
 @pytest.mark.parametrize("leak", LEAKS, ids="|".join)
 def test_a_planted_leak_has_its_size(leak):
     design = {"scale_shift": 0.0, "mean_shift": 0.0, "imbalance": 0.0, **SMALL}
@@ -89,6 +102,7 @@ def test_batches_shift_means_of_cells_that_are_alike_otherwise():
         ({"mixing": "deep"}, "Unknown mixing 'deep'; expected joint or additive"),
         ({"n_genes": 7}, "cannot hold 8 latents"),
         ({"n_contexts": 1}, "n_contexts is 1"),
+        ({"interaction_rank": 6}, "interaction_rank is 6; expected fewer than the 6 contexts"),
         ({"interactions": {("drug9", "line1"): {}}}, "Unknown treatment 'drug9'.*Did you mean"),
         ({"interactions": {("control", "line1"): {}}}, "Unknown treatment 'control'"),
         ({"interactions": {("drug1", "line7"): {}}}, "Unknown context 'line7'.*'line6'"),

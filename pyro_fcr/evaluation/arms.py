@@ -1,7 +1,7 @@
 """Cells of a context under a treatment and under none, as a fitted model predicts them."""
 
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from anndata import AnnData, concat
@@ -17,6 +17,9 @@ _N_TARGETS: Final = 20  # doses that the control cells are spread over, at most
 class Arms:
     """Counterfactuals of a context's control cells under a treatment, and under none.
 
+    Treated cells have the depth that training lets expect of the pair: real cells that they are
+    compared with have theirs, and so do the conditions that baselines are made of.
+
     Parameters
     ----------
     fcr
@@ -29,9 +32,6 @@ class Arms:
         Draws of each.
     seed
         Seed of the choice of cells and of the draws.
-    library
-        Depth of the treated cells: ``"own"``, that of the control cells, as the depth of a library
-        is no response; or ``"target"``, for pairs whose depth training knows.
     """
 
     def __init__(
@@ -42,13 +42,11 @@ class Arms:
         n_source: int,
         n_draws: int,
         seed: int,
-        library: Literal["own", "target"] = "own",
     ) -> None:
         self.adata, self.n_source, self.n_draws, self.seed = adata, n_source, n_draws, seed
         self.schema = fcr.registry.schema
         self.layout = read_layout(adata.obs, self.schema)
         self._draw = partial(counterfactual, fcr, n_draws=n_draws, seed=seed)
-        self._library = library
         self._untreated: dict[tuple[str, ...], AnnData] = {}
 
     def __call__(self, pair: Pair, *, source: Mask, dosed: Mask) -> tuple[AnnData, AnnData]:
@@ -69,7 +67,7 @@ class Arms:
             self._untreated[pair.context] = self._draw(cells, treatment=self.schema.control)
         targets = self._targets(dosed, pair, cells.n_obs)
         treated = concat(
-            [self._draw(cells[some], library=self._library, **target) for some, target in targets]
+            [self._draw(cells[some], library="target", **target) for some, target in targets]
         )
         return treated, self._untreated[pair.context]
 

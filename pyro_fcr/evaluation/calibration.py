@@ -123,7 +123,7 @@ def measure_calibration(fcr: Fitted, adata: AnnData, train: Mask, *, seed: int =
     schema = fcr.registry.schema
     if schema.control is None:
         return Calibration(_EMPTY)
-    arms = Arms(fcr, adata, n_source=_N_SOURCE, n_draws=_N_DRAWS, seed=seed, library="target")
+    arms = Arms(fcr, adata, n_source=_N_SOURCE, n_draws=_N_DRAWS, seed=seed)
     layout, size = arms.layout, arms.layout.n_cells(train)
     known = [
         i

@@ -5,7 +5,7 @@ distribution anew at each call. To give a site another family, write one more of
 """
 
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
 from pyro_fcr.modes import in_full
+from pyro_fcr.nn.foretelling import context_weights
 
 _LOG_SCALE_BOUND = 1.5  # prior scales stay within exp(+-1.5), so that a block cannot drift in scale
 
@@ -94,10 +95,12 @@ class InteractionPrior(nn.Module):
     The elementwise product is that of Mao et al. 2024, here ``(t A) * ((x - m) B)`` with m the mean
     of x over the cells that were given the agent. The average effect of an agent over the contexts
     in which it was seen cannot be expressed here and is left to z_t, as the interactions of an
-    analysis of variance sum to zero. Without treatment nothing interacts. A context that was never
-    seen under any treatment gets the average response (one of several covariates, in proportion);
-    other unseen pairs get what the treatment's other contexts and the context's other treatments
-    suggest.
+    analysis of variance sum to zero. Without treatment nothing interacts.
+
+    The product of embeddings says what seen pairs do, whatever it is, so its value for an unseen
+    pair means little. There the prior is that of the treatment's average response (of one of
+    several covariates, in proportion) and, once :meth:`foretell` was called, of what the context's
+    other treatments foretell, see :mod:`pyro_fcr.nn.foretelling`.
 
     Parameters
     ----------
@@ -113,7 +116,8 @@ class InteractionPrior(nn.Module):
     """
 
     mean_context: Tensor
-    unseen: Tensor | None
+    unseen: Tensor
+    foretold: Tensor
 
     def __init__(
         self,
@@ -136,22 +140,42 @@ class InteractionPrior(nn.Module):
         nn.init.normal_(self.loc.weight, std=0.5 * n_embedding**-0.5)
         nn.init.normal_(self.log_scale.weight, std=0.1 * n_embedding**-0.5)
         nn.init.zeros_(self.log_scale.bias)
-        unseen = (mean_context == 0).all(dim=0)
-        with torch.no_grad():  # a context without treated cells would keep its random start
-            self.context.weight *= ~unseen
-        # Nothing trains its embedding, so the average is left out where it would be taken off it.
-        n_covariates = mean_context.sum(dim=1).max().round().clamp(min=1.0)
-        share = unseen / n_covariates if unseen.any() else None
-        self.register_buffer("unseen", share, persistent=False)
+        unseen = (mean_context == 0).nonzero().T
+        self.register_buffer("unseen", unseen, persistent=False)
+        foretold = torch.zeros(unseen.shape[1], n_embedding)
+        self.register_buffer("foretold", foretold, persistent=len(foretold) > 0)
+        self._n_covariates = max(1, round(float(mean_context.sum(dim=1).max())))
 
     def forward(self, t: Tensor, x: Tensor) -> TorchDistribution:
         """Return p(z | t, x): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
-        with in_full(t.device):
-            average = t @ (self.treatment.weight.T * self.context(self.mean_context))
-            if self.unseen is not None:
-                average = average * (1 - x @ self.unseen).unsqueeze(-1)
-            embedding = self.treatment(t) * self.context(x) - average
-            return _prior(self.loc(embedding), self.log_scale(embedding))
+        average = self.treatment.weight.T * self.context(self.mean_context)
+        embedding = self.treatment(t) * self.context(x) - t @ average
+        if len(self.foretold):
+            agents, levels = self.unseen
+            own = self.treatment.weight.T[agents] * self.context.weight.T[levels]
+            own = own - average[agents] / self._n_covariates
+            embedding = embedding + (t[..., agents] * x[..., levels]) @ (self.foretold - own)
+        return _prior(self.loc(embedding), self.log_scale(embedding))
+
+    @torch.no_grad()
+    def foretell(self) -> None:
+        """Regress unseen pairs on seen ones; a fit does it at its end.
+
+        Nothing changes with several covariates, or where no seen pair is foretold by others.
+        """
+        if not len(self.foretold) or self._n_covariates > 1:
+            return
+        average = self.context(self.mean_context)
+        pairs = self.treatment.weight.T[:, None] * (self.context.weight.T - average[:, None])
+        effects, shares = (v.double().cpu().numpy() for v in (self.loc(pairs), self.mean_context))
+        weights = torch.from_numpy(context_weights(effects, shares)).to(pairs)
+        self.foretold.copy_((weights @ pairs)[tuple(self.unseen)])
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Take states of versions that kept nothing of unseen pairs."""
+        if len(self.foretold):
+            state_dict.setdefault(f"{prefix}foretold", self.foretold)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Encoder(nn.Module):

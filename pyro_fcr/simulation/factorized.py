@@ -84,6 +84,10 @@ def draw_priors(d: FCRDesign, rng: np.random.Generator) -> dict[str, Prior]:
     for site, shape in shapes.items():
         mean = rng.normal(0, d.mean_shift, shape)
         log_scale = rng.uniform(-d.scale_shift, d.scale_shift, shape)
+        if site == "z_tx" and d.interaction_rank:
+            mean, log_scale = (
+                _of_rank(values, d.interaction_rank, rng) for values in (mean, log_scale)
+            )
         for values in (mean, log_scale):
             if site == "z_t" or (site == "z_tx" and not d.free_control):
                 values[0] = 0.0
@@ -94,6 +98,12 @@ def draw_priors(d: FCRDesign, rng: np.random.Generator) -> dict[str, Prior]:
         full = (n_t, n_x, shape[-1])
         found[site] = Prior(np.broadcast_to(mean, full), np.broadcast_to(log_scale, full))
     return found
+
+
+def _of_rank(values: Floats, rank: int, rng: np.random.Generator) -> Floats:
+    """Return products of numbers of the contexts and vectors of the treatments, of like size."""
+    contexts = rng.normal(size=(values.shape[1], rank)) / np.sqrt(rank)
+    return np.einsum("xr,trd->txd", contexts, values[:, :rank])
 
 
 def draw_conditions(d: FCRDesign, rng: np.random.Generator) -> tuple[Codes, Codes]:

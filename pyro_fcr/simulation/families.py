@@ -134,6 +134,19 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({
         on_controls=True,
         checksum="c53ad8b8009d4c03",
     ),
+    "programs": Family(
+        words="contexts differ in two ways in what they make of a treatment; leaky ReLU",
+        design=replace(_BASE, interaction_rank=2, n_contexts=7, n_treatments=8),
+        checksum="0d9a9c47b487cfa0",
+    ),
+    "real-programs": Family(
+        words="the same on real glioblastoma cells, 5 contexts, 9 drugs",
+        design=replace(
+            _BASE, widths=(40,), n_contexts=5, n_treatments=10, n_genes=300, interaction_rank=2,
+        ),
+        kind="outside", on_controls=True,
+        checksum="532ac64857d337fd",
+    ),
 })  # fmt: skip
 """The families of :data:`VERSION` by name."""
 

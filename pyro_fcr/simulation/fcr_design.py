@@ -142,6 +142,10 @@ class FCRDesign:
     free_control
         Whether controls are a condition, too, with a prior of z_tx of their own in every context,
         as in Mao et al. 2024. If not, z_tx of controls is standard normal.
+    interaction_rank
+        Number of ways in which contexts differ in what they make of a treatment: the means and log
+        scales of z_tx add up from as many products of a number of the context and a vector of the
+        treatment, so that pairs foretell others. 0 draws each pair's on its own, and nothing does.
     n_inert
         Number of treatments without any effect, the last ones.
     responding
@@ -214,6 +218,7 @@ class FCRDesign:
     scale_shift: float = 1.0
     centred: bool = True
     free_control: bool = False
+    interaction_rank: int = 0
     n_inert: int = 0
     responding: float = 1.0
     mixing: Literal["joint", "additive"] = "joint"
@@ -245,6 +250,11 @@ class FCRDesign:
             raise ValueError(
                 f"n_inert is {self.n_inert}, but there are {self.n_treatments - 1} treatments "
                 "beside the control."
+            )
+        if self.interaction_rank >= self.n_contexts:
+            raise ValueError(
+                f"interaction_rank is {self.interaction_rank}; expected fewer than the "
+                f"{self.n_contexts} contexts."
             )
         if any(width < self.n_x + self.n_tx + self.n_t for width in self.widths):
             raise ValueError(f"widths {self.widths} are too narrow for the latents.")
