@@ -198,7 +198,7 @@ def test_a_step_that_differs_from_eager_mode_is_not_taken(cells, split, caplog, 
 
     monkeypatch.setattr(TracedStep, "compiled", lambda self: self)
     monkeypatch.setattr(TracedStep, "__call__", wrong)
-    _, messages = fitted_with(cells, split, caplog, plan(engine="trace"))
+    _, messages = fitted_with(cells, split, caplog, plan(engine="trace"), weights=NO_PENALTIES)
     assert "under the same noise" in messages[0]
 
 
@@ -212,7 +212,7 @@ def test_a_difference_that_other_noise_does_not_show_is_rounding(cells, split, c
 
     monkeypatch.setattr(TracedStep, "compiled", lambda self: self)
     monkeypatch.setattr(TracedStep, "__call__", wrong_once)
-    _, messages = fitted_with(cells, split, caplog, plan(engine="trace"))
+    _, messages = fitted_with(cells, split, caplog, plan(engine="trace"), weights=NO_PENALTIES)
     assert messages == []
     assert len(asked) > 2  # the steps are those of the traced engine
 
@@ -263,8 +263,8 @@ def in_an_iterator():
     ids=["object", "method", "closure", "global", "iterator"],
 )
 def test_what_changes_in_python_is_named_and_stays_eager(cells, split, caplog, function, place):
-    term = Extra("mine", function)
-    _, messages = fitted_with(cells, split, caplog, plan(engine="trace"), extra=[term])
+    mine = {"extra": [Extra("mine", function)], "weights": NO_PENALTIES}
+    _, messages = fitted_with(cells, split, caplog, plan(engine="trace"), **mine)
     assert len(messages) == 1
     assert re.search(rf"a step changes _terms.mine.*{re.escape(place)} from \S+ to ", messages[0])
 
@@ -282,7 +282,8 @@ def test_a_compiled_step_is_compared_again(cells, split, caplog, monkeypatch, ki
     held = Slotted()
     held.weight = 1.0
     term = Extra("mine", lambda run: held.weight * run.value("z_x").square().mean())
-    trainer = Trainer(fresh(cells, extra=[term]), cells, split=split, plan=plan(engine="eager"))
+    objective = fresh(cells, extra=[term], weights=NO_PENALTIES)
+    trainer = Trainer(objective, cells, split=split, plan=plan(engine="eager"))
     parts = (trainer.objective, trainer.main, trainer.adversary, trainer.plan)
     batches = list(trainer.train.shuffled(0, 0))[:6]
     at = list(trainer.objective.terms).index("mine")
@@ -311,12 +312,18 @@ def test_short_trainings_stay_eager():
         plan(engine="jit")
 
 
-@pytest.mark.parametrize("prepared", ["tails", "sums", "nothing", "rows"])
-def test_a_step_from_fixed_places_is_the_traced_step(cells, split, monkeypatch, prepared):
+# What is prepared of a batch matters to the likelihood: penalties are in one case.
+@pytest.mark.parametrize(
+    ("prepared", "weights"),
+    [("tails", {}), *((name, NO_PENALTIES) for name in ("sums", "nothing", "rows"))],
+    ids=["tails", "sums", "nothing", "rows"],
+)
+def test_a_step_from_fixed_places_is_the_traced_step(cells, split, monkeypatch, prepared, weights):
     monkeypatch.setattr(TracedStep, "compiled", lambda self: self)
     found = []
     for kind in (TracedEngine, GraphEngine):
-        trainer = Trainer(fresh(cells), cells, split=split, plan=plan(engine="eager"))
+        objective = fresh(cells, weights=weights)
+        trainer = Trainer(objective, cells, split=split, plan=plan(engine="eager"))
         batches = prepared_batches(trainer, cells, prepared)[:3]
         parts = (trainer.objective, trainer.main, trainer.adversary, trainer.plan)
         with seeded(3), pyro.validation_enabled(is_validate=False):
@@ -352,19 +359,22 @@ def stale(take, device):
 
 
 @pytest.mark.parametrize(
-    ("recorded", "reason"),
+    ("recorded", "reason", "weights"),
     [
-        (lambda take, device: take, ""),
-        (no_recording, "capturing"),
-        (stale, "under the same noise total"),
+        (lambda take, device: take, "", {}),
+        (no_recording, "capturing", NO_PENALTIES),
+        (stale, "under the same noise total", NO_PENALTIES),
     ],
     ids=["recorded", "refused", "stale"],
 )
-def test_a_replay_that_differs_is_given_up(cells, split, caplog, monkeypatch, recorded, reason):
+def test_a_replay_that_differs_is_given_up(
+    cells, split, caplog, monkeypatch, recorded, reason, weights
+):
     recorded_late(monkeypatch, recorded)
     found = []
     for kind in (TracedEngine, GraphEngine):
-        trainer = Trainer(fresh(cells), cells, split=split, plan=plan(engine="eager"))
+        objective = fresh(cells, weights=weights)
+        trainer = Trainer(objective, cells, split=split, plan=plan(engine="eager"))
         batches = list(trainer.train.shuffled(0, 0))[:6]
         parts = (trainer.objective, trainer.main, trainer.adversary, trainer.plan)
         with seeded(3), pyro.validation_enabled(is_validate=False), caplog.at_level("WARNING"):
@@ -427,7 +437,8 @@ def prepared_batches(trainer, cells, prepared):
 
 def test_the_number_of_a_bad_step_is_found_in_its_fixed_place(cells, split, monkeypatch):
     monkeypatch.setattr(TracedStep, "compiled", lambda self: self)
-    trainer = Trainer(fresh(cells), cells, split=split, plan=plan(engine="eager"))
+    objective = fresh(cells, weights=NO_PENALTIES)
+    trainer = Trainer(objective, cells, split=split, plan=plan(engine="eager"))
     good, bad = list(trainer.train.shuffled(0, 0))[:2]
     parts = (trainer.objective, trainer.main, trainer.adversary, trainer.plan)
     with pyro.validation_enabled(is_validate=False):
@@ -570,7 +581,7 @@ def test_only_hidden_layers_are_in_bfloat16(cells, way):
 def test_precision_is_the_trainings_own(cells, split):
     before, elbos = torch.get_float32_matmul_precision(), {}
     for precision in ("float32", "tf32", "bf16"):
-        objective = fresh(cells)
+        objective = fresh(cells, weights=NO_PENALTIES)
         history = fit(objective, cells, split=split, plan=plan(precision=precision))
         elbos[precision] = history["heldout/elbo"].iloc[-1]
         assert {p.dtype for p in objective.parameters()} == {torch.float32}
