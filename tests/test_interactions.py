@@ -27,7 +27,11 @@ def halved(adata, seed=0, schema=SCHEMA):
 def untrained(adata, schema=SCHEMA):
     """Rank by cells alone: the model is not fitted, and its expectations are of no use."""
     fcr = FCR(adata, schema, architecture=Architecture(n_x=3, n_t=2, n_tx=1, n_hidden=16))
-    return rank_interactions(CrossFit((fcr, fcr), *deal_halves(fcr, None, 0)), n_cells=20)
+    return by_halves(fcr, None)
+
+
+def by_halves(fcr, replicate_key):
+    return rank_interactions(CrossFit((fcr, fcr), *deal_halves(fcr, replicate_key, 0)), n_cells=20)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +90,7 @@ def test_without_interactions_the_level_is_kept_even_by_models_that_were_not_tra
     z = []
     for seed in range(4):
         design = InteractionDesign(n_cells=1200, n_genes=50, n_contexts=4, n_interacting=0)
-        z += list(rank_interactions(halved(simulate_interactions(design, seed=seed))).pairs["z"])
+        z += list(untrained(simulate_interactions(design, seed=seed)).pairs["z"])
     z = np.array(z)
     assert len(z) == 4 * 20
     assert abs(z.mean()) < 0.25
@@ -147,11 +151,10 @@ def test_replicates_stay_whole_and_judge():
         adata.obs["replicate"] = adata.obs["replicate"].str.cat(adata.obs["treatment"])
         fcr = FCR(adata, SCHEMA, architecture=Architecture(n_tx=1, n_hidden=16))
         for key in ("replicate", None):
-            cross = cross_fit(fcr, replicate_key=key, max_epochs=1, batch_size=512)
-            if key:
-                halves = pd.Series(cross.half).groupby(adata.obs["replicate"].to_numpy()).nunique()
-                assert (halves == 1).all()
-            z[key is not None] += list(rank_interactions(cross).pairs["z"])
+            z[key is not None] += list(by_halves(fcr, key).pairs["z"])
+    cross = cross_fit(fcr, replicate_key="replicate", max_epochs=1, batch_size=512)
+    halves = pd.Series(cross.half).groupby(adata.obs["replicate"].to_numpy()).nunique()
+    assert (halves == 1).all()
     assert np.mean(np.array(z[True]) > 1.645) < 0.15
     assert np.mean(np.array(z[False]) > 1.645) > 0.3  # cells of a replicate are not independent
 
@@ -164,7 +167,7 @@ def test_doses_are_arms_of_their_own(planted):
     schema = Schema(
         treatment_key="treatment", control="control", covariate_keys="context", dose_key="dose"
     )
-    pairs = rank_interactions(halved(adata, schema=schema)).pairs
+    pairs = untrained(adata, schema=schema).pairs
     arms = pairs[["treatment", "dose"]].drop_duplicates().itertuples(index=False, name=None)
     assert set(arms) == {("drug1", "0.1"), ("drug1", "10"), ("drug2", "1")}
 
