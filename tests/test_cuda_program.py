@@ -18,3 +18,4 @@ def test_every_part_runs_on_a_cpu():
     assert found["bits, eager", "same seed"] is True
     assert found["bits, eager", "resumed"] is True
     assert found["questions", "latents, cells/s"] > 0
+    assert "bits, eager: resumed" in done.stdout  # what was aimed at stands beside what was found

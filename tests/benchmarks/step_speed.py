@@ -109,12 +109,17 @@ class ByHand(nn.Module):
         return torch.log_softmax(decoder.heads[0](h), dim=-1)
 
 
-def hand_step(programs, likelihood, batch, *, compiled=False):
-    """Give a training step written by hand, with the optimiser and the clipping of ours."""
+def hand_step(programs, likelihood, batch, *, compiled=False, recorded=False):
+    """Give a training step written by hand, with the optimiser and the clipping of ours.
+
+    With ``recorded`` it may be recorded in a CUDA graph.
+    """
     loss = ByHand(*programs, likelihood)
     function = torch.compile(loss, dynamic=False) if compiled else loss
     parameters = list(loss.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=3e-3, weight_decay=1e-4, fused=True, capturable=recorded
+    )
 
     def step():
         optimizer.zero_grad()
