@@ -121,6 +121,9 @@ def test_noise_is_fresh_at_each_call_and_follows_the_seed(cells):
         again = step(batch).total
     assert first == again
     assert first != second
+    tags = [getattr(node.target, "tags", ()) for node in step._function.graph.nodes]
+    assert not [each for each in tags if torch.Tag.nondeterministic_seeded in each]
+    assert len(step._draws) == 5  # inputs of the graph: three latents, two exchanges of cells
 
 
 @pytest.mark.parametrize(
