@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 from pyro_fcr import distributions
 from pyro_fcr.draws import Responder
 from pyro_fcr.draws.sinks import Moments, Quantiles
+from pyro_fcr.draws.sites import Sampler
+from pyro_fcr.graph import read_graph
 from pyro_fcr.objective import Objective, penalties
 from pyro_fcr.training.resident import ResidentCells
 from pyro_fcr.training.tracing import TracedStep, eager_gradients
@@ -72,3 +74,19 @@ def test_draws_of_an_answer_are_not_read(cells, as_on_a_gpu, hold):
     assert meetings.found == []
     assert meetings.count > 300
     assert {each.device for sink in sinks for each in sink.result().values()} == {META}
+
+
+def test_all_sites_of_a_draw_stay_on_the_device(cells, as_on_a_gpu):
+    batch = cells.batch(np.arange(32))
+    model, guide = make_programs(batch)
+    graph, there = read_graph(model, batch), batch.to(META)
+    genes = torch.tensor([3, 0], device=META)
+    sampler = Sampler(
+        model=model.to(META), guide=guide.to(META), graph=graph, genes=genes, n_draws=2
+    )
+    with Meetings() as meetings:
+        found = sampler.groups(there, do={"t": there["t"]}, hold=("z_x",))
+    assert meetings.found == []
+    assert set(found) == {"posterior", "prior", "predictions"}
+    for draws in found.values():
+        assert {draws.y.device, draws.latents["z_t"].device} == {META}

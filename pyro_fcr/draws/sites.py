@@ -23,7 +23,7 @@ from pyro_fcr.modes import looking
 
 @dataclass(frozen=True)
 class Draws:
-    """Repeated draws of the sites of some cells, on the CPU.
+    """Repeated draws of the sites of some cells.
 
     Parameters
     ----------
@@ -60,6 +60,12 @@ class Draws:
         }
         scores = [part.log_likelihood for part in parts if part.log_likelihood is not None]
         return cls(latents, merge([part.y for part in parts]), merge(scores) if scores else None)
+
+    def to(self, device: torch.device | str) -> Draws:
+        """Copy all draws to a device, each site at once."""
+        score = self.log_likelihood
+        latents = {site: value.to(device) for site, value in self.latents.items()}
+        return Draws(latents, self.y.to(device), None if score is None else score.to(device))
 
     def only(self, sites: Iterable[str]) -> dict[str, Tensor]:
         """Return the draws of some latents."""
@@ -117,13 +123,17 @@ class Sampler:
         Returns
         -------
         ``"posterior"``: latents from the guide; ``"prior"``: latents from their priors under the
-        cells' own exogenous sites; with ``do`` also ``"predictions"``. Each has y given latents.
+        cells' own exogenous sites; with ``do`` also ``"predictions"``. Each has y given latents,
+        and lies where the cells do.
         """
-        shared = self.graph.shared
-        known = {name: draws.only(shared) for name, draws in (first or {}).items()}
+        shared, device = self.graph.shared, batch["library"].device
+        known = {
+            name: {site: value.to(device) for site, value in draws.only(shared).items()}
+            for name, draws in (first or {}).items()
+        }
         given = known.get("posterior", {})
         unseen = batch.without("y")
-        with looking(self.model, self.guide, seed=seed, device=batch["library"].device):
+        with looking(self.model, self.guide, seed=seed, device=device):
             latents = [site for site in self.graph.latents if site not in given]
             drawn = {"posterior": self._draw(batch, do={}, hold=latents, given=given)}
             drawn["prior"] = self._draw(unseen, do={}, given=known.get("prior", {}))
@@ -140,10 +150,9 @@ class Sampler:
         given: Mapping[str, Tensor],
         **how: Iterable[str],
     ) -> Draws:
-        device = batch["library"].device
         draws = []
         for number in range(self.n_draws):
-            known = {site: values[number].to(device) for site, values in given.items()}
+            known = {site: values[number] for site, values in given.items()}
             draws.append(self._draw_once(batch, do=do, known=known, **how))
         return Draws.stack(draws)
 
@@ -159,9 +168,9 @@ class Sampler:
         guide: Any = poutine.condition(self.guide, known)
         _, y = respond(model, guide, batch, do=do, **how)
         nodes = model.trace.nodes
-        latents = {site: nodes[site]["value"].cpu() for site in self.graph.latents}
-        kept = y.index_select(-1, self.genes.to(y.device)).cpu()
+        latents = {site: nodes[site]["value"] for site in self.graph.latents}
+        kept = y.index_select(-1, self.genes)
         if (observed := batch.get("y")) is None:
             return Draws(latents, kept)
         density = scale_and_mask(nodes["y"]["fn"].log_prob(observed), mask=nodes["y"]["mask"])
-        return Draws(latents, kept, density.reshape(len(batch), -1).sum(-1).cpu())
+        return Draws(latents, kept, density.reshape(len(batch), -1).sum(-1))

@@ -132,9 +132,8 @@ def to_arviz(
     source = fcr.source(adata)
     target = None if predictions is None else _target(fcr, predictions, source.obs, seed)
     kept = find_genes(fcr.registry, genes)
-    sampler = Sampler(
-        model=fcr.model, guide=fcr.guide, graph=fcr.graph, genes=kept, n_draws=n_draws
-    )
+    at = kept.to(fcr.device)
+    sampler = Sampler(model=fcr.model, guide=fcr.guide, graph=fcr.graph, genes=at, n_draws=n_draws)
     draws, fixed = _sample(fcr, sampler, source, target, seed)
     coords = _coords(source, kept.tolist(), fcr.registry)
     groups = _groups(fcr, draws, fixed, source.obs, target)
@@ -173,8 +172,9 @@ def _sample(
         do = {site: each.of(rows).to(fcr.device, fcr.dtype) for site, each in asked.do.items()}
         kept = {"hold": asked.held, "released": asked.released}
         first = chunks[0] if chunks else None
-        chunks.append(sampler.groups(batch, do=do, first=first, seed=own, **kept))
-        values = {**batch.values, "y": batch["y"][:, sampler.genes.to(fcr.device)]}
+        found = sampler.groups(batch, do=do, first=first, seed=own, **kept)
+        chunks.append({name: each.to("cpu") for name, each in found.items()})
+        values = {**batch.values, "y": batch["y"][:, sampler.genes]}
         fixed.append({name: value.cpu().numpy() for name, value in values.items()})
     draws = {
         name: Draws.join([chunk[name] for chunk in chunks], fcr.graph.shared) for name in chunks[0]
