@@ -280,7 +280,10 @@ def test_every_graph_is_aligned_or_left_alone_with_a_reason(name, quick):
 def test_most_graphs_can_be_aligned(quick, monkeypatch):
     monkeypatch.setattr(axes, "_STEPS", 100)
     objective, _, batches = prepared(simulate(400, n_genes=12))
+    places = {name: value.data_ptr() for name, value in objective.state_dict().items()}
     assert align(objective, batches).obstacle == ""
+    # A step that was recorded before reads and writes there.
+    assert {name: v.data_ptr() for name, v in objective.state_dict().items()} == places
 
 
 def test_teaching_makes_model_and_guide_agree_on_the_mapped_latents(quick):

@@ -159,6 +159,7 @@ def test_compiled_training_is_eager_training(cells, split, caplog, monkeypatch):
         history = fit(objective, cells, split=split, plan=plan(engine=engine))
         ours = [r for r in caplog.records if r.name != "torch.utils.cpp_extension"]  # no CUDA here
         assert not [r for r in ours if r.levelno >= logging.WARNING]
+        assert all(p.grad is None for p in objective.parameters())  # nor what a recording holds
         results[engine] = history.drop(columns="seconds"), objective.state_dict()
     (eager, eager_state), (traced, traced_state) = results["eager"], results["trace"]
     np.testing.assert_allclose(traced, eager, rtol=1e-3, atol=1e-4)
