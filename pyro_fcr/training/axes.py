@@ -208,6 +208,7 @@ def _agreement(flow: Flows, other: Flows, kept: Sample, sizes: Sizes) -> float:
 
 def _within(values: Tensor, code: Tensor) -> Tensor:
     """Return values less the means of their conditions."""
-    _, code = code.unique(return_inverse=True)
-    total = values.new_zeros(int(code.max()) + 1, values.shape[1]).index_add_(0, code, values)
-    return values - (total / code.bincount()[:, None])[code]
+    _, code, size = code.unique(return_inverse=True, return_counts=True)
+    exact = values.double()  # added up in any order on CUDA, to the same float32
+    total = exact.new_zeros(len(size), values.shape[1]).index_add_(0, code, exact)
+    return values - (total / size[:, None])[code].to(values.dtype)
