@@ -103,6 +103,10 @@ def split(adata):
     return split_cells(adata.obs, SCHEMA, heldout_fraction=0.2)
 
 
+NO_PENALTIES = {"structure": 0.0, "permutation": 0.0}
+"""Weights of a training whose latents' independence is not looked at: half the work of a step."""
+
+
 def make_batch(n=24, *, n_genes=10, n_x=3, n_t=2, device="cpu"):
     """A small batch in which every condition occurs; code 0 of t is the control."""
     x, t = torch.arange(n) % n_x, (torch.arange(n) // n_x) % (n_t + 1)

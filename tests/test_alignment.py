@@ -118,7 +118,7 @@ class Known(nn.Module):
         self.z_tx = InteractionPrior(4, 5, 2)
 
 
-def entangled(n=6_000):
+def entangled(n=3_000):
     """Latents of known priors, and what a rotation and a bend make of them."""
     torch.manual_seed(3)
     batch = make_batch(n, n_genes=5, n_x=5, n_t=4)

@@ -9,7 +9,7 @@ import pandas as pd
 import pyro
 import pytest
 import torch
-from conftest import SCHEMA, make_programs, simulate
+from conftest import NO_PENALTIES, SCHEMA, make_programs, simulate
 from pyro import poutine
 from safetensors.torch import load_file
 
@@ -26,7 +26,8 @@ SHORT = Architecture(n_x=4, n_t=3, n_tx=2, n_hidden=32, **QUICK)
 @pytest.fixture(scope="module")
 def fitted(adata, device):
     fcr = FCR(adata, SCHEMA, architecture=SHORT)
-    fcr.fit(max_epochs=40, batch_size=128, learning_rate=3e-3, progress=False, device=device)
+    plan = {"batch_size": 128, "learning_rate": 3e-3, "progress": False, "device": device}
+    fcr.fit(max_epochs=40, weights=NO_PENALTIES, **plan)
     return fcr
 
 
@@ -377,7 +378,7 @@ def test_log_normalised_data_take_the_normal_likelihood(adata):
         treatment_key="drug", control="control", covariate_keys="line", expression="log1p"
     )
     fcr = FCR(logged, schema, architecture=Architecture(**QUICK))
-    fcr.fit(max_epochs=60, learning_rate=3e-3, progress=False)
+    fcr.fit(max_epochs=60, learning_rate=3e-3, weights=NO_PENALTIES, progress=False)
     line, drug = adata.obs["line"] == "line1", adata.obs["drug"]
     control, real = (logged[line & (drug == d)] for d in ("control", "drug1"))
     predicted = fcr.counterfactual(control.copy(), treatment="drug1", output="mean")

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import SCHEMA, simulate
+from conftest import NO_PENALTIES, SCHEMA, simulate
 from scipy import stats
 
 from pyro_fcr import FCR, Architecture, QueryError, Schema
@@ -16,6 +16,7 @@ DESIGN = InteractionDesign(
     n_cells=2_000, n_genes=40, n_contexts=3, n_treatments=2, n_interacting=2, n_drivers=8
 )
 SHORT = Architecture(n_x=4, n_t=3, n_tx=2, n_hidden=32, decoder="additive", dropout=0.0)
+PLAN = {"batch_size": 128, "learning_rate": 3e-3, "progress": False, "weights": NO_PENALTIES}
 PLANNED = Schema(treatment_key="treatment", control="control", covariate_keys="context")
 
 # Interactions alone are weak; a fit says that it shrinks them.
@@ -24,8 +25,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Counterfactuals of control cells
 
 @pytest.fixture(scope="module")
 def fitted():
-    fcr = FCR(simulate_interactions(DESIGN), PLANNED, architecture=Architecture(n_tx=2))
-    fcr.fit(max_epochs=60, batch_size=128, learning_rate=3e-3, progress=False)
+    fcr = FCR(
+        simulate_interactions(DESIGN), PLANNED, architecture=Architecture(n_tx=2, n_hidden=64)
+    )
+    fcr.fit(max_epochs=60, **PLAN)
     return fcr
 
 
@@ -77,7 +80,7 @@ def test_a_wrong_dispersion_shows(fitted, factor, low, high):
 def test_latents_of_another_condition_show():
     adata = simulate(1_200, interaction=1.5)
     fcr = FCR(adata, SCHEMA, architecture=SHORT)
-    fcr.fit(max_epochs=40, batch_size=128, learning_rate=3e-3, progress=False)
+    fcr.fit(max_epochs=40, **PLAN)
     assert 0.85 < observed(fcr)["observation", 0.9] < 0.95
     mistaken = adata[fcr.split.heldout].copy()
     mistaken.obs["drug"] = mistaken.obs["drug"].replace({"drug1": "drug2", "drug2": "drug1"})
@@ -101,7 +104,7 @@ def test_continuous_expression_is_covered_too():
         treatment_key="drug", control="control", covariate_keys="line", expression="log1p"
     )
     fcr = FCR(adata, schema, architecture=Architecture(n_tx=2, n_hidden=32, likelihood="normal"))
-    fcr.fit(max_epochs=40, batch_size=128, learning_rate=3e-3, progress=False)
+    fcr.fit(max_epochs=40, **PLAN)
     assert 0.85 < observed(fcr)["observation", 0.9] < 0.95
     shifted = adata[fcr.split.heldout].copy()
     shifted.X += 1.0

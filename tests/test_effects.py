@@ -4,7 +4,7 @@ import pandas as pd
 import pyro
 import pytest
 import torch
-from conftest import SCHEMA, simulate
+from conftest import NO_PENALTIES, SCHEMA, simulate
 from edits import EDITS
 
 from pyro_fcr import FCR, Architecture, Model, QueryError, Schema, SchemaError, bootstrap
@@ -21,7 +21,7 @@ SMALL = Architecture(n_x=3, n_t=3, n_tx=3, n_hidden=32, decoder="additive", drop
 @pytest.fixture(scope="module")
 def fitted():
     fcr = FCR(simulate(interaction=0.5), SCHEMA, architecture=SMALL)
-    fcr.fit(max_epochs=100, batch_size=128, progress=False)
+    fcr.fit(max_epochs=100, batch_size=128, progress=False, weights=NO_PENALTIES)
     return fcr
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from conftest import make_programs
+from conftest import NO_PENALTIES, make_programs
 from edits import EDITS
 from operations import Operations
 from pyro.poutine import runtime
@@ -37,7 +37,6 @@ NEEDS_COMPILER = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"
 )
 CPU = torch.device("cpu")
-NO_PENALTIES = {"structure": 0.0, "permutation": 0.0}
 # What a graph of tensor operations cannot hold, and why.
 NOT_TRACEABLE = {"f_flow": "depends on data"}  # a spline looks its knots up
 

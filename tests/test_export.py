@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SCHEMA, simulate
+from conftest import NO_PENALTIES, SCHEMA, simulate
 from edits import EDITS
 from matplotlib import pyplot as plt
 
@@ -30,7 +30,8 @@ DRAWN = ["posterior", "prior", "posterior_predictive", "prior_predictive", "log_
 def fcr():
     model = FCR(simulate(300, n_genes=12), SCHEMA)
     # Long enough for a response well above the noise of its draws.
-    model.fit(max_epochs=60, batch_size=64, learning_rate=1e-2, progress=False)
+    plan = {"batch_size": 64, "learning_rate": 1e-2, "progress": False}
+    model.fit(max_epochs=60, weights=NO_PENALTIES, **plan)
     return model
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pyro
 import pytest
 import torch
-from conftest import SCHEMA, make_programs, simulate
+from conftest import NO_PENALTIES, SCHEMA, make_programs, simulate
 from operations import Operations
 from torch import nn
 
@@ -101,7 +101,7 @@ def test_learning_rate_schedules(cells, split, lr_schedule):
 
 def test_training_stops_when_the_held_out_elbo_stops_improving(cells, split):
     plan_ = plan(max_epochs=200, patience=3, learning_rate=2e-2, lr_schedule="constant")
-    history = fit(fresh(cells, structure=1.0, permutation=0.0), cells, split=split, plan=plan_)
+    history = fit(fresh(cells, **NO_PENALTIES), cells, split=split, plan=plan_)
     assert len(history) < 200
     assert history.attrs["stopped"] == "no better held-out ELBO for 3 epochs"
     assert len(history) - 1 - history.attrs["best_epoch"] == 3
