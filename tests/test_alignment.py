@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def quick(monkeypatch):
     """Few steps, and no training too short for an alignment."""
     for name in ("axes._STEPS", "axes._REFINE_STEPS", "places._STEPS"):
-        monkeypatch.setattr(f"pyro_fcr.training.{name}", 20)
+        monkeypatch.setattr(f"pyro_fcr.training.{name}", 8)
     monkeypatch.setattr("pyro_fcr.training.plan._STEPS_WORTH_ALIGNING", 0)
 
 
@@ -310,11 +310,8 @@ def test_teaching_makes_model_and_guide_agree_on_the_mapped_latents(quick):
 
 def test_what_ends_an_alignment_half_way_leaves_no_trace(quick):
     objective, _, batches = prepared(simulate(400, n_genes=12))
-    for last_step in (
-        3,
-        22,
-        43,
-    ):  # while maps are fitted, while blocks are scored, while a map is taught
+    # While maps are fitted, while blocks are scored, while a map is taught.
+    for last_step in (3, 10, 19):
         before, left = copy_of(objective), iter(range(last_step))
 
         def stop(left=left):
