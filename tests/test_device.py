@@ -3,6 +3,10 @@
 What reads a value there, or copies one from there, raises; what is made elsewhere is seen.
 """
 
+import inspect
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import numpy as np
 import pyro
 import pytest
@@ -17,6 +21,7 @@ from pyro_fcr.draws.sinks import Moments, Quantiles
 from pyro_fcr.draws.sites import Sampler
 from pyro_fcr.graph import read_graph
 from pyro_fcr.objective import Objective, penalties
+from pyro_fcr.training import engines
 from pyro_fcr.training.resident import ResidentCells
 from pyro_fcr.training.tracing import TracedStep, eager_gradients
 
@@ -90,3 +95,58 @@ def test_all_sites_of_a_draw_stay_on_the_device(cells, as_on_a_gpu):
     assert set(found) == {"posterior", "prior", "predictions"}
     for draws in found.values():
         assert {draws.y.device, draws.latents["z_t"].device} == {META}
+
+
+class Card:
+    """Stands for torch.cuda: notes which contexts are open when a step is taken."""
+
+    def __init__(self):
+        self.open, self.seen = [], []
+
+    def context(self, name):
+        real = inspect.signature(getattr(torch.cuda, name))
+
+        @contextmanager
+        def opened(*arguments, **options):
+            real.bind(*arguments, **options)
+            self.open.append((name, *arguments, *options.values()))
+            try:
+                yield
+            finally:
+                self.open.pop()
+
+        return opened
+
+    def take(self):
+        self.seen.append([each[0] for each in self.open])
+
+
+@pytest.fixture
+def card(monkeypatch):
+    card, waited = Card(), []
+    there = SimpleNamespace(wait_stream=waited.append)
+    for name in ("stream", "device", "graph"):
+        monkeypatch.setattr(torch.cuda, name, card.context(name))
+    recording = SimpleNamespace(replay=card.take)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: there)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: there)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: recording)
+    return card
+
+
+def test_a_step_is_recorded_on_a_stream_of_its_device(card):
+    device = torch.device("cuda:1")
+    engines._on_another_stream(card.take, device)
+    engines._recorded(card.take, device)()
+    assert card.seen == [["stream"], ["device", "stream", "graph"], []]
+
+
+def test_a_recording_that_fails_closes_what_it_opened(card):
+    def fails():
+        assert [each[0] for each in card.open] == ["device", "stream", "graph"]
+        assert "thread_local" in card.open[-1]
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        engines._recorded(fails, torch.device("cuda:1"))
+    assert card.open == []
