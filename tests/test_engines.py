@@ -495,7 +495,9 @@ def test_resident_counts_give_the_same_batches(cells, largest):
 def test_rows_of_resident_cells_are_the_batches_of_an_epoch(cells):
     made = Batches.for_training(cells, np.arange(1_000, 80, -1), batch_size=256, device=CPU)
     expected = list(made.shuffled(3, 1, start=1))
+    assert not made.is_resident
     made._resident = ResidentCells(cells, CPU)
+    assert made.is_resident
     picked = list(made.shuffled(3, 1, start=1))
     assert len(picked) == len(expected) == 2
     for some, batch in zip(picked, expected, strict=True):

@@ -108,7 +108,7 @@ class Batches:
         cells that lie on the device their rows are yielded, which are sent there once an epoch.
         """
         batches = self.shuffled_rows(seed, epoch)
-        if self._resident is not None:
+        if self.is_resident:
             sent = torch.cat(batches).to(self.device).split(self.batch_size)
             yield from (self._ungathered(rows) for rows in sent[start:])
             return
@@ -129,6 +129,11 @@ class Batches:
     def is_stored(self) -> bool:
         """Whether the cells are read from disk as they are needed."""
         return isinstance(self.cells.expression, StoredMatrix)
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the cells lie on the device, where a batch is a gather of rows."""
+        return self._resident is not None
 
     @property
     def _batches_per_pool(self) -> int:

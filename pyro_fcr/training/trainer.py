@@ -277,7 +277,7 @@ class Trainer:
         self.pace.begin()
         self.objective.train()
         batches = self.train.shuffled(self.plan.seed, self.epoch, start=self.batch_number)
-        for batch in prefetched(batches):
+        for batch in batches if self.train.is_resident else prefetched(batches):
             self._between_steps = False
             self._validated_step(batch)
             self._between_steps = True
