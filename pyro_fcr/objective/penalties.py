@@ -44,26 +44,36 @@ def group_mean(
 _MOST_ENTRIES = 2**25  # 128 MB
 
 
-def _adds_in_any_order(values: Tensor, group: Tensor, n_groups: int) -> bool:
-    """Return whether torch adds up in another order at each call, and there is room to mend it."""
-    return values.is_cuda and len(group) * n_groups * values.shape[-1] <= _MOST_ENTRIES
+def _adds_in_any_order(values: Tensor) -> bool:
+    """Return whether torch adds up rows of a group in another order at each call."""
+    return values.is_cuda
 
 
 def _is_in(group: Tensor, n_groups: int) -> Tensor:
-    return (group[:, None] == torch.arange(n_groups, device=group.device))[:, :, None]
+    return group[:, None] == torch.arange(n_groups, device=group.device)
+
+
+def _added_in_order(is_in: Tensor, values: Tensor) -> Tensor:
+    """Add up the rows of ``values`` that each row of ``is_in``, ``(*, len(values))``, picks.
+
+    Many are a product, in float64, which neither TF32 nor bfloat16 rounds.
+    """
+    if is_in.numel() * values.shape[-1] <= _MOST_ENTRIES:
+        return torch.where(is_in[:, :, None], values, 0.0).sum(dim=1)
+    return (is_in.double() @ values.double()).to(values.dtype)
 
 
 def _group_sum(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
     """Add up rows that share a group, ``(n_groups, n_features)``; the same bits at each call."""
-    if _adds_in_any_order(values, group, n_groups):
-        return torch.where(_is_in(group, n_groups), values[:, None], 0.0).sum(dim=0)
+    if _adds_in_any_order(values):
+        return _added_in_order(_is_in(group, n_groups).T, values)
     return values.new_zeros(n_groups, values.shape[-1]).index_add(0, group, values)
 
 
 def _of_group(mean: Tensor, group: Tensor) -> Tensor:
     """Return the row of each one's group, ``(n_cells, n_features)``; its gradient adds up, too."""
-    if _adds_in_any_order(mean, group, len(mean)):
-        return torch.where(_is_in(group, len(mean)), mean[None], 0.0).sum(dim=1)
+    if _adds_in_any_order(mean):
+        return _added_in_order(_is_in(group, len(mean)), mean)
     return mean[group]
 
 
