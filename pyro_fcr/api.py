@@ -379,7 +379,10 @@ class FCR:
         own.warn_if_changed()
         report_conditions(own.registry, checked)  # refits on parts of the cells say no more
         report_independences(checked.graph)
-        objective = self._objective(weights, enforced, extra, plan.seed)
+        with seeded(plan.seed):
+            objective = Objective.of_checked(
+                checked, self._example(), weights=weights, enforced=enforced, extra=extra
+            )
         try:
             self.history = fit(
                 objective,
@@ -456,23 +459,6 @@ class FCR:
         )
         return "anew from initial parameters"
 
-    def _objective(
-        self,
-        weights: Mapping[str, Weight] | None,
-        enforced: Iterable[Claim] | None,
-        extra: Iterable[Term],
-        seed: int,
-    ) -> Objective:
-        with seeded(seed):
-            return Objective.from_programs(
-                self.model,
-                self.guide,
-                self._example(),
-                weights=weights,
-                enforced=enforced,
-                extra=extra,
-            )
-
     # Questions: functions of the rooms below, of which the model is the first argument.
     get_latent_representation = queries.get_latent_representation
     add_latents_to = queries.add_latents_to
@@ -519,7 +505,9 @@ class FCR:
         """
         batches = self._judged(adata)
         only = {"structure": 0.0, "permutation": 0.0, "label": 0.0}
-        return mean_terms(self._objective(only, None, (), seed), batches, seed=seed)["elbo"]
+        with seeded(seed):
+            loss = Objective.from_programs(self.model, self.guide, self._example(), weights=only)
+        return mean_terms(loss, batches, seed=seed)["elbo"]
 
     def log_evidence(self, n_particles: int = 100, adata: Source = None, *, seed: int = 0) -> float:
         """Return an importance-weighted bound of the log evidence, nats per cell.

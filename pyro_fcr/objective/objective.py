@@ -177,6 +177,19 @@ class Objective(nn.Module):
             If model and guide do not fit together.
         """
         checked = check_programs(model, guide, batch)
+        return cls.of_checked(checked, batch, weights=weights, enforced=enforced, extra=extra)
+
+    @classmethod
+    def of_checked(
+        cls,
+        checked: Checked,
+        batch: Batch,
+        *,
+        weights: Mapping[str, Weight] | None = None,
+        enforced: Iterable[Claim] | None = None,
+        extra: Iterable[Term] = (),
+    ) -> Objective:
+        """Build the loss of programs that are checked already; see :meth:`from_programs`."""
         graph, run = checked.graph, checked.run
         enforced = claims(graph) if enforced is None else tuple(enforced)
         terms = [
