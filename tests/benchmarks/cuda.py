@@ -365,7 +365,8 @@ def main():
         for way in [*(each for each in ways if each != "trace" or size == sizes[0]), *others]:
             report.part(f"{way}, B = {size}", speed, data, size, way, device, n_steps)
     report.part("fit, auto", whole_fit, "auto", device, 2 if quick else 150)
-    report.part("fit, eager", whole_fit, "eager", device, 2 if quick else 15)
+    if not quick:  # which is eager with "auto"
+        report.part("fit, eager", whole_fit, "eager", device, 15)
     report.part("questions", questions, device, 50 if quick else 2_000)
     if is_card(device) and not quick:
         on_a_card(report, data, device, ways)
