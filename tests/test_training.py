@@ -288,7 +288,7 @@ def _between_treatments(latents, obs):
 
 def test_structure_term_removes_a_planted_leak():
     """A z_x whose KL costs little takes treatment effects over; the default weight undoes it."""
-    adata = simulate(2000, interaction=0.0)
+    adata = simulate(1200, interaction=0.0)
     cells = register(adata, SCHEMA)[1]
     split = split_cells(adata.obs, SCHEMA, heldout_fraction=0.2)
     leak, elbo = {}, {}
@@ -302,7 +302,7 @@ def test_structure_term_removes_a_planted_leak():
             objective,
             cells,
             split=split,
-            plan=plan(max_epochs=40, learning_rate=3e-3, patience=40),
+            plan=plan(max_epochs=30, learning_rate=5e-3, patience=30),
         )
         heldout = cells.batch(split.heldout)
         with torch.no_grad():
