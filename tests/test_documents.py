@@ -43,7 +43,7 @@ def python_blocks(path):
 
 def shorter(code):
     """The same on a quarter of the bundled cells, with trainings of few steps."""
-    code = re.sub(r"""(max_epochs['"]?[=:] ?|n_folds=)\d+""", r"\g<1>2", code)
+    code = re.sub(r"""(max_epochs['"]?[=:] ?|n_folds=|bootstrap\(fcr, )\d+""", r"\g<1>2", code)
     code = re.sub(r"((num_samples|warmup_steps)=|for _ in range\()\d+", r"\g<1>5", code)
     return code.replace("gbm_panobinostat()", "gbm_panobinostat()[::4].copy()")
 
