@@ -28,7 +28,7 @@ def fitted():
     fcr = FCR(
         simulate_interactions(DESIGN), PLANNED, architecture=Architecture(n_tx=2, n_hidden=64)
     )
-    fcr.fit(max_epochs=60, **PLAN)
+    fcr.fit(max_epochs=40, **{**PLAN, "learning_rate": 6e-3})
     return fcr
 
 
