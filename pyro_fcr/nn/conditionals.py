@@ -148,14 +148,15 @@ class InteractionPrior(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor) -> TorchDistribution:
         """Return p(z | t, x): batch shape ``(*, n_cells)``, event shape ``(n_latent,)``."""
-        average = self.treatment.weight.T * self.context(self.mean_context)
-        embedding = self.treatment(t) * self.context(x) - t @ average
-        if len(self.foretold):
-            agents, levels = self.unseen
-            own = self.treatment.weight.T[agents] * self.context.weight.T[levels]
-            own = own - average[agents] / self._n_covariates
-            embedding = embedding + (t[..., agents] * x[..., levels]) @ (self.foretold - own)
-        return _prior(self.loc(embedding), self.log_scale(embedding))
+        with in_full(t.device):
+            average = self.treatment.weight.T * self.context(self.mean_context)
+            embedding = self.treatment(t) * self.context(x) - t @ average
+            if len(self.foretold):
+                agents, levels = self.unseen
+                own = self.treatment.weight.T[agents] * self.context.weight.T[levels]
+                own = own - average[agents] / self._n_covariates
+                embedding = embedding + (t[..., agents] * x[..., levels]) @ (self.foretold - own)
+            return _prior(self.loc(embedding), self.log_scale(embedding))
 
     @torch.no_grad()
     def foretell(self) -> None:
