@@ -45,12 +45,12 @@ from pyro_fcr.metrics import nan_to_null
 from pyro_fcr.metrics.chances import Chances
 from pyro_fcr.modes import looking, seeded
 from pyro_fcr.nn.architecture import Architecture
-from pyro_fcr.nn.conditionals import InteractionPrior
 from pyro_fcr.objective import Objective, Term, Weight, importance_bound
 from pyro_fcr.params import as_module, dtype_of, name_of
 from pyro_fcr.programs import (
     build_programs,
     example_batch,
+    foretell_unseen,
     report_conditions,
     report_independences,
 )
@@ -396,9 +396,7 @@ class FCR:
         except CheckpointError:  # nothing is trained yet
             self.split, self.history = former
             raise
-        for module in self.model.modules():
-            if isinstance(module, InteractionPrior):
-                module.foretell()
+        foretell_unseen(self.model)
         self.history.attrs["start"] = start
         self._say_how_it_went(checked, plan)
         return self.history
@@ -697,6 +695,8 @@ class FCR:
         self.model.eval()
         self.guide.eval()
         self.history, self._named_split = saved.history, saved.split
+        if self.history is not None:
+            foretell_unseen(self.model)
         self._own_cells, self.notes = None, str(record.get("notes", ""))
         self.chances = chances or None
         self._own_cells = None

@@ -12,6 +12,7 @@ from pyro_fcr.graph import Graph, not_claimed
 from pyro_fcr.graph.contract import Checked
 from pyro_fcr.modes import seeded
 from pyro_fcr.nn.architecture import Architecture
+from pyro_fcr.nn.conditionals import InteractionPrior, LinearPrior
 from pyro_fcr.nn.decoders import DECODERS
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,19 @@ def example_batch(registry: Registry, *, n_levels: dict[str, int] | None = None)
     sites = [name for name in widths if name != "y"]
     codes = {name: torch.zeros(n_cells, dtype=torch.long) for name in sites}
     return Batch(values, codes, n_levels or dict.fromkeys(codes, 1), n_total=n_cells)
+
+
+def foretell_unseen(model: nn.Module) -> None:
+    """Have priors of interactions regress unseen pairs on seen ones, by what was trained.
+
+    The means of a :class:`~pyro_fcr.nn.LinearPrior` named z_x are the states of untreated cells.
+    """
+    prior = getattr(model, "z_x", None)
+    states = prior.loc.weight.T if isinstance(prior, LinearPrior) else None
+    for module in model.modules():
+        if isinstance(module, InteractionPrior):
+            n_levels = module.mean_context.shape[1]
+            module.foretell(states if states is not None and len(states) == n_levels else None)
 
 
 def report_independences(graph: Graph) -> None:

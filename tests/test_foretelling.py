@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from conftest import SCHEMA, simulate
 
+from pyro_fcr import FCR
 from pyro_fcr.nn import InteractionPrior
 from pyro_fcr.nn.foretelling import context_weights
 
@@ -61,6 +63,30 @@ def test_unseen_pairs_get_the_average_where_nothing_foretells_them(shares):
     assert np.median(np.square(found).mean(axis=(1, 2))) < 0.05  # of a variance of 1
 
 
+def test_a_context_without_any_treatment_is_foretold_by_the_state_of_its_untreated_cells():
+    """Of one treatment in eight contexts, where nothing else tells contexts apart."""
+    rng = np.random.default_rng(1)
+    states, noise = rng.normal(size=(8, 3)), rng.normal(size=(8, 2))
+    effects = (states @ rng.normal(size=(3, 2)))[None]
+    shares = np.full((1, 8), 1 / 7)
+    shares[0, 7] = 0.0
+    own = deviations(effects, shares)
+    found = (context_weights(effects, shares, states) @ own)[0, 7]
+    np.testing.assert_allclose(found, own[0, 7], rtol=0.25)
+    assert (context_weights(effects, shares) == 0).all()
+    unlike = context_weights(noise[None], shares, states) @ deviations(noise[None], shares)
+    assert np.abs(unlike).max() < 0.5 * np.abs(noise).max()
+
+
+def test_states_do_not_hide_what_other_treatments_tell(shares):
+    rng = np.random.default_rng(3)
+    effects = rng.normal(size=(N_T, 1, 3)) * rng.normal(size=(N_X, 1))
+    states = rng.normal(size=(N_X, 4))
+    expected = deviations(effects, shares)[shares == 0]
+    found = context_weights(effects, shares, states) @ deviations(effects, shares)
+    assert np.abs(found[shares == 0] - expected).max() < 0.25 * np.abs(expected).max()
+
+
 def test_what_an_unseen_pair_would_be_by_the_embeddings_is_not_looked_at(shares):
     rng = np.random.default_rng(0)
     effects = rng.normal(size=(N_T, 1, 3)) * rng.normal(size=(N_X, 1))
@@ -88,12 +114,24 @@ def test_with_two_covariates_unseen_levels_get_the_average_in_proportion():
     torch.testing.assert_close(found[0] - found[1], of_seen[0] - of_seen[1], atol=1e-5, rtol=1e-4)
 
 
-def test_states_that_kept_nothing_of_unseen_pairs_are_read(shares):
+def test_what_is_foretold_follows_from_the_parameters_and_is_not_saved(shares):
     prior = InteractionPrior(N_T, N_X, 3, mean_context=torch.tensor(shares).float())
-    prior.foretold += 1.0
-    state = prior.state_dict()
-    del state["foretold"]
-    new = InteractionPrior(N_T, N_X, 3, mean_context=torch.tensor(shares).float())
-    new.load_state_dict(state)
-    assert (new.foretold == 0).all()
-    assert "foretold" not in InteractionPrior(N_T, N_X, 3).state_dict()
+    assert "foretold" not in prior.state_dict()
+
+
+def test_a_fitted_model_foretells_and_does_so_again_when_it_is_loaded(tmp_path, monkeypatch):
+    adata = simulate(300, n_genes=10, n_t=2)
+    rows = (adata.obs["drug"] == "drug1") & (adata.obs["line"] == "line0")
+    adata = adata[~rows.to_numpy()].copy()
+
+    def even(effects, shares, states):
+        assert len(states) == shares.shape[1]
+        return np.full((*shares.shape, shares.shape[1]), 0.3) * (shares == 0)[:, :, None]
+
+    monkeypatch.setattr("pyro_fcr.nn.conditionals.context_weights", even)
+    fcr = FCR(adata, SCHEMA)
+    fcr.fit(max_epochs=1, progress=False)
+    assert fcr.model.z_tx.foretold.abs().max() > 0
+    fcr.save(tmp_path / "model")
+    loaded = FCR.load(tmp_path / "model", adata=adata)
+    torch.testing.assert_close(loaded.model.z_tx.foretold, fcr.model.z_tx.foretold)

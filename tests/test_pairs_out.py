@@ -280,13 +280,15 @@ def test_combinations_of_agents_that_others_have_are_left_out():
 def test_a_fit_ends_with_what_seen_pairs_foretell(fcr, monkeypatch):
     told = []
 
-    def foretell(prior):
-        told.append(prior)
+    def foretell(prior, states):
+        told.append((prior, states))
 
     monkeypatch.setattr(InteractionPrior, "foretell", foretell)
     new = fcr.with_programs(*build_programs(fcr.registry, fcr.architecture, seed=0))
     new.fit(PLAN)
-    assert told == [new.model.z_tx]
+    ((prior, states),) = told
+    assert prior is new.model.z_tx
+    torch.testing.assert_close(states.T, new.model.z_x.loc.weight)
 
 
 def test_a_fit_without_a_pair_knows_nothing_of_it(fcr):

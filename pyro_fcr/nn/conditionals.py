@@ -5,7 +5,7 @@ distribution anew at each call. To give a site another family, write one more of
 """
 
 from itertools import islice
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -99,8 +99,8 @@ class InteractionPrior(nn.Module):
 
     The product of embeddings says what seen pairs do, whatever it is, so its value for an unseen
     pair means little. There the prior is that of the treatment's average response (of one of
-    several covariates, in proportion) and, once :meth:`foretell` was called, of what the context's
-    other treatments foretell, see :mod:`pyro_fcr.nn.foretelling`.
+    several covariates, in proportion) and, once :meth:`foretell` was called, of what the contexts
+    that resemble it foretell, see :mod:`pyro_fcr.nn.foretelling`.
 
     Parameters
     ----------
@@ -142,8 +142,8 @@ class InteractionPrior(nn.Module):
         nn.init.zeros_(self.log_scale.bias)
         unseen = (mean_context == 0).nonzero().T
         self.register_buffer("unseen", unseen, persistent=False)
-        foretold = torch.zeros(unseen.shape[1], n_embedding)
-        self.register_buffer("foretold", foretold, persistent=len(foretold) > 0)
+        foretold = torch.zeros(unseen.shape[1], n_embedding)  # of the parameters, once trained
+        self.register_buffer("foretold", foretold, persistent=False)
         self._n_covariates = max(1, round(float(mean_context.sum(dim=1).max())))
 
     def forward(self, t: Tensor, x: Tensor) -> TorchDistribution:
@@ -159,24 +159,24 @@ class InteractionPrior(nn.Module):
             return _prior(self.loc(embedding), self.log_scale(embedding))
 
     @torch.no_grad()
-    def foretell(self) -> None:
-        """Regress unseen pairs on seen ones; a fit does it at its end.
+    def foretell(self, states: Tensor | None = None) -> None:
+        """Regress unseen pairs on seen ones; a fit does it at its end, and a model that is loaded.
 
         Nothing changes with several covariates, or where no seen pair is foretold by others.
+
+        Parameters
+        ----------
+        states
+            State of the untreated cells of each context, ``(n_x, n_features)``, e.g. the means of
+            z_x.
         """
         if not len(self.foretold) or self._n_covariates > 1:
             return
         average = self.context(self.mean_context)
         pairs = self.treatment.weight.T[:, None] * (self.context.weight.T - average[:, None])
-        effects, shares = (v.double().cpu().numpy() for v in (self.loc(pairs), self.mean_context))
-        weights = torch.from_numpy(context_weights(effects, shares)).to(pairs)
-        self.foretold.copy_((weights @ pairs)[tuple(self.unseen)])
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Take states of versions that kept nothing of unseen pairs."""
-        if len(self.foretold):
-            state_dict.setdefault(f"{prefix}foretold", self.foretold)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        given = (self.loc(pairs), self.mean_context, *([] if states is None else [states]))
+        weights = context_weights(*(each.double().cpu().numpy() for each in given))
+        self.foretold.copy_((torch.from_numpy(weights).to(pairs) @ pairs)[tuple(self.unseen)])
 
 
 class Encoder(nn.Module):

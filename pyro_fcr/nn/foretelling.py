@@ -1,10 +1,13 @@
 """What pairs of treatment and context do that were never seen, by regression on those that were.
 
-A context of which some treatments are known is described by the contexts that resemble it in what
-these do. How far that can be trusted is learnt from the seen pairs, each left out in turn: where
-none foretells another, every unseen pair gets the average.
+A context is described by the contexts that resemble it, in what other treatments do there or in
+the state of its untreated cells. Which of them counts, and how far it can be trusted, is learnt
+from the seen pairs, each left out in turn: where none foretells another, every unseen pair gets the
+average.
 """
 
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -12,27 +15,34 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_PENALTIES: Final = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, np.inf)  # of the mean square of a context
+_PENALTIES: Final = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the mean square of a context
+_STATES: Final = (0.0, 0.5, 1.0)  # how much states of untreated cells count beside treatments
 _MOST_PAIRS: Final = 300  # that are left out to choose among them
 
 
-class _Regression(NamedTuple):
-    """A pair's context on the contexts that had its treatment, over the other treatments."""
+class _Rule(NamedTuple):
+    """What likeness counts, and how far it is trusted."""
 
-    contexts: npt.NDArray[np.intp]
-    squares: Floats
-    axes: Floats
-    inner: Floats
+    states: float
+    penalty: float
+
+
+class _Likeness(NamedTuple):
+    """How like each other the contexts of a treatment are, and another one to them, ``(n,)``."""
+
+    among: Floats
+    own: Floats
 
     def weights(self, penalty: float) -> Floats:
-        """Return the weights of the contexts."""
-        size = self.squares.sum() / max(len(self.contexts), 1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shrunk = np.nan_to_num((self.axes.T @ self.inner) / (self.squares + penalty * size))
-        return self.axes @ shrunk
+        """Return the weights of the contexts by ridge regression."""
+        size = np.trace(self.among)
+        if not size > 0:
+            return np.zeros(len(self.own))
+        ridge = penalty * size / len(self.own) * np.eye(len(self.own))
+        return np.linalg.solve(self.among + ridge, self.own)
 
 
-def context_weights(effects: Floats, shares: Floats) -> Floats:
+def context_weights(effects: Floats, shares: Floats, states: Floats | None = None) -> Floats:
     """Weigh the contexts of each treatment to foretell what it does in another.
 
     Parameters
@@ -43,13 +53,15 @@ def context_weights(effects: Floats, shares: Floats) -> Floats:
     shares
         Share of each treatment's cells by context, ``(n_treatments, n_contexts)``; 0 where a pair
         was not seen.
+    states
+        State of the untreated cells of each context, ``(n_contexts, n_features)``, if known.
 
     Returns
     -------
     ``(n_treatments, n_contexts, n_contexts)``: weights that an unseen pair (first two axes) gives
     the same treatment's deviations from its average in the contexts of the last axis; 0 for pairs
-    that were seen. All are 0 where seen pairs, left out in turn, are not foretold any better than
-    by the average.
+    that were seen. All are 0 where seen pairs, left out in turn, are not foretold better than by
+    the average, by more than one standard error.
 
     Examples
     --------
@@ -64,39 +76,84 @@ def context_weights(effects: Floats, shares: Floats) -> Floats:
     """
     seen = shares > 0
     pairs = np.argwhere(seen & (seen.sum(axis=1, keepdims=True) > 2))
-    rng = np.random.default_rng(0)
-    pairs = pairs[rng.permutation(len(pairs))[:_MOST_PAIRS]]
-    losses = np.zeros(len(_PENALTIES))
-    for t, x in pairs:
-        found, own = _regression(effects, shares, t, x), _deviations(effects[t], shares[t], x)
-        for i, penalty in enumerate(_PENALTIES):
-            foretold = found.weights(penalty) @ own[found.contexts]
-            losses[i] += ((foretold - own[x]) ** 2).sum()
-    penalty = _PENALTIES[::-1][int(np.argmin(losses[::-1]))]
-    weights = np.zeros((*shares.shape, shares.shape[1]))
+    pairs = pairs[np.random.default_rng(0).permutation(len(pairs))[:_MOST_PAIRS]]
+    rules = [
+        _Rule(*each)
+        for each in itertools.product((0.0,) if states is None else _STATES, _PENALTIES)
+    ]
+    losses = np.zeros((len(pairs), len(rules)))
+    average = np.zeros((len(pairs), 1))
+    for i, (t, x) in enumerate(pairs):
+        wanted = _deviations(effects[t], shares[t], x)
+        weights = _weights(effects, shares, states, (t, x), rules)
+        losses[i] = [((each @ wanted - wanted[x]) ** 2).sum() for each in weights]
+        average[i] = (wanted[x] ** 2).sum()
+    found = np.zeros((*shares.shape, shares.shape[1]))
+    if len(pairs) < 2:
+        return found
+    gains = average - losses
+    best = int(gains.sum(axis=0).argmax())
+    if gains[:, best].mean() <= gains[:, best].std(ddof=1) / np.sqrt(len(pairs)):
+        return found
     for t, x in np.argwhere(~seen):
-        found = _regression(effects, shares, t, x)
-        weights[t, x, found.contexts] = found.weights(penalty)
-    return weights
+        (found[t, x],) = _weights(effects, shares, states, (t, x), [rules[best]])
+    return found
 
 
-def _deviations(effects: Floats, share: Floats, without: int) -> Floats:
-    """Return a treatment's effects minus their average over all seen contexts but one."""
-    seen = (share > 0)[:, None]
-    others = np.where(np.arange(len(share)) == without, 0.0, share)
-    average = others @ np.where(seen, effects, 0.0) / max(others.sum(), 1e-12)
-    return np.where(seen, effects - average, 0.0)
-
-
-def _regression(effects: Floats, shares: Floats, t: int, x: int) -> _Regression:
+def _weights(
+    effects: Floats,
+    shares: Floats,
+    states: Floats | None,
+    pair: tuple[int, int],
+    rules: Sequence[_Rule],
+) -> Iterator[Floats]:
+    """Yield by each rule the weights of all contexts, ``(n_contexts,)``, for a pair left out."""
+    t, x = pair
     level = np.arange(shares.shape[1])
     contexts = np.flatnonzero((shares[t] > 0) & (level != x))
-    squares, inner = np.zeros((len(contexts), len(contexts))), np.zeros(len(contexts))
-    for other in np.flatnonzero(shares[:, x] > 0):
-        common = np.where(np.isin(level, [*contexts, x]), shares[other], 0.0)
-        if other != t and common[contexts].any():
-            own = _deviations(effects[other], common, x)
-            squares += own[contexts] @ own[contexts].T
-            inner += own[contexts] @ own[x]
-    values, axes = np.linalg.eigh(squares)
-    return _Regression(contexts, values.clip(0.0), axes, inner)
+    known = np.isin(level, [*contexts, x])
+    rows = [
+        (effects[other], np.where(known, shares[other], 0.0))
+        for other in np.flatnonzero(shares[:, x] > 0)
+        if other != t
+    ]
+    treatments = of_states = _likeness(rows, contexts, x)
+    if states is not None:
+        of_states = _likeness([(states, np.where(known, 1.0, 0.0))], contexts, x)
+    for rule in rules:
+        found = np.zeros(len(level))
+        found[contexts] = _mixed(treatments, of_states, rule.states).weights(rule.penalty)
+        yield found
+
+
+def _likeness(
+    rows: list[tuple[Floats, Floats]], contexts: npt.NDArray[np.intp], x: int
+) -> _Likeness:
+    """Compare contexts by what is known of them, each row with shares of the contexts in it."""
+    among, own = np.zeros((len(contexts), len(contexts))), np.zeros(len(contexts))
+    for values, share in rows:
+        if share[contexts].any():
+            centred = _deviations(values, share, x)
+            among += centred[contexts] @ centred[contexts].T
+            own += centred[contexts] @ centred[x]
+    return _Likeness(among, own)
+
+
+def _mixed(one: _Likeness, other: _Likeness, share: float) -> _Likeness:
+    """Average two kinds of likeness, of one size each."""
+    parts = [
+        (weight / np.trace(each.among), each)
+        for weight, each in ((1.0 - share, one), (share, other))
+        if weight > 0 and np.trace(each.among) > 0
+    ]
+    among = sum((scale * each.among for scale, each in parts), np.zeros_like(one.among))
+    own = sum((scale * each.own for scale, each in parts), np.zeros_like(one.own))
+    return _Likeness(among, own)
+
+
+def _deviations(values: Floats, share: Floats, without: int) -> Floats:
+    """Return values of contexts minus their average over all seen ones but one."""
+    seen = (share > 0)[:, None]
+    others = np.where(np.arange(len(share)) == without, 0.0, share)
+    average = others @ np.where(seen, values, 0.0) / max(others.sum(), 1e-12)
+    return np.where(seen, values - average, 0.0)
