@@ -20,7 +20,7 @@ _STATES: Final = (0.0, 0.5, 1.0)  # how much states of untreated cells count bes
 _MOST_PAIRS: Final = 300  # that are left out to choose among them
 
 
-class _Rule(NamedTuple):
+class _Regression(NamedTuple):
     """What likeness counts, and how far it is trusted."""
 
     states: float
@@ -78,7 +78,7 @@ def context_weights(effects: Floats, shares: Floats, states: Floats | None = Non
     pairs = np.argwhere(seen & (seen.sum(axis=1, keepdims=True) > 2))
     pairs = pairs[np.random.default_rng(0).permutation(len(pairs))[:_MOST_PAIRS]]
     rules = [
-        _Rule(*each)
+        _Regression(*each)
         for each in itertools.product((0.0,) if states is None else _STATES, _PENALTIES)
     ]
     losses = np.zeros((len(pairs), len(rules)))
@@ -105,7 +105,7 @@ def _weights(
     shares: Floats,
     states: Floats | None,
     pair: tuple[int, int],
-    rules: Sequence[_Rule],
+    rules: Sequence[_Regression],
 ) -> Iterator[Floats]:
     """Yield by each rule the weights of all contexts, ``(n_contexts,)``, for a pair left out."""
     t, x = pair
