@@ -113,6 +113,12 @@ class TracedStep:
             for at, module in self._both.named_modules()
             for name, parameter in module.named_parameters(recurse=False)
         }
+        # Looking for the buffers at each step would take a hundredth of its time.
+        self._buffers = [
+            (f"{at}.{name}" if at else name, module, name)
+            for at, module in self._both.named_modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
         self._batch = batch
         self._draws: list[Draw] = []
         self._function: Callable = self._trace()
@@ -134,7 +140,8 @@ class TracedStep:
         return self
 
     def _inputs(self, batch: Batch) -> tuple[State, State, dict[str, Any]]:
-        return self._parameters, dict(self._both.named_buffers()), batch.tensors()
+        buffers = {name: module.get_buffer(own) for name, module, own in self._buffers}
+        return self._parameters, buffers, batch.tensors()
 
     def _trace(self) -> GraphModule:
         listed = ListedDraws()
