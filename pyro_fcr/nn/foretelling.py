@@ -81,17 +81,15 @@ def context_weights(effects: Floats, shares: Floats, states: Floats | None = Non
         _Regression(*each)
         for each in itertools.product((0.0,) if states is None else _STATES, _PENALTIES)
     ]
-    losses = np.zeros((len(pairs), len(rules)))
-    average = np.zeros((len(pairs), 1))
+    gains = np.zeros((len(pairs), len(rules)))  # of squared error over the average
     for i, (t, x) in enumerate(pairs):
         wanted = _deviations(effects[t], shares[t], x)
         weights = _weights(effects, shares, states, (t, x), rules)
-        losses[i] = [((each @ wanted - wanted[x]) ** 2).sum() for each in weights]
-        average[i] = (wanted[x] ** 2).sum()
+        errors = [((each @ wanted - wanted[x]) ** 2).sum() for each in weights]
+        gains[i] = (wanted[x] ** 2).sum() - np.array(errors)
     found = np.zeros((*shares.shape, shares.shape[1]))
     if len(pairs) < 2:
         return found
-    gains = average - losses
     best = int(gains.sum(axis=0).argmax())
     if gains[:, best].mean() <= gains[:, best].std(ddof=1) / np.sqrt(len(pairs)):
         return found
