@@ -200,9 +200,10 @@ class Batch:
         -------
         The number of each cell's stratum, ``(n_cells,)``, and the number of possible strata.
         """
-        code = torch.zeros(len(self), dtype=torch.long, device=self["library"].device)
-        n = 1
-        for site in sites:
+        if not sites:
+            return torch.zeros(len(self), dtype=torch.long, device=self["library"].device), 1
+        code, n = self.codes[sites[0]], self.n_levels[sites[0]]
+        for site in sites[1:]:
             code = code * self.n_levels[site] + self.codes[site]
             n *= self.n_levels[site]
         return code, n

@@ -39,6 +39,8 @@ def moments(family: Any, *, n_draws: int) -> tuple[Tensor, Tensor]:
         shape = torch.Size([n_draws])
         draws = family.rsample(shape) if family.has_rsample else family.sample(shape)
         found = draws.mean(dim=0), draws.var(dim=0)
+    if len(family.batch_shape) == len(family.event_shape) == 1:
+        return found
     mean, variance = (each.reshape(*family.batch_shape, -1) for each in found)
     return mean, variance
 

@@ -9,6 +9,8 @@ import pyro
 import torch
 from torch import nn
 
+_AS_IT_IS = nullcontext()
+
 _ONE_AT_A_TIME = threading.RLock()
 """Held while a program runs or draws come from a seed. Pyro's handlers and store, and torch's
 generators, are those of the whole process: a second thread waits, and gets the serial answer."""
@@ -112,8 +114,9 @@ def in_full(device: torch.device) -> AbstractContextManager:
     log-odds of thousands of genes are compared there.
     """
     kind = device.type
-    rounded = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if rounded else nullcontext()
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return _AS_IT_IS
 
 
 @contextmanager

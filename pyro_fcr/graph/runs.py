@@ -103,7 +103,8 @@ class Run:
 
     def features(self, site: str) -> Tensor:
         """Return the value of a site of cells as a row per cell, ``(n_cells, n_features)``."""
-        return self.value(site).reshape(len(self.batch), -1)
+        value = self.value(site)
+        return value if value.dim() == 2 else value.reshape(len(self.batch), -1)
 
     def prior(self, site: str) -> TorchDistribution:
         """Return the model's distribution of a site."""
@@ -174,5 +175,7 @@ class Run:
 
     def joined(self, sites: tuple[str, ...]) -> Tensor:
         """Concatenate the values of sites; without any, the shape is ``(n_cells, 0)``."""
+        if len(sites) == 1:
+            return self.features(sites[0])
         empty = self.batch["library"].new_zeros(len(self.batch), 0)
         return torch.cat([empty, *(self.features(site) for site in sites)], dim=-1)
