@@ -135,3 +135,22 @@ def test_a_fitted_model_foretells_and_does_so_again_when_it_is_loaded(tmp_path, 
     fcr.save(tmp_path / "model")
     loaded = FCR.load(tmp_path / "model", adata=adata)
     torch.testing.assert_close(loaded.model.z_tx.foretold, fcr.model.z_tx.foretold)
+
+
+def test_a_treatment_seen_in_a_single_other_context_tells_nothing_of_contexts(monkeypatch):
+    """Less its own average a single context is zero, but for rounding that must not be divided."""
+    monkeypatch.setattr("pyro_fcr.nn.foretelling._most_cautious", lambda rules, gains: rules[0])
+    shares = np.array([[0.3, 0.3, 0.4, 0.0], [0.7, 0.0, 0.0, 0.3]])
+    for seed in range(20):
+        effects = np.random.default_rng(seed).normal(size=(2, 4, 3))
+        assert (context_weights(effects, shares)[0, 3] == 0).all()
+
+
+def test_where_contexts_are_alike_by_chance_the_average_is_kept(shares):
+    """Regression that seen pairs left out in turn speak for, but not beyond their errors."""
+    rng, lost = np.random.default_rng(5), []
+    for _ in range(40):
+        effects = rng.normal(size=(N_T, N_X, 3))
+        found = context_weights(effects, shares) @ deviations(effects, shares)
+        lost.append(np.square(found[shares == 0]).mean())
+    assert np.mean(np.array(lost) > 0) <= 0.1

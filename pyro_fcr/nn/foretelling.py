@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_PENALTIES: Final = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the mean square of a context
+_PENALTIES: Final = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
+"""Of the mean square of a context; the last one is the average."""
 _STATES: Final = (0.0, 0.5, 1.0)  # how much states of untreated cells count beside treatments
 _MOST_PAIRS: Final = 300  # that are left out to choose among them
 
@@ -36,7 +37,7 @@ class _Likeness(NamedTuple):
     def weights(self, penalty: float) -> Floats:
         """Return the weights of the contexts by ridge regression."""
         size = np.trace(self.among)
-        if not size > 0:
+        if not size > 0 or np.isinf(penalty):
             return np.zeros(len(self.own))
         ridge = penalty * size / len(self.own) * np.eye(len(self.own))
         return np.linalg.solve(self.among + ridge, self.own)
@@ -60,8 +61,10 @@ def context_weights(effects: Floats, shares: Floats, states: Floats | None = Non
     -------
     ``(n_treatments, n_contexts, n_contexts)``: weights that an unseen pair (first two axes) gives
     the same treatment's deviations from its average in the contexts of the last axis; 0 for pairs
-    that were seen. All are 0 where seen pairs, left out in turn, are not foretold better than by
-    the average, by more than one standard error.
+    that were seen. The penalty is the largest one whose squared error on seen pairs, left out in
+    turn, is not above the least by more than two standard errors (Breiman et al. 1984,
+    *Classification and Regression Trees*, section 3.4.3, one of them there). It may be
+    infinite: all are 0 then, which is the average.
 
     Examples
     --------
@@ -90,12 +93,21 @@ def context_weights(effects: Floats, shares: Floats, states: Floats | None = Non
     found = np.zeros((*shares.shape, shares.shape[1]))
     if len(pairs) < 2:
         return found
-    best = int(gains.sum(axis=0).argmax())
-    if gains[:, best].mean() <= gains[:, best].std(ddof=1) / np.sqrt(len(pairs)):
-        return found
+    rule = _most_cautious(rules, gains)
     for t, x in np.argwhere(~seen):
-        (found[t, x],) = _weights(effects, shares, states, (t, x), [rules[best]])
+        (found[t, x],) = _weights(effects, shares, states, (t, x), [rule])
     return found
+
+
+def _most_cautious(rules: Sequence[_Regression], gains: Floats) -> _Regression:
+    """Return the rule of largest penalty that is not worse than the best one.
+
+    Worse is by more than two standard errors of the difference.
+    """
+    lost = gains[:, [gains.sum(axis=0).argmax()]] - gains
+    good = lost.mean(axis=0) <= 2.0 * lost.std(axis=0, ddof=1) / np.sqrt(len(gains))
+    ranks = [(rule.penalty, gain) for rule, gain in zip(rules, gains.sum(axis=0), strict=True)]
+    return rules[max(np.flatnonzero(good), key=lambda i: ranks[i])]
 
 
 def _weights(
@@ -130,7 +142,7 @@ def _likeness(
     """Compare contexts by what is known of them, each row with shares of the contexts in it."""
     among, own = np.zeros((len(contexts), len(contexts))), np.zeros(len(contexts))
     for values, share in rows:
-        if share[contexts].any():
+        if np.count_nonzero(share[contexts]) > 1:  # one alone differs from no other
             centred = _deviations(values, share, x)
             among += centred[contexts] @ centred[contexts].T
             own += centred[contexts] @ centred[x]
