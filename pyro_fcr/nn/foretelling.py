@@ -104,10 +104,11 @@ def _most_cautious(rules: Sequence[_Regression], gains: Floats) -> _Regression:
 
     Worse is by more than two standard errors of the difference.
     """
-    lost = gains[:, [gains.sum(axis=0).argmax()]] - gains
-    good = lost.mean(axis=0) <= 2.0 * lost.std(axis=0, ddof=1) / np.sqrt(len(gains))
-    ranks = [(rule.penalty, gain) for rule, gain in zip(rules, gains.sum(axis=0), strict=True)]
-    return rules[max(np.flatnonzero(good), key=lambda i: ranks[i])]
+    total = gains.sum(axis=0)
+    lost = gains[:, [total.argmax()]] - gains
+    beyond = lost.mean(axis=0) - 2.0 * lost.std(axis=0, ddof=1) / np.sqrt(len(gains))
+    good = (i for i in range(len(rules)) if beyond[i] <= 0)
+    return rules[max(good, key=lambda i: (rules[i].penalty, total[i]))]
 
 
 def _weights(
