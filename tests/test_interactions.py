@@ -74,16 +74,28 @@ def test_genes_of_pairs_that_were_not_found_are_not_claimed(cross, ranked):
     assert (rank_interactions(cross, level=1e-300).genes["qvalue"] == 1.0).all()  # no pair at all
 
 
-def test_intervals_are_around_the_estimate_and_of_the_level(cross):
-    """Quantiles of a mixture: half of it may be far narrower than half of a normal of its sd."""
+def test_intervals_are_of_what_the_cells_show_and_of_the_level(cross):
     half, most = (rank_interactions(cross, level=level).genes for level in (0.5, 0.05))
-    widths = [(each["upper"] - each["lower"]) / each["sd"] for each in (half, most)]
-    assert (widths[0] < widths[1]).all()
-    assert widths[0].max() < 1.36  # 2 x 0.6745, of a normal
-    assert 2.0 < widths[1].median() < 4.5
-    inside = (most["lower"] < most["estimate"]) & (most["estimate"] < most["upper"])
-    assert inside.all()
-    assert ((most["lower"] <= half["lower"]) & (half["upper"] <= most["upper"])).all()
+    for genes in (half, most):
+        middle = (genes["lower"] + genes["upper"]) / 2
+        np.testing.assert_allclose(middle, genes["observed"], atol=1e-9)
+    assert (most["lower"] < half["lower"]).all()
+    ratio = (most["upper"] - most["lower"]) / (half["upper"] - half["lower"])
+    assert 2.8 < ratio.median() < 3.4  # 1.96 / 0.674, and a little more of t
+
+
+def test_intervals_hold_rare_interactions_as_often_as_all_other_effects():
+    design = InteractionDesign(
+        n_cells=2400, n_genes=100, n_contexts=4, n_treatments=3, n_interacting=3, n_drivers=10
+    )
+    inside = []
+    for seed in range(3):
+        adata = simulate_interactions(design, seed=seed)
+        planted = adata.uns["interactions"].merge(untrained(adata).genes)
+        truth = planted["log_fold_change"]
+        inside += list((planted["lower"] <= truth) & (truth <= planted["upper"]))
+    assert len(inside) == 3 * 30
+    assert np.mean(inside) > 0.8  # of intervals at 90 %
 
 
 def test_without_interactions_the_level_is_kept_even_by_models_that_were_not_trained():

@@ -44,9 +44,18 @@ class Error(NamedTuple):
         known = self.variance > 0
         variance = np.where(known, self.variance, 1.0)
         ratio = np.where(known, estimate, 0.0) / np.sqrt(variance)
-        df = 1.0 / np.maximum(self.doubt / variance**2, 1e-9)
-        tail = np.maximum(stats.t.sf(np.abs(ratio), df), 1e-300)
+        tail = np.maximum(stats.t.sf(np.abs(ratio), self._df), 1e-300)
         return np.sign(ratio) * stats.norm.isf(tail)
+
+    def interval(self, estimate: npt.ArrayLike, level: float) -> FloatArray:
+        """Return the ends of intervals of estimates by their t distribution, ``(2, ...)``."""
+        width = stats.t.ppf((1 + level) / 2, self._df) * np.sqrt(self.variance)
+        return np.array([estimate - width, estimate + width])
+
+    @property
+    def _df(self) -> FloatArray:
+        variance = np.where(self.variance > 0, self.variance, 1.0)
+        return 1.0 / np.maximum(self.doubt / variance**2, 1e-9)
 
 
 @dataclass(frozen=True, eq=False)

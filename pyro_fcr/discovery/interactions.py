@@ -51,10 +51,11 @@ class Interactions:
         all pairs), ``n_cells``, ``n_genes``. Of a treatment in two contexts only, both pairs say
         that its effects differ; which of them is the odd one, nobody can tell.
     genes
-        A row per pair and gene: ``estimate``, ``sd``, ``lower``, ``upper`` (the effect in this
-        context less that in the contexts of reference, natural log fold change, shrunk towards what
-        the model expects), ``observed`` (of the cells alone), ``model`` (of the fits
-        alone), ``pvalue``, ``qvalue``.
+        A row per pair and gene: ``estimate``, ``sd`` (the effect in this context less that in the
+        contexts of reference, natural log fold change, shrunk towards what the model expects);
+        ``observed`` (of the cells alone), ``lower``, ``upper`` (its interval, by the error that the
+        p-value rests on: it also holds the rare interaction that shrinkage takes for noise);
+        ``model`` (of the fits alone), ``pvalue``, ``qvalue``.
     level
         The false discovery rate that the genes' ``qvalue`` are meant for.
     """
@@ -348,26 +349,22 @@ def _test_genes(
         observed, error, expected = effect.seen(effect.contrast(row, half), half, fit=1 - half)
         values = (observed[genes], error.variance[genes], expected[genes])
         found = shrink(*values)
-        parts.append(
-            (found.mean, found.sd, *found.interval(1 - level), *values, error.doubt[genes])
-        )
-    mean, sd, lower, upper, observed, variance, expected, doubt = (
-        np.array(v) for v in zip(*parts, strict=True)
-    )
-    contrast = observed.mean(axis=0)
+        parts.append((found.mean, found.sd, *values, error.doubt[genes]))
+    mean, sd, observed, variance, expected, doubt = (np.array(v) for v in zip(*parts, strict=True))
+    contrast, error = observed.mean(axis=0), Error(variance, doubt).of_sum(np.full((2, 1), 0.5))
+    lower, upper = error.interval(contrast, 1 - level)
     # A change of all genes alike is one of the library sizes.
     centred = contrast - (np.median(contrast) if genes.any() else 0.0)
-    z = Error(variance, doubt).of_sum(np.full((2, 1), 0.5)).z_value(centred)
     return pd.DataFrame(
         {
             "gene": np.array(effect.halves.members[0].registry.genes)[genes],
             # The halves' errors are taken as dependent: the fit of each saw the other's cells.
             "estimate": mean.mean(axis=0),
             "sd": np.sqrt((sd**2).mean(axis=0)),
-            "lower": lower.mean(axis=0),
-            "upper": upper.mean(axis=0),
             "observed": contrast,
+            "lower": lower,
+            "upper": upper,
             "model": expected.mean(axis=0),
-            "pvalue": 2.0 * stats.norm.sf(np.abs(z)),
+            "pvalue": 2.0 * stats.norm.sf(np.abs(error.z_value(centred))),
         }
     )
