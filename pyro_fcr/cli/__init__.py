@@ -33,6 +33,7 @@ for _command in (
     discover.effects,
     discover.interactions,
     discover.design,
+    discover.next_pairs,
     draw.plot,
     reproduce.reproduce,
     simulate.simulate,

@@ -174,3 +174,42 @@ def design(
     )
     print(found.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     shell.write_table(found, out, overwrite=overwrite)
+
+
+def next_pairs(
+    models: list[Path],
+    /,
+    *,
+    cells: shell.CellsPath,
+    out: shell.Out,
+    n_pairs: int = 10,
+    n_cells: int = 100,
+    treatment: list[str] | None = None,
+    seed: shell.Seed = 0,
+    overwrite: shell.Overwrite = False,
+) -> None:
+    """Rank pairs of treatment and context that were never measured by what they would tell.
+
+    Parameters
+    ----------
+    models
+        Three or more folders that `fit` wrote, of one design and fitted to the same cells with
+        other seeds.
+    cells
+        The cells of the fits.
+    out
+        csv with a row per pair, in the order in which they are best measured.
+    n_pairs
+        Most pairs to choose.
+    n_cells
+        Cells that will be measured of each.
+    treatment
+        A treatment to choose among; repeatable, all if left out.
+    """
+    from pyro_fcr.discovery import next_pairs as rank
+
+    shell.check_file(out, ".csv", overwrite=overwrite)
+    fits = [pyro_fcr.FCR.load(model, adata=cells) for model in models]
+    found = rank(fits, n_pairs=n_pairs, n_cells=n_cells, treatments=treatment, seed=seed)
+    print(found.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    shell.write_table(found, out, overwrite=overwrite)

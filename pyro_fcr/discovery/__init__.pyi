@@ -6,6 +6,7 @@ from .hill import compare_ec50, hill_curves, measured_doses
 from .interactions import Interactions, rank_interactions
 from .power import PlannedScreen, interaction_power
 from .refits import CrossFit, bootstrap, cross_fit
+from .unmeasured import next_pairs
 
 __all__ = [
     "CrossFit",
@@ -20,6 +21,7 @@ __all__ = [
     "hill_curves",
     "interaction_power",
     "measured_doses",
+    "next_pairs",
     "rank_interactions",
     "synergy",
 ]

@@ -208,7 +208,7 @@ def effects(
     registry = members[0].registry
     if registry.schema.control is None:
         raise QueryError("Effects are against untreated cells, but the schema names no control.")
-    _check_alike(members)
+    check_alike(members)
     arms = arms_of(registry, treatments)
     found = [
         np.concatenate([_of_arm(fcr, arm, n_cells, level=level, seed=seed) for arm in arms], axis=1)
@@ -221,7 +221,9 @@ def effects(
     return Effects(_rows(members[0], arms), registry.genes, **named, uncertainty=kind)
 
 
-def _check_alike(members: Sequence[Fitted]) -> None:
+def check_alike(members: Sequence[Fitted]) -> None:
+    """Refuse fits that are not refits of one model: of other genes or conditions."""
+
     def asked(fcr: Fitted) -> tuple[object, ...]:
         conditions = fcr.registry.conditions
         return fcr.registry.genes, {(c.treatment, c.dose, str(c.covariates)) for c in conditions}

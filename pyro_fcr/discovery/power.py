@@ -15,7 +15,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import stats
 
-from pyro_fcr.data import Schema, register
+from pyro_fcr.data import Cells, Schema, register
 from pyro_fcr.data.design import read_labels
 from pyro_fcr.data.pairs import Layout, read_layout
 from pyro_fcr.discovery.contrasts import ConditionCells
@@ -31,7 +31,7 @@ _N_DRAWS: Final = 400  # of replicates, whose errors are known badly; 100 were .
 _DF: Final = np.geomspace(0.25, _MOST_DF, 1000)
 
 
-class _Noise(NamedTuple):
+class Noise(NamedTuple):
     """Variances, ``(n_genes,)``: of a cell's log mean, the least of it, of replicates' effects."""
 
     cell: FloatArray
@@ -135,12 +135,16 @@ def interaction_power(
             "n_replicates is above 1, but replicate_key names no column of the pilot: how much "
             "replicates differ is not known"
         )
-    noise, mean_counts = _read_pilot(adata, schema, layout, replicate_key)
+    _, cells = register(adata, schema)
+    replicate = None
+    if replicate_key is not None:
+        replicate = read_labels(adata.obs, replicate_key, role="replicate_key").codes
+    noise, mean_counts = read_noise(cells, layout, schema, replicate)
     rows = []
     n_treatments = len({pair.treatment for pair in layout.treated().values()})
     for screen in screens:
         tested = mean_counts * screen.n_cells >= min_counts * screen.n_replicates
-        some = _Noise(*(values[tested] for values in noise))
+        some = Noise(*(values[tested] for values in noise))
         about = asdict(screen) | {
             "n_genes": int(tested.sum()),
             "n_total": (n_treatments + 1) * screen.n_cells * screen.n_contexts,
@@ -152,11 +156,10 @@ def interaction_power(
     return pd.DataFrame(rows)
 
 
-def _read_pilot(
-    adata: AnnData, schema: Schema, layout: Layout, replicate_key: str | None
-) -> tuple[_Noise, FloatArray]:
-    """Return the pilot's noise, and counts of a gene in a cell."""
-    registry, cells = register(adata, schema)
+def read_noise(
+    cells: Cells, layout: Layout, schema: Schema, replicate: Codes | None = None
+) -> tuple[Noise, FloatArray]:
+    """Return the noise of a pilot's cells, and counts of a gene in a cell, ``(n_genes,)``."""
     size = layout.n_cells()
     large = np.flatnonzero(size >= _FEWEST)
     if not len(large):
@@ -170,16 +173,15 @@ def _read_pilot(
     single = pooled.error.variance[large] * size[large, None]
     counts = pooled.totals[large].sum(axis=0) / size[large].sum()
     if not log:
-        counts = np.full(len(registry.genes), np.inf)
+        counts = np.full_like(counts, np.inf)
     # Pooled, not the mean: a condition without a count of a gene has no variance to tell.
     weight = pooled.totals[large] + 1e-9 if log else np.ones_like(single)
     cell = (single * weight).sum(axis=0) / weight.sum(axis=0)
-    replicate = np.zeros_like(cell)
-    if replicate_key is not None:
-        part = read_labels(adata.obs, replicate_key, role="replicate_key").codes
-        replicate = _between_replicates(pooled, layout, part)
+    between = np.zeros_like(cell)
+    if replicate is not None:
+        between = _between_replicates(pooled, layout, replicate)
     poisson = 1 / np.maximum(counts, 1e-9) if log else np.zeros_like(cell)
-    return _Noise(cell, poisson, replicate), counts
+    return Noise(cell, poisson, between), counts
 
 
 def _between_replicates(pooled: ConditionCells, layout: Layout, part: Codes) -> FloatArray:
@@ -224,7 +226,7 @@ class _Contrast(NamedTuple):
     df: FloatArray
 
 
-def _contrast(noise: _Noise, screen: PlannedScreen, size: float) -> _Contrast:
+def _contrast(noise: Noise, screen: PlannedScreen, size: float) -> _Contrast:
     """Return what a screen shows of an interaction, with the errors of :class:`ConditionCells`."""
     n = screen.n_cells
     weights = np.full((screen.n_contexts, 1), 1 / (screen.n_contexts - 1)) ** 2
@@ -253,7 +255,7 @@ def _contrast(noise: _Noise, screen: PlannedScreen, size: float) -> _Contrast:
 
 
 def _found(
-    noise: _Noise, screen: PlannedScreen, size: float, *, share: float, level: float
+    noise: Noise, screen: PlannedScreen, size: float, *, share: float, level: float
 ) -> tuple[float, float]:
     """Return power and the p-value up to which Benjamini and Hochberg's procedure finds."""
     if not len(noise.cell):
