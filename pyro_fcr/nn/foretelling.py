@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_PENALTIES: Final = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
-"""Of the mean square of a context; the last one is the average."""
+_PENALTIES: Final = (1.0, 3.0, 10.0, np.inf)
+"""Of the mean square of a context; the last one is the average. Lesser ones look better on the
+seen pairs, which one fit has made alike, than they are on others."""
 _STATES: Final = (0.0, 0.5, 1.0)  # how much states of untreated cells count beside treatments
 _MOST_PAIRS: Final = 300  # that are left out to choose among them
 
@@ -62,8 +63,8 @@ def context_weights(effects: Floats, shares: Floats, states: Floats | None = Non
     ``(n_treatments, n_contexts, n_contexts)``: weights that an unseen pair (first two axes) gives
     the same treatment's deviations from its average in the contexts of the last axis; 0 for pairs
     that were seen. The penalty is the largest one whose squared error on seen pairs, left out in
-    turn, is not above the least by more than two standard errors (Breiman et al. 1984,
-    *Classification and Regression Trees*, section 3.4.3, one of them there). It may be
+    turn, is not above the least by more than one standard error (Breiman et al. 1984,
+    *Classification and Regression Trees*, section 3.4.3, of the difference). It may be
     infinite: all are 0 then, which is the average.
 
     Examples
@@ -75,7 +76,7 @@ def context_weights(effects: Floats, shares: Floats, states: Floats | None = Non
     >>> own = effects[2] - effects[2, [0, 1, 3]].mean()
     >>> foretold = context_weights(effects, shares)[2, 2] @ own
     >>> foretold.round(1), own[2]
-    (array([-7.9]), array([-8.]))
+    (array([-6.]), array([-8.]))
     """
     seen = shares > 0
     pairs = np.argwhere(seen & (seen.sum(axis=1, keepdims=True) > 2))
@@ -102,11 +103,11 @@ def context_weights(effects: Floats, shares: Floats, states: Floats | None = Non
 def _most_cautious(rules: Sequence[_Regression], gains: Floats) -> _Regression:
     """Return the rule of largest penalty that is not worse than the best one.
 
-    Worse is by more than two standard errors of the difference.
+    Worse is by more than one standard error of the difference.
     """
     total = gains.sum(axis=0)
     lost = gains[:, [total.argmax()]] - gains
-    beyond = lost.mean(axis=0) - 2.0 * lost.std(axis=0, ddof=1) / np.sqrt(len(gains))
+    beyond = lost.mean(axis=0) - lost.std(axis=0, ddof=1) / np.sqrt(len(gains))
     good = (i for i in range(len(rules)) if beyond[i] <= 0)
     return rules[max(good, key=lambda i: (rules[i].penalty, total[i]))]
 
