@@ -59,8 +59,8 @@ def risk(rows):
 
 
 def worst_effect(effects):
-    """Largest effect, of labels in units of 0.008 and of other blocks in units of 0.02."""
-    bound = {statement: 0.02 if "⟂ z_" in statement else 0.008 for statement in effects or {}}
+    """Largest effect, of labels in units of 0.008 and of other blocks in units of 0.012."""
+    bound = {statement: 0.012 if "⟂ z_" in statement else 0.008 for statement in effects or {}}
     return max((effect / bound[name] for name, effect in (effects or {}).items()), default=0.0)
 
 
