@@ -1,4 +1,4 @@
-"""Which pairs to measure next: those of which most is not known, each given the ones before it."""
+"""Which pairs to measure next: those of which refits differ most."""
 
 from dataclasses import replace
 
@@ -10,7 +10,6 @@ from conftest import SCHEMA, simulate
 
 from pyro_fcr import FCR, QueryError, bootstrap
 from pyro_fcr.discovery import next_pairs as ask
-from pyro_fcr.discovery.unmeasured import _choose
 
 MISSING = [("drug1", "line0"), ("drug1", "line2"), ("drug2", "line1")]
 
@@ -34,7 +33,8 @@ def expecting(monkeypatch):
     def set_to(refits, values):
         def expected(fcr, arm, contexts, **_):
             own = values[refits.index(fcr)][int(arm.treatment[-1]) - 1]
-            return np.repeat(np.array(own)[:, None], 12, axis=1)
+            some = [int(context["line"][-1]) for context in contexts]
+            return np.repeat(np.array(own)[some, None], 12, axis=1)
 
         monkeypatch.setattr("pyro_fcr.discovery.unmeasured.total_effects", expected)
 
@@ -67,35 +67,18 @@ def test_where_fits_differ_comes_first(refits, expecting):
     assert table["sd"][0] == pytest.approx(1.0, abs=0.01)
 
 
-def test_where_contexts_differ_comes_first_though_fits_agree(refits, expecting):
-    """drug2 does other things in the two lines where it was seen; drug1 was seen in one."""
-    one = [[0.5, 0.5, 0.5], [-1.0, 0.0, 1.0]]
-    expecting(refits, [one, one, one])
-    table = ask(refits)
-    assert np.allclose(table["sd"], np.sqrt(2.0 * 1.5))  # drug1 is taken to differ as drug2 does
-    expecting(refits, [[[0.5, 0.5, 0.5], [0.4, 0.0, 0.4]]] * 3)
-    nothing = ask(refits)  # that is not known
-    assert np.allclose(nothing["sd"], 0.0)
-    assert np.allclose(nothing["information"], 0.0)
-
-
-def test_a_pair_that_another_one_tells_comes_later():
-    """Of two pairs that go together one is enough, and a lesser third tells more then."""
-    covariance = np.array([[4.0, 3.9, 0.0], [3.9, 4.0, 0.0], [0.0, 0.0, 2.0]])
-    chosen = [i for i, _ in _choose(covariance, 0.1, 3)]
-    assert chosen[1] == 2
-    assert [i for i, _ in _choose(np.diag([4.0, 4.1, 2.0]), 0.1, 3)] == [1, 0, 2]
-
-
-def test_what_is_taken_away_is_what_gaussian_conditioning_says():
-    rng = np.random.default_rng(0)
-    covariance = np.cov(rng.normal(size=(6, 9)))
-    chosen = _choose(covariance, 0.3, 4)
-    some = [i for i, _ in chosen]
-    own = covariance[np.ix_(some, some)] + 0.3 * np.eye(4)
-    left = covariance - covariance[:, some] @ np.linalg.solve(own, covariance[some])
-    removed = 1 - np.trace(left) / np.trace(covariance)
-    assert sum(share for _, share in chosen) == pytest.approx(removed)
+def test_what_is_learnt_is_the_spread_of_the_fits_as_far_as_cells_let_it(refits, expecting):
+    fits = np.zeros((3, 2, 3))
+    fits[:, 0, 0], fits[:, 1, 1] = [-0.2, 0.0, 0.2], [-0.1, 0.0, 0.1]
+    expecting(refits, fits)
+    many = ask(refits, n_cells=10**9).set_index("context")["information"]
+    assert many["line0"] == pytest.approx(0.8, abs=1e-3)  # .04 of .05
+    assert many["line1"] == pytest.approx(0.2, abs=1e-3)
+    assert many["line2"] == 0.0
+    few = ask(refits, n_cells=20).set_index("context")["information"]
+    assert few["line1"] / many["line1"] < few["line0"] / many["line0"] < 0.9
+    expecting(refits, np.zeros((3, 2, 3)))
+    assert np.allclose(ask(refits)[["information", "sd", "effect"]], 0.0)
 
 
 def test_more_cells_tell_more(refits):
