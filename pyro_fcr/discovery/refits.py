@@ -110,9 +110,9 @@ def bootstrap(
 
     The spread between the fits is that of the parameters: what other cells of the same conditions,
     other initial values and other batches would have given. It is not a confidence interval: it
-    does not show what all fits get wrong alike, and all of them shrink a weak interaction to
-    nothing (measured in ``tests/benchmarks/interval_coverage.py``: of planted interactions,
-    intervals of the total effect at 90 % held 5 %, of other effects 76 %). For claims see
+    does not show what all fits get wrong alike, and all of them shrink a weak interaction
+    (measured in ``tests/benchmarks/interval_coverage.py``: of planted interactions, intervals of
+    the total effect at 90 % held 61 %, of other effects 82 %). For claims see
     :func:`pyro_fcr.rank_interactions`.
 
     Parameters
