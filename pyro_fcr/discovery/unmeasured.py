@@ -20,6 +20,7 @@ from pyro_fcr.draws import QueryError
 from pyro_fcr.metrics.arrays import FloatArray
 from pyro_fcr.queries import Fitted
 from pyro_fcr.queries.columns import named_levels
+from pyro_fcr.queries.marks import mark
 from pyro_fcr.queries.targets import contexts_of
 from pyro_fcr.values import Number, checked
 
@@ -119,7 +120,7 @@ def _unmeasured(
         asked = [
             context
             for context, has_control in zip(contexts, untreated, strict=True)
-            if has_control and registry.is_extrapolated(arm.treatment, context, dose=dose)
+            if has_control and mark(registry, arm.treatment, context, dose=dose)["extrapolated"]
         ]
         if not asked:
             continue
