@@ -205,10 +205,8 @@ def effects(
     (20, ['interaction', 'total', 'z_t', 'z_tx'])
     """
     members = tuple(fits) if isinstance(fits, Sequence) else (fits,)
-    registry = members[0].registry
-    if registry.schema.control is None:
-        raise QueryError("Effects are against untreated cells, but the schema names no control.")
     check_alike(members)
+    registry = members[0].registry
     arms = arms_of(registry, treatments)
     found = [
         np.concatenate([_of_arm(fcr, arm, n_cells, level=level, seed=seed) for arm in arms], axis=1)
@@ -222,7 +220,9 @@ def effects(
 
 
 def check_alike(members: Sequence[Fitted]) -> None:
-    """Refuse fits that are not refits of one model: of other genes or conditions."""
+    """Refuse fits without untreated cells, or not of one model: of other genes or conditions."""
+    if members[0].registry.schema.control is None:
+        raise QueryError("Effects are against untreated cells, but the schema names no control.")
 
     def asked(fcr: Fitted) -> tuple[object, ...]:
         conditions = fcr.registry.conditions

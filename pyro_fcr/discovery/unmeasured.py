@@ -88,10 +88,7 @@ def next_pairs(
             "pyro_fcr.bootstrap(fcr, 5) makes them."
         )
     check_alike(refits)
-    first = refits[0].registry
-    if first.schema.control is None:
-        raise QueryError("Effects are against untreated cells, but the schema names no control.")
-    adata = refits[0].source(None)
+    first, adata = refits[0].registry, refits[0].source(None)
     layout = read_layout(adata.obs, first.schema)
     noise, _ = read_noise(first.encode_expression(adata), layout, first.schema)
     rows, values = _unmeasured(refits, arms_of(first, treatments), seed)

@@ -117,7 +117,7 @@ class TracedStep:
         self._buffers = [
             (f"{at}.{name}" if at else name, module, name)
             for at, module in self._both.named_modules()
-            for name, buffer in module.named_buffers(recurse=False)
+            for name, _ in module.named_buffers(recurse=False)
         ]
         self._batch = batch
         self._draws: list[Draw] = []
